@@ -1,0 +1,263 @@
+//! The backbone of a single process: everything in memory, nothing survives a restart.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::{
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded, LogPage,
+    Retention, Ring,
+};
+use crate::{
+    ids::MarketId,
+    position::{Position, Seq},
+    time::unix_ms,
+    update::{MarketState, Update, lines_json},
+};
+
+/// Logs, states and audits in memory.
+#[derive(Debug)]
+pub struct MemoryBackbone {
+    retention: Retention,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    markets: HashMap<MarketId, Market>,
+    bells: Vec<Weak<Bell>>,
+}
+
+#[derive(Debug, Default)]
+struct Market {
+    log: VecDeque<Update>,
+    state: MarketState,
+    audit: VecDeque<AuditEntry>,
+    /// The last audit entry's id, (Unix ms, n).
+    last_audit: Position,
+    answers: HashMap<String, Answer>,
+    /// Keys of `answers`, oldest first.
+    answer_ages: VecDeque<String>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    fingerprint: String,
+    appended: Appended,
+}
+
+impl MemoryBackbone {
+    /// An empty backbone.
+    #[must_use]
+    pub fn new(retention: Retention) -> Self {
+        Self { retention, inner: Mutex::default() }
+    }
+
+    /// Nothing panics while the lock is held, so that a poisoned one is still whole.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Backbone for MemoryBackbone {
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
+        let mut inner = self.lock();
+        let mut answers = Vec::with_capacity(appends.len());
+        for append in appends {
+            let id = append.market;
+            answers.push(inner.markets.entry(id).or_default().append(append, &self.retention));
+            inner.bells.retain(|bell| bell.upgrade().is_some_and(|bell| bell.ring(id)));
+        }
+        answers
+    }
+
+    async fn read_after(&self, market: MarketId, after: Seq, limit: usize) -> Result<LogPage, BackboneError> {
+        let inner = self.lock();
+        let Some(market) = inner.markets.get(&market) else { return Ok(LogPage::default()) };
+        let updates =
+            market.log.iter().filter(|update| update.position.seq > after).take(limit).cloned().collect();
+        Ok(LogPage { top: market.state.position, updates })
+    }
+
+    async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError> {
+        let inner = self.lock();
+        let load = |id| {
+            let market: &Market = inner.markets.get(id)?;
+            let skip = market.log.len().saturating_sub(history);
+            Some(Loaded {
+                state: market.state.clone(),
+                updates: market.log.iter().skip(skip).cloned().collect(),
+            })
+        };
+        Ok(markets.iter().map(|id| load(id).unwrap_or_default()).collect())
+    }
+
+    async fn read_tails(
+        &self,
+        cursors: &[(MarketId, Position)],
+        limit: usize,
+    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
+        let inner = self.lock();
+        let read = |&(id, cursor): &(MarketId, Position)| {
+            let log = &inner.markets.get(&id)?.log;
+            let newer: Vec<_> = log
+                .iter()
+                .skip(log.partition_point(|update| update.position <= cursor))
+                .take(limit)
+                .cloned()
+                .collect();
+            (!newer.is_empty()).then_some((id, newer))
+        };
+        Ok(cursors.iter().filter_map(read).collect())
+    }
+
+    async fn audit(
+        &self,
+        market: MarketId,
+        before: Option<AuditId>,
+        limit: usize,
+    ) -> Result<Vec<AuditEntry>, BackboneError> {
+        let entry_of = |id: &AuditId| id.entry().parse().unwrap_or(Position::ORIGIN);
+        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| entry_of(&id));
+        let inner = self.lock();
+        let entries = inner.markets.get(&market).map(|market| &market.audit).into_iter().flatten();
+        Ok(entries.rev().filter(|entry| entry_of(&entry.id) < before).take(limit).cloned().collect())
+    }
+
+    fn doorbell(&self) -> Box<dyn Doorbell> {
+        let bell = Arc::new(Bell::default());
+        self.lock().bells.push(Arc::downgrade(&bell));
+        Box::new(Listener { bell, started: false })
+    }
+
+    async fn ping(&self) -> Result<(), BackboneError> {
+        Ok(())
+    }
+}
+
+impl Market {
+    fn append(&mut self, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
+        if let Some(idempotency) = &append.idempotency
+            && let Some(first) = self.answers.get(&idempotency.key)
+        {
+            if first.fingerprint != idempotency.fingerprint {
+                return Err(AppendError::KeyReused);
+            }
+            return Ok(Appended { replayed: true, ..first.appended.clone() });
+        }
+        let current = self.state.position;
+        if append.expected_seq.is_some_and(|expected| expected != current.seq) {
+            return Err(AppendError::Conflict { current });
+        }
+        let ts = unix_ms();
+        let epoch = if current == Position::ORIGIN { ts / 1000 } else { current.epoch.get() };
+        let position = Position::new(epoch, current.seq.next().get());
+
+        let former = append.payload.lines().iter();
+        let before =
+            lines_json(former.filter_map(|line| Some((&*line.name, &**self.state.lines.get(&line.name)?))));
+        self.last_audit = if ts > self.last_audit.epoch.get() {
+            Position::new(ts, 0)
+        } else {
+            Position { seq: self.last_audit.seq.next(), ..self.last_audit }
+        };
+        let audit_id = AuditId::new(append.market, &self.last_audit.to_string());
+        let payload = append.payload.text();
+        push_bounded(&mut self.log, retention.history_len, Update { position, ts, payload: payload.into() });
+        push_bounded(
+            &mut self.audit,
+            retention.audit_len,
+            AuditEntry {
+                id: audit_id.clone(),
+                position,
+                ts,
+                actor: append.actor,
+                reason: append.reason,
+                before,
+                after: payload.to_owned(),
+                request_id: append.request_id,
+            },
+        );
+        self.state.apply(position, ts, &append.payload);
+        let appended = Appended { position, ts, audit_id, replayed: false };
+        if let Some(idempotency) = append.idempotency {
+            self.remember(
+                idempotency.key,
+                Answer { fingerprint: idempotency.fingerprint, appended: appended.clone() },
+                retention,
+            );
+        }
+        Ok(appended)
+    }
+
+    /// Keeps an answer for its time, and at most as many as the market keeps audit entries.
+    fn remember(&mut self, key: String, answer: Answer, retention: &Retention) {
+        let now = answer.appended.ts;
+        while let Some(oldest) = self.answer_ages.front() {
+            let age_ms =
+                self.answers.get(oldest).map_or(u64::MAX, |answer| now.saturating_sub(answer.appended.ts));
+            if u128::from(age_ms) < retention.idempotency_ttl.as_millis()
+                && self.answers.len() < retention.audit_len
+            {
+                break;
+            }
+            self.answers.remove(oldest);
+            self.answer_ages.pop_front();
+        }
+        self.answer_ages.push_back(key.clone());
+        self.answers.insert(key, answer);
+    }
+}
+
+fn push_bounded<T>(queue: &mut VecDeque<T>, bound: usize, item: T) {
+    queue.push_back(item);
+    while queue.len() > bound.max(1) {
+        queue.pop_front();
+    }
+}
+
+/// What rang and was not heard yet: at most one mark a market.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Mutex<BTreeSet<MarketId>>,
+    notify: Notify,
+}
+
+impl Bell {
+    fn rung(&self) -> MutexGuard<'_, BTreeSet<MarketId>> {
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self, market: MarketId) -> bool {
+        self.rung().insert(market);
+        self.notify.notify_one();
+        true
+    }
+}
+
+struct Listener {
+    bell: Arc<Bell>,
+    started: bool,
+}
+
+#[async_trait]
+impl Doorbell for Listener {
+    async fn wait(&mut self) -> Result<Ring, BackboneError> {
+        if !self.started {
+            self.started = true;
+            return Ok(Ring::All);
+        }
+        loop {
+            let rung = std::mem::take(&mut *self.bell.rung());
+            if !rung.is_empty() {
+                return Ok(Ring::Markets(rung.into_iter().collect()));
+            }
+            self.bell.notify.notified().await;
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The seam between the services and what holds the markets' logs.
+//!
+//! [`Backbone`] has two implementations: [`RedisBackbone`] for production, and [`MemoryBackbone`], which lets one
+//! process be the whole system. One conformance suite (`tests/it/backbone.rs`) runs against both.
+
+pub mod keys;
+mod memory;
+mod redis;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use self::{memory::MemoryBackbone, redis::RedisBackbone};
+use crate::{
+    ids::MarketId,
+    position::{Position, Seq},
+    update::{MarketState, Payload, Update},
+};
+
+/// What holds every market's log, state and audit.
+///
+/// Every call is one round trip. None of them retries: the caller knows what may be asked again.
+#[async_trait]
+pub trait Backbone: Send + Sync + 'static {
+    /// Appends each of `appends` to its market's log, with its state lines and audit entry, each in one atomic step;
+    /// in order per market. The answers come in the order of `appends`, and one that fails does so alone.
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>>;
+
+    /// Up to `limit` updates of the newest epoch after `after`, oldest first, with the log's top at that moment.
+    async fn read_after(&self, market: MarketId, after: Seq, limit: usize) -> Result<LogPage, BackboneError>;
+
+    /// Each market's state with the last `history` updates that led to it, from the same moment, in the order asked.
+    async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError>;
+
+    /// For each cursor, up to `limit` updates past it (of its epoch or a later one), oldest first; markets with
+    /// nothing new are left out.
+    async fn read_tails(
+        &self,
+        cursors: &[(MarketId, Position)],
+        limit: usize,
+    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError>;
+
+    /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
+    async fn audit(
+        &self,
+        market: MarketId,
+        before: Option<AuditId>,
+        limit: usize,
+    ) -> Result<Vec<AuditEntry>, BackboneError>;
+
+    /// A new listener for changes of any market. It connects when first asked to [`Doorbell::wait`].
+    fn doorbell(&self) -> Box<dyn Doorbell>;
+
+    /// Whether the backbone answers now.
+    async fn ping(&self) -> Result<(), BackboneError>;
+}
+
+/// Tells which markets have changed. Rings are hints: several changes may ring once, and the log is the truth.
+#[async_trait]
+pub trait Doorbell: Send {
+    /// Waits for the next ring. The first, and the first after an error, is always [`Ring::All`].
+    async fn wait(&mut self) -> Result<Ring, BackboneError>;
+}
+
+/// What rang.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// These markets changed.
+    Markets(Vec<MarketId>),
+    /// Listening began just now: anything may have changed before.
+    All,
+}
+
+/// How much is kept (contract, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Updates a market's log keeps, about.
+    pub history_len: usize,
+    /// Audit entries a market keeps, about.
+    pub audit_len: usize,
+    /// How long an idempotency key is remembered.
+    pub idempotency_ttl: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { history_len: 1000, audit_len: 100_000, idempotency_ttl: Duration::from_hours(24) }
+    }
+}
+
+/// One override to append.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Which market.
+    pub market: MarketId,
+    /// The lines it sets and removes.
+    pub payload: Payload,
+    /// When given, the append happens only if this is the log's current seq.
+    pub expected_seq: Option<Seq>,
+    /// When given, the same key with the same fingerprint is appended once.
+    pub idempotency: Option<Idempotency>,
+    /// Who does it (`sub` of their token).
+    pub actor: String,
+    /// Why, in their words.
+    pub reason: String,
+    /// The HTTP request it came in.
+    pub request_id: String,
+}
+
+/// A key that makes a retry safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The client's key, 1 … 255 visible ASCII characters.
+    pub key: String,
+    /// A digest of the request, without spaces: the same key with another fingerprint is refused.
+    pub fingerprint: String,
+}
+
+/// An update that is in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Where it stands.
+    pub position: Position,
+    /// Unix milliseconds at which it was accepted.
+    pub ts: u64,
+    /// Its audit entry.
+    pub audit_id: AuditId,
+    /// An earlier request with the same idempotency key had appended it already.
+    pub replayed: bool,
+}
+
+/// Why an update is not in the log.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The log is not where the caller believed.
+    #[error("the market is at seq {}, not at the expected one", current.seq)]
+    Conflict {
+        /// Where it is.
+        current: Position,
+    },
+    /// The idempotency key was used for another request.
+    #[error("this idempotency key was used for a different request")]
+    KeyReused,
+    /// It could not be asked; whether the update is in the log is not known.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+}
+
+/// Part of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogPage {
+    /// The log's last update at that moment; [`Position::ORIGIN`] for an empty log.
+    pub top: Position,
+    /// Updates, oldest first, each the next one's predecessor.
+    pub updates: Vec<Update>,
+}
+
+/// A market as loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Every line as last set.
+    pub state: MarketState,
+    /// The updates that led there, oldest first, without a hole, the last one at the state's position.
+    pub updates: Vec<Update>,
+}
+
+/// An audit entry's id: `<market>-<Unix ms>-<n>`, unique over all markets, the last two parts being its id in the
+/// market's audit stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AuditId {
+    market: MarketId,
+    entry: Box<str>,
+}
+
+impl AuditId {
+    /// The id of a market's audit stream entry `<ms>-<n>`.
+    #[must_use]
+    pub fn new(market: MarketId, entry: &str) -> Self {
+        Self { market, entry: entry.into() }
+    }
+
+    /// Whose audit it is in.
+    #[must_use]
+    pub fn market(&self) -> MarketId {
+        self.market
+    }
+
+    /// The stream entry's id, `<ms>-<n>`.
+    #[must_use]
+    pub fn entry(&self) -> &str {
+        &self.entry
+    }
+}
+
+impl std::fmt::Display for AuditId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.market, self.entry)
+    }
+}
+
+impl std::str::FromStr for AuditId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (market, entry) = text.split_once('-')?;
+            entry.parse::<Position>().ok()?;
+            Some(Self::new(market.parse().ok()?, entry))
+        };
+        parse().ok_or("an audit id looks like 1001-1710001113000-0")
+    }
+}
+
+/// One override as the audit keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its id.
+    pub id: AuditId,
+    /// Where its update stands in the log.
+    pub position: Position,
+    /// Unix milliseconds at which it was accepted.
+    pub ts: u64,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// JSON object of the lines it touched, as they were; a line that did not exist is absent.
+    pub before: String,
+    /// The payload as it was received.
+    pub after: String,
+    /// The HTTP request it came in.
+    pub request_id: String,
+}
+
+/// The backbone could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BackboneError {
+    /// It is unreachable, or refused the command.
+    #[error("redis: {0}")]
+    Redis(#[from] ::redis::RedisError),
+    /// No pooled connection could be had.
+    #[error("redis pool: {0}")]
+    Pool(#[from] deadpool_redis::PoolError),
+    /// It holds something that this version does not understand.
+    #[error("{key}: {problem}")]
+    Malformed {
+        /// Where.
+        key: String,
+        /// What.
+        problem: String,
+    },
+}

@@ -1,0 +1,320 @@
+//! Settings from flags, environment variables and files (contract, section 7). All problems are reported at once.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+/// One row of a service's table of settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The environment variable; the flag is the same in lower case with dashes.
+    pub name: &'static str,
+    /// What holds when nothing is set; a description in parentheses where it is worked out.
+    pub default: &'static str,
+    /// One line for `--help`.
+    pub help: &'static str,
+}
+
+/// A value that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    #[must_use]
+    pub fn new(value: &str) -> Self {
+        Self(value.to_owned())
+    }
+
+    /// The secret itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// Why a service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// `--help` was asked for; the text to print.
+    #[error("{0}")]
+    Help(String),
+    /// Everything that is wrong, a line each.
+    #[error("cannot start:\n  {}", .0.join("\n  "))]
+    Problems(Vec<String>),
+}
+
+/// What was set, and what is wrong with it so far.
+#[derive(Debug)]
+pub struct Settings {
+    table: &'static [Setting],
+    values: BTreeMap<&'static str, String>,
+    problems: Vec<String>,
+}
+
+impl Settings {
+    /// Reads flags (`--name value`, `--name=value`, `--switch`) and, below them, environment variables; a name with
+    /// `_FILE` (`-file`) added names a file that holds the value.
+    ///
+    /// # Errors
+    /// [`Stop::Help`] when a flag asks for it. Problems are kept for [`Settings::finish`].
+    pub fn read(
+        usage: &str,
+        table: &'static [Setting],
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Stop> {
+        let mut settings = Self { table, values: BTreeMap::new(), problems: Vec::new() };
+        for setting in table {
+            settings.take(setting.name, &|name| env(name).filter(|value| !value.is_empty()), &str::to_owned);
+        }
+        let mut flags = BTreeMap::new();
+        let mut args = args.into_iter().peekable();
+        while let Some(arg) = args.next() {
+            if arg == "--help" || arg == "-h" {
+                return Err(Stop::Help(settings.help(usage)));
+            }
+            let Some(flag) = arg.strip_prefix("--") else {
+                settings.problems.push(format!("{arg:?} is not a flag; --help lists them"));
+                continue;
+            };
+            let (flag, value) = match flag.split_once('=') {
+                Some((flag, value)) => (flag, value.to_owned()),
+                None => (flag, args.next_if(|next| !next.starts_with("--")).unwrap_or_else(|| "true".into())),
+            };
+            let name = flag.to_uppercase().replace('-', "_");
+            let known =
+                table.iter().any(|setting| name.strip_suffix("_FILE").unwrap_or(&name) == setting.name);
+            if !known || flag.contains(char::is_uppercase) {
+                settings.problems.push(format!("unknown flag --{flag}; --help lists them"));
+            } else {
+                flags.insert(name, value);
+            }
+        }
+        for setting in table {
+            settings.take(setting.name, &|name| flags.get(name).cloned(), &flag_of);
+        }
+        Ok(settings)
+    }
+
+    /// Takes one setting, plain or from its file, out of one source.
+    fn take(
+        &mut self,
+        name: &'static str,
+        source: &dyn Fn(&str) -> Option<String>,
+        spell: &dyn Fn(&str) -> String,
+    ) {
+        let file_name = format!("{name}_FILE");
+        match (source(name), source(&file_name)) {
+            (Some(_), Some(_)) => {
+                self.problems.push(format!(
+                    "{} and {} are both set: set one",
+                    spell(name),
+                    spell(&file_name)
+                ));
+            }
+            (Some(value), None) => {
+                self.values.insert(name, value);
+            }
+            (None, Some(path)) => match std::fs::read_to_string(&path) {
+                Ok(text) => {
+                    self.values.insert(name, text.trim_end_matches(['\r', '\n']).to_owned());
+                }
+                Err(error) => {
+                    self.problems.push(format!("{}: cannot read {path}: {error}", spell(&file_name)));
+                }
+            },
+            (None, None) => {}
+        }
+    }
+
+    /// The setting's value, or its default. A value that does not parse is a problem, and stands for the default.
+    pub fn value<T: FromSetting>(&mut self, name: &'static str) -> T {
+        let default =
+            self.table.iter().find(|setting| setting.name == name).map_or("", |setting| setting.default);
+        self.optional(name).unwrap_or_else(|| {
+            T::parse(default).unwrap_or_else(|error| panic!("{name}'s own default: {error}"))
+        })
+    }
+
+    /// The setting's value if it is set. A value that does not parse is a problem.
+    pub fn optional<T: FromSetting>(&mut self, name: &'static str) -> Option<T> {
+        match T::parse(self.values.get(name)?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.problem(name, &error);
+                None
+            }
+        }
+    }
+
+    /// Records something wrong with a setting.
+    pub fn problem(&mut self, name: &str, message: &str) {
+        self.problems.push(format!("{name}: {message}"));
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// [`Stop::Problems`] with everything that was wrong.
+    pub fn finish(self) -> Result<(), Stop> {
+        if self.problems.is_empty() { Ok(()) } else { Err(Stop::Problems(self.problems)) }
+    }
+
+    fn help(&self, usage: &str) -> String {
+        let intro = "Each setting is an environment variable, and a flag; NAME_FILE reads it from a file.";
+        let rows = self.table.iter().map(|setting| {
+            let default = if setting.default.is_empty() { "not set" } else { setting.default };
+            format!("  {} ({})\n      {} [{default}]", flag_of(setting.name), setting.name, setting.help)
+        });
+        [usage, "", intro, ""].into_iter().map(str::to_owned).chain(rows).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn flag_of(name: &str) -> String {
+    format!("--{}", name.to_lowercase().replace('_', "-"))
+}
+
+/// What a setting's text can be read as.
+pub trait FromSetting: Sized {
+    /// Reads the text.
+    ///
+    /// # Errors
+    /// A sentence that says what is expected.
+    fn parse(text: &str) -> Result<Self, String>;
+}
+
+/// Reads `15s`, `500ms`, `10m`, `8h`; a bare number is seconds.
+impl FromSetting for Duration {
+    fn parse(text: &str) -> Result<Self, String> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: Option<u64> = text[..digits].parse().ok();
+        let in_ms = match &text[digits..] {
+            "ms" => Some(1),
+            "" | "s" => Some(1_000),
+            "m" => Some(60_000),
+            "h" => Some(3_600_000),
+            _ => None,
+        };
+        number
+            .zip(in_ms)
+            .and_then(|(number, in_ms)| number.checked_mul(in_ms))
+            .map(Self::from_millis)
+            .ok_or_else(|| {
+                format!("{text:?} is not a duration: write 15s, 500ms, 10m or 8h; a bare number is seconds")
+            })
+    }
+}
+
+impl FromSetting for bool {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(format!("{text:?} is neither true nor false")),
+        }
+    }
+}
+
+impl FromSetting for Secret {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self::new(text))
+    }
+}
+
+impl FromSetting for SocketAddr {
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| format!("{text:?} is not an address: write 127.0.0.1:8080 or [::]:8080"))
+    }
+}
+
+macro_rules! from_str_setting {
+    ($($kind:ty => $expected:literal),*) => {$(
+        impl FromSetting for $kind {
+            fn parse(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|_| format!(concat!("{:?} is not ", $expected), text))
+            }
+        }
+    )*};
+}
+
+from_str_setting!(
+    u32 => "a whole number",
+    u64 => "a whole number",
+    usize => "a whole number",
+    String => "text",
+    crate::telemetry::LogFormat => "a log format: text or json"
+);
+
+/// A comma-separated list.
+impl<T: FromStr> FromSetting for Vec<T>
+where
+    T::Err: fmt::Display,
+{
+    fn parse(text: &str) -> Result<Self, String> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| part.parse().map_err(|error| format!("{part:?}: {error}")))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[Setting] = &[
+        Setting { name: "LISTEN", default: "127.0.0.1:8080", help: "address" },
+        Setting { name: "JWT_SECRET", default: "", help: "secret" },
+        Setting { name: "HEARTBEAT_INTERVAL", default: "15s", help: "how often" },
+        Setting { name: "DEMO", default: "false", help: "switch" },
+    ];
+
+    fn read(args: &[&str], env: &[(&str, &str)]) -> Settings {
+        let args = args.iter().map(|&arg| arg.to_owned());
+        let lookup =
+            |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Settings::read("usage", TABLE, args, lookup).unwrap()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_default() {
+        let mut settings = read(&["--heartbeat-interval=2", "--demo"], &[("HEARTBEAT_INTERVAL", "9s")]);
+        assert_eq!(settings.value::<Duration>("HEARTBEAT_INTERVAL"), Duration::from_secs(2));
+        assert!(settings.value::<bool>("DEMO"));
+        assert_eq!(settings.value::<SocketAddr>("LISTEN").port(), 8080);
+        let mut settings = read(&[], &[("HEARTBEAT_INTERVAL", "250ms"), ("LISTEN", "")]);
+        assert_eq!(settings.value::<Duration>("HEARTBEAT_INTERVAL"), Duration::from_millis(250));
+        assert_eq!(settings.value::<SocketAddr>("LISTEN").port(), 8080);
+        assert!(settings.finish().is_ok());
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let mut settings = read(&["--listen", "nowhere", "--colour", "x"], &[("HEARTBEAT_INTERVAL", "soon")]);
+        let _ = (settings.value::<SocketAddr>("LISTEN"), settings.value::<Duration>("HEARTBEAT_INTERVAL"));
+        let Err(Stop::Problems(problems)) = settings.finish() else { panic!("must not start") };
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        for (problem, name) in problems.iter().zip(["--colour", "LISTEN", "HEARTBEAT_INTERVAL"]) {
+            assert!(problem.contains(name), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_file_and_never_shows() {
+        let path = std::env::temp_dir().join(format!("kmarket-secret-{}", std::process::id()));
+        std::fs::write(&path, "hush\n").unwrap();
+        let mut settings = read(&[], &[("JWT_SECRET_FILE", path.to_str().unwrap())]);
+        let secret = settings.optional::<Secret>("JWT_SECRET").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(secret.expose(), "hush");
+        assert!(!format!("{secret:?}").contains("hush"));
+        let both = read(&[], &[("JWT_SECRET_FILE", "/nonexistent"), ("JWT_SECRET", "x")]);
+        assert!(both.finish().is_err());
+    }
+}
