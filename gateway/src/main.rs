@@ -1,1 +1,63 @@
-fn main() {}
+//! `gateway`: one pod, or without `REDIS_URL` the whole system.
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use axum::Router;
+use gateway::{
+    drain::{self, Signals},
+    server,
+    settings::Settings,
+    standalone,
+};
+use shared::{
+    backbone::{Backbone, RedisBackbone, Retention},
+    settings::Stop,
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
+        Ok(settings) => match run(settings) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(Stop::Help(help)) => {
+            println!("{help}");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            eprintln!("{problems}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    telemetry::init_logs(settings.log_format);
+    let metrics = telemetry::init_metrics().context("metrics")?;
+    let signals = Signals::listen().context("signals")?;
+    let over = settings.drain;
+    let (demo, admin_keys, embedded) =
+        (settings.demo, settings.admin_keys.clone(), settings.redis_url.is_none());
+    let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis_url {
+        None => standalone::embed(&settings),
+        Some(url) => {
+            let retention = Retention { history_len: settings.history_len, ..Retention::default() };
+            (Arc::new(RedisBackbone::new(url.expose(), retention).context("REDIS_URL")?), Router::new())
+        }
+    };
+    let running = server::start(settings, Arc::clone(&backbone), admin, metrics)?;
+    if embedded {
+        standalone::introduce(&admin_keys);
+    }
+    if demo {
+        tokio::spawn(standalone::demo(backbone));
+    }
+    drain::run(running, signals, over).await;
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! What clients reach over HTTP: the router, and what its handlers stand on.
+
+mod address;
+mod error;
+mod rest;
+mod token;
+mod ws;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use axum::{
+    Router,
+    http::{Method, header},
+    response::Response,
+    routing::{get, post},
+};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use shared::{
+    backbone::Backbone, http::refusal, protocol::error::ErrorCode, settings::Secret, token::Keyring,
+};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use self::address::ClientKey;
+use crate::{
+    limits::Places,
+    market::Markets,
+    settings::{Origins, Settings},
+    shard::{ShardHandle, Stats},
+    tail::Health,
+};
+
+/// What the handlers stand on.
+pub struct Gateway {
+    /// What is not in memory.
+    pub backbone: Arc<dyn Backbone>,
+    /// What is.
+    pub markets: Arc<Markets>,
+    /// Who owns the sockets.
+    pub shards: Vec<Arc<ShardHandle>>,
+    /// Their counts.
+    pub stats: Arc<Stats>,
+    /// Room for connections.
+    pub places: Arc<Places>,
+    /// Whether prices are fresh.
+    pub health: Arc<Health>,
+    /// No new sockets.
+    pub draining: AtomicBool,
+    keys: Keyring,
+    token_api_key: Option<Secret>,
+    read_auth: bool,
+    allowed_origins: Origins,
+    addresses: address::Addresses,
+    handshake_rate: Option<DefaultKeyedRateLimiter<ClientKey>>,
+    token_rate: Option<DefaultKeyedRateLimiter<String>>,
+    next_shard: AtomicUsize,
+}
+
+impl Gateway {
+    /// A gateway as `settings` say, over what is given.
+    #[must_use]
+    pub fn new(
+        settings: &Settings,
+        backbone: Arc<dyn Backbone>,
+        markets: Arc<Markets>,
+        (shards, stats): (Vec<Arc<ShardHandle>>, Arc<Stats>),
+        health: Arc<Health>,
+    ) -> Arc<Self> {
+        let quota =
+            |limit: u32, per: fn(std::num::NonZeroU32) -> Quota| std::num::NonZeroU32::new(limit).map(per);
+        Arc::new(Self {
+            backbone,
+            markets,
+            shards,
+            stats,
+            places: Places::new(settings.connections_within_file_limit(), settings.max_connections_per_user),
+            health,
+            draining: AtomicBool::new(false),
+            keys: settings.keys.clone(),
+            token_api_key: settings.token_api_key.clone(),
+            read_auth: settings.read_auth,
+            allowed_origins: settings.allowed_origins.clone(),
+            addresses: address::Addresses::new(settings.trusted_proxies.clone()),
+            handshake_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(RateLimiter::keyed),
+            token_rate: quota(settings.token_rate_limit, Quota::per_minute).map(RateLimiter::keyed),
+            next_shard: AtomicUsize::new(0),
+        })
+    }
+
+    /// Forgets rates of clients that have not been heard of lately, so that they do not pile up.
+    pub fn forget_old_rates(&self) {
+        if let Some(rates) = &self.handshake_rate {
+            rates.retain_recent();
+        }
+        if let Some(rates) = &self.token_rate {
+            rates.retain_recent();
+        }
+    }
+
+    fn pick_shard(&self) -> &ShardHandle {
+        &self.shards[self.next_shard.fetch_add(1, Ordering::Relaxed) % self.shards.len()]
+    }
+}
+
+/// Every route for clients; `more` are routes that share the listener.
+pub fn router(gateway: Arc<Gateway>, cors_origins: &Origins, more: Router) -> Router {
+    Router::new()
+        .route("/api/markets/{id}/odds/snapshot", get(rest::snapshot))
+        .route("/api/markets/{id}/odds/updates", get(rest::updates))
+        .route("/api/ws/health", get(rest::health))
+        .route("/api/ws/token", post(token::issue))
+        // Before the layer: a preflight request ends there, and it is an OPTIONS that no route has.
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(cors(cors_origins))
+        .route("/ws/odds", get(ws::upgrade))
+        .with_state(gateway)
+        .merge(more)
+        .fallback(async || refusal(ErrorCode::NotFound, "no such path"))
+        .method_not_allowed_fallback(method_not_allowed)
+}
+
+async fn method_not_allowed() -> Response {
+    refusal(ErrorCode::MethodNotAllowed, "this path has no such method")
+}
+
+fn cors(origins: &Origins) -> CorsLayer {
+    let origins = match origins {
+        Origins::Any => AllowOrigin::any(),
+        Origins::Only(list) => AllowOrigin::list(list.clone()),
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+}

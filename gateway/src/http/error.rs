@@ -1,0 +1,14 @@
+//! An HTTP request that is refused.
+
+use axum::response::{IntoResponse, Response};
+use shared::{http::refusal, protocol::error::ErrorCode};
+
+/// The code, and what is wrong, naming the field.
+#[derive(Debug)]
+pub(super) struct Problem(pub(super) ErrorCode, pub(super) String);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        refusal(self.0, &self.1)
+    }
+}

@@ -1,0 +1,185 @@
+//! REST reads: from memory where the market is followed and its past is kept, else from the backbone.
+
+use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering};
+
+use axum::{
+    extract::{Path, Query, State},
+    http::{HeaderMap, Uri},
+    response::Response,
+};
+use serde::Serialize;
+use shared::{
+    MarketId, Position, Seq,
+    backbone::BackboneError,
+    http::{json, json_text},
+    protocol::{error::ErrorCode, server},
+    token::{WsClaims, bearer},
+};
+
+use super::{Gateway, error::Problem};
+use crate::market::Page;
+
+/// Updates in an answer when the client does not say.
+const DEFAULT_LIMIT: usize = 200;
+/// Updates in an answer at most.
+const MAX_LIMIT: usize = 1000;
+
+type Answer = Result<Response, Problem>;
+
+/// `GET /api/markets/{id}/odds/snapshot`
+pub(super) async fn snapshot(
+    State(gateway): State<Arc<Gateway>>,
+    Path(market): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    let market = read_market(&market)?;
+    let query = read_query(&uri)?;
+    authorize(&gateway, market, &query, &headers)?;
+    let followed = gateway.markets.get(market).and_then(|market| market.state());
+    let from_memory = followed.is_some();
+    let state = match followed {
+        Some(state) => state,
+        None => {
+            let loaded = gateway.backbone.load(&[market], 0).await.map_err(|error| unavailable(&error))?;
+            loaded.into_iter().next().unwrap_or_default().state
+        }
+    };
+    let stale = stale_mark(&gateway, from_memory);
+    Ok(json_text(format!("{{{}{stale}}}", server::state_members(market, &state))))
+}
+
+/// `GET /api/markets/{id}/odds/updates?since_seq=1000&limit=200`
+pub(super) async fn updates(
+    State(gateway): State<Arc<Gateway>>,
+    Path(market): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    let market = read_market(&market)?;
+    let query = read_query(&uri)?;
+    authorize(&gateway, market, &query, &headers)?;
+    let since = Seq::new(number(&query, "since_seq", 0..=shared::ids::MAX_SAFE_INTEGER, None)?);
+    let limit = number(&query, "limit", 1..=MAX_LIMIT as u64, Some(DEFAULT_LIMIT as u64))?;
+    let limit = usize::try_from(limit).unwrap_or(MAX_LIMIT);
+    let kept = gateway.markets.get(market).map_or(Page::Unknown, |market| market.page(since, limit));
+    if let Page::Updates(updates, top) = kept {
+        let stale = stale_mark(&gateway, true);
+        return Ok(json_text(page_json(market, since, &updates, since.next(), top, stale)));
+    }
+    let page =
+        gateway.backbone.read_after(market, since, limit).await.map_err(|error| unavailable(&error))?;
+    let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
+    let updates: Vec<String> =
+        page.updates.iter().map(|update| server::odds_update(market, update)).collect();
+    Ok(json_text(page_json(market, since, &updates, first, page.top, "")))
+}
+
+/// `first` is the seq of the first of `updates`.
+fn page_json(
+    market: MarketId,
+    since: Seq,
+    updates: &[String],
+    first: Seq,
+    top: Position,
+    mark: &str,
+) -> String {
+    let to = if updates.is_empty() { since } else { Seq::new(first.get() + updates.len() as u64 - 1) };
+    let has_more = to < top.seq;
+    // A client above the top has what was lost, and one whose next update is not there has lost it: the snapshot it is.
+    let complete = since <= top.seq && first == since.next() && (!updates.is_empty() || since == top.seq);
+    let mut json = format!(r#"{{"marketId":{market},"fromSeq":{since},"toSeq":{to},"updates":["#);
+    for (index, update) in updates.iter().enumerate() {
+        let comma = if index > 0 { "," } else { "" };
+        let _ = write!(json, "{comma}{update}");
+    }
+    let Position { epoch, seq } = top;
+    let _ = write!(
+        json,
+        r#"],"epoch":{epoch},"latestSeq":{seq},"hasMore":{has_more},"complete":{complete}{mark}}}"#
+    );
+    json
+}
+
+#[derive(Serialize)]
+struct Counts {
+    connections: usize,
+    topics: usize,
+    messages_sent: u64,
+}
+
+/// `GET /api/ws/health`
+pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
+    json(&Counts {
+        connections: gateway.stats.connections.load(Ordering::Relaxed),
+        topics: gateway.markets.watched(),
+        messages_sent: gateway.stats.messages_sent.load(Ordering::Relaxed),
+    })
+}
+
+/// What an answer from memory adds while nobody can say that memory is fresh.
+fn stale_mark(gateway: &Gateway, from_memory: bool) -> &'static str {
+    if from_memory && gateway.health.stale_since().is_some() { r#","stale":true"# } else { "" }
+}
+
+fn read_market(text: &str) -> Result<MarketId, Problem> {
+    text.parse().map_err(|error| Problem(ErrorCode::BadRequest, format!("market id: {error}")))
+}
+
+fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|_| Problem(ErrorCode::BadRequest, "the query is not name=value pairs".to_owned()))?;
+    let count = pairs.len();
+    let query: HashMap<String, String> = pairs.into_iter().collect();
+    if query.len() < count {
+        return Err(Problem(ErrorCode::BadRequest, "a parameter of the query stands twice".to_owned()));
+    }
+    Ok(query)
+}
+
+fn number(
+    query: &HashMap<String, String>,
+    name: &str,
+    range: std::ops::RangeInclusive<u64>,
+    default: Option<u64>,
+) -> Result<u64, Problem> {
+    let value = match query.get(name) {
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|value| range.contains(value) && text.bytes().all(|b| b.is_ascii_digit())),
+        None => default,
+    };
+    value.ok_or_else(|| {
+        Problem(
+            ErrorCode::BadRequest,
+            format!("{name}: an integer from {} to {}", range.start(), range.end()),
+        )
+    })
+}
+
+/// With `READ_AUTH=token`: the same token and scope as the socket's.
+fn authorize(
+    gateway: &Gateway,
+    market: MarketId,
+    query: &HashMap<String, String>,
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
+    if !gateway.read_auth {
+        return Ok(());
+    }
+    let authorization = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
+    let token = query.get("token").map(String::as_str).or(authorization).unwrap_or_default();
+    let claims: WsClaims =
+        gateway.keys.verify(token).map_err(|error| Problem(ErrorCode::Unauthorized, error.to_string()))?;
+    if claims.markets.is_some_and(|markets| !markets.contains(&market)) {
+        return Err(Problem(ErrorCode::Forbidden, format!("market {market} is not in the token's scope")));
+    }
+    Ok(())
+}
+
+/// What the backbone says is for the log, not for clients.
+fn unavailable(error: &BackboneError) -> Problem {
+    tracing::warn!(%error, "a read could not be answered");
+    Problem(ErrorCode::ServiceUnavailable, "the market cannot be read now: retry".to_owned())
+}

@@ -1,0 +1,154 @@
+//! `POST /api/ws/token` (contract, section 2).
+
+use std::sync::Arc;
+
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, header::CACHE_CONTROL},
+    response::{IntoResponse, Response},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shared::{
+    MarketId,
+    http::json,
+    protocol::error::ErrorCode,
+    time::unix_ms,
+    token::{WsClaims, bearer, same_secret},
+};
+
+use super::{Gateway, error::Problem};
+
+/// The longest request body, bytes: a scope of some thousand markets.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// How long the body may take.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// The longest user id, characters.
+const MAX_USER_ID_CHARS: usize = 128;
+/// The most markets in a scope, so that the token fits into a handshake's header.
+const MAX_SCOPE: usize = 500;
+const DEFAULT_TTL_S: u64 = 600;
+const MAX_TTL_S: u64 = 3600;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked {
+    #[serde(default)]
+    user_id: Value,
+    #[serde(default)]
+    scope_markets: Value,
+    #[serde(default)]
+    ttl_seconds: Value,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Issued {
+    token: String,
+    expires_at: u64,
+}
+
+pub(super) async fn issue(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let given = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
+    if let Some(expected) = &gateway.token_api_key
+        && !given.is_some_and(|given| same_secret(given, expected))
+    {
+        let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
+        return Err(Problem(ErrorCode::Unauthorized, message.to_owned()));
+    }
+    let claims =
+        read_claims(&read_body(body).await?).map_err(|message| Problem(ErrorCode::BadRequest, message))?;
+    if gateway.token_rate.as_ref().is_some_and(|rate| rate.check_key(&claims.sub).is_err()) {
+        let message = "too many tokens for this user: use the one you have, or retry later";
+        return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
+    }
+    let issued = Issued { token: gateway.keys.sign(&claims), expires_at: claims.exp * 1000 };
+    Ok(([(CACHE_CONTROL, "no-store")], json(&issued)).into_response())
+}
+
+async fn read_body(body: Body) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem(
+            ErrorCode::PayloadTooLarge,
+            format!("the body has at most {MAX_BODY_BYTES} bytes here"),
+        )),
+        Ok(Err(_)) | Err(_) => {
+            Err(Problem(ErrorCode::BadRequest, "the body did not arrive whole in time".to_owned()))
+        }
+    }
+}
+
+fn read_claims(body: &[u8]) -> Result<WsClaims, String> {
+    let Asked { user_id, scope_markets, ttl_seconds } =
+        serde_json::from_slice(body).map_err(|error| format!("the body must be a JSON object: {error}"))?;
+    let sub = match user_id {
+        Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
+        Value::String(text)
+            if (1..=MAX_USER_ID_CHARS).contains(&text.chars().count())
+                && !text.contains(char::is_control) =>
+        {
+            text
+        }
+        Value::Null => return Err("userId: required, an integer or a string".to_owned()),
+        _ => return Err(format!("userId: an integer, or a string of 1 to {MAX_USER_ID_CHARS} characters")),
+    };
+    let markets: Option<Vec<MarketId>> =
+        serde_json::from_value(scope_markets).map_err(|error| format!("scopeMarkets: {error}"))?;
+    if markets.as_ref().is_some_and(|markets| markets.len() > MAX_SCOPE) {
+        return Err(format!("scopeMarkets: at most {MAX_SCOPE}; leave it out for all markets"));
+    }
+    let ttl_s = match ttl_seconds {
+        Value::Null => DEFAULT_TTL_S,
+        ttl => ttl
+            .as_u64()
+            .filter(|ttl| (1..=MAX_TTL_S).contains(ttl))
+            .ok_or_else(|| format!("ttlSeconds: an integer from 1 to {MAX_TTL_S}"))?,
+    };
+    let now_s = unix_ms() / 1000;
+    Ok(WsClaims { sub, markets, iat: now_s, exp: now_s + ttl_s })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_user_is_required() {
+        let claims = read_claims(br#"{"userId":1}"#).unwrap();
+        assert_eq!((claims.sub.as_str(), &claims.markets, claims.exp - claims.iat), ("1", &None, 600));
+        let claims =
+            read_claims(br#"{"userId":"u","scopeMarkets":["1001",1002],"ttlSeconds":1,"new":true}"#).unwrap();
+        assert_eq!((claims.sub.as_str(), claims.exp - claims.iat), ("u", 1));
+        assert_eq!(claims.markets.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, field) in [
+            ("", "JSON"),
+            ("5", "JSON"),
+            ("{}", "userId"),
+            (r#"{"userId":null}"#, "userId"),
+            (r#"{"userId":""}"#, "userId"),
+            (r#"{"userId":1.5}"#, "userId"),
+            (r#"{"userId":"a\u0000"}"#, "userId"),
+            (r#"{"userId":1,"userId":2}"#, "userId"),
+            (r#"{"userId":1,"scopeMarkets":[0]}"#, "scopeMarkets"),
+            (r#"{"userId":1,"scopeMarkets":"1001"}"#, "scopeMarkets"),
+            (r#"{"userId":1,"ttlSeconds":0}"#, "ttlSeconds"),
+            (r#"{"userId":1,"ttlSeconds":3601}"#, "ttlSeconds"),
+            (r#"{"userId":1,"ttlSeconds":1.5}"#, "ttlSeconds"),
+            (r#"{"userId":1,"ttlSeconds":"600"}"#, "ttlSeconds"),
+        ] {
+            let error = read_claims(body.as_bytes()).unwrap_err();
+            assert!(error.contains(field), "{body}: {error}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Who may have how much: pure rates, and counted places that free themselves when dropped.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// A rate: `burst` at once, then `per_second` (contract, section 3, `MESSAGE_BURST` and `MESSAGE_RATE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many at once.
+    pub burst: u32,
+    /// How many more each second.
+    pub per_second: u32,
+}
+
+/// One holder's use of a [`Rate`], in 8 bytes: thousandths of a message, and when they were counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    left_milli: u32,
+    at_ms: u32,
+}
+
+impl Bucket {
+    /// A full bucket at `now_ms`.
+    #[must_use]
+    pub fn full(rate: Rate, now_ms: u64) -> Self {
+        Self { left_milli: rate.burst.saturating_mul(1000), at_ms: wrapped(now_ms) }
+    }
+
+    /// Takes one, if there is one.
+    pub fn take(&mut self, rate: Rate, now_ms: u64) -> bool {
+        let elapsed_ms = wrapped(now_ms).wrapping_sub(self.at_ms);
+        self.at_ms = wrapped(now_ms);
+        let gained = elapsed_ms.saturating_mul(rate.per_second);
+        self.left_milli = self.left_milli.saturating_add(gained).min(rate.burst.saturating_mul(1000));
+        match self.left_milli.checked_sub(1000) {
+            Some(left) => {
+                self.left_milli = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "differences are taken modulo 2^32 ms, 49 days")]
+const fn wrapped(now_ms: u64) -> u32 {
+    now_ms as u32
+}
+
+/// The pod's open connections, in all and by user.
+#[derive(Debug)]
+pub struct Places {
+    max: usize,
+    max_per_user: usize,
+    taken: AtomicUsize,
+    users: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// The pod has `MAX_CONNECTIONS`.
+    #[error("this pod has as many connections as it takes: try again, another pod may have room")]
+    Pod,
+    /// The user has `MAX_CONNECTIONS_PER_USER`.
+    #[error("this user has too many open connections: close one first")]
+    User,
+}
+
+/// One connection's place, given back on drop.
+#[derive(Debug)]
+pub struct Place {
+    places: Arc<Places>,
+    user: Arc<str>,
+}
+
+impl Places {
+    /// Places for `max` connections, `max_per_user` for each user.
+    #[must_use]
+    pub fn new(max: usize, max_per_user: usize) -> Arc<Self> {
+        Arc::new(Self { max, max_per_user, taken: AtomicUsize::new(0), users: Mutex::default() })
+    }
+
+    /// Takes a place for `user`.
+    ///
+    /// # Errors
+    /// [`Full`] when there is none.
+    pub fn take(self: &Arc<Self>, user: &str) -> Result<Place, Full> {
+        let mut users = self.users();
+        if self.taken.load(Ordering::Relaxed) >= self.max {
+            return Err(Full::Pod);
+        }
+        let user = users.get_key_value(user).map_or_else(|| Arc::from(user), |(user, _)| Arc::clone(user));
+        let count = users.entry(Arc::clone(&user)).or_insert(0);
+        if *count >= self.max_per_user {
+            return Err(Full::User);
+        }
+        *count += 1;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(Place { places: Arc::clone(self), user })
+    }
+
+    /// How many are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Whose it is.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut users = self.places.users();
+        if let Some(count) = users.get_mut(&*self.user) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&*self.user);
+            }
+        }
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_burst_then_the_rate() {
+        let rate = Rate { burst: 3, per_second: 5 };
+        let mut bucket = Bucket::full(rate, 1000);
+        assert_eq!([(); 4].map(|()| bucket.take(rate, 1000)), [true, true, true, false]);
+        assert!(!bucket.take(rate, 1199));
+        assert!(bucket.take(rate, 1200));
+        assert!(!bucket.take(rate, 1200));
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let places = Places::new(3, 2);
+        let first = places.take("a").unwrap();
+        let second = places.take("a").unwrap();
+        assert_eq!(places.take("a").unwrap_err(), Full::User);
+        let third = places.take("b").unwrap();
+        assert_eq!(places.take("c").unwrap_err(), Full::Pod);
+        drop((first, second, third));
+        assert_eq!(places.taken(), 0);
+        assert!(places.users().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_burst_plus_rate(burst in 1u32..50, per_second in 0u32..50, gaps in proptest::collection::vec(0u64..2000, 1..200)) {
+            let rate = Rate { burst, per_second };
+            let mut now = 0;
+            let mut bucket = Bucket::full(rate, now);
+            let mut taken = 0;
+            for gap in gaps {
+                now += gap;
+                taken += u64::from(bucket.take(rate, now));
+                prop_assert!(taken <= u64::from(burst) + now * u64::from(per_second) / 1000);
+            }
+        }
+    }
+}

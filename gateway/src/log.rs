@@ -1,0 +1,303 @@
+//! The recent past of one market, as frames that are ready to send. A pure data structure.
+
+use std::collections::VecDeque;
+
+use shared::{Epoch, Position, Seq};
+
+use crate::frame::Encoded;
+
+/// A bounded ring of encoded updates, contiguous in seq, all of one epoch.
+///
+/// ```text
+///          trimmed │ kept: frames                      │ not yet
+///   seq  1 2 … 529 │ 530  531  532  …  1027 1028 1029  │ 1030
+///              ▲   │         ▲                    ▲
+///            start │       cursor of a          top: a client here
+///   (529: the last │       client that lags     is caught up
+///    one not kept) │
+/// ```
+///
+/// A cursor is the position of the last update a client has. From `start` up to `top` it can be served from here;
+/// below `start` it cannot ([`After::Trimmed`]).
+#[derive(Clone, Debug)]
+pub struct Log {
+    top: Position,
+    frames: VecDeque<Encoded>,
+    bytes: usize,
+    bound: Bound,
+}
+
+/// How much a log keeps; memory for one market is bounded by both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Updates.
+    pub updates: usize,
+    /// Bytes of encoded frames. The newest update is kept even if it alone is larger.
+    pub bytes: usize,
+}
+
+/// What a log has past a position.
+#[derive(Debug)]
+pub enum After<'a> {
+    /// Nothing: the position is the top.
+    CaughtUp,
+    /// The position is above the top.
+    Ahead,
+    /// These, oldest first; the first one's seq is the position's next.
+    Updates(std::collections::vec_deque::Iter<'a, Encoded>),
+    /// Updates that are no longer kept here.
+    Trimmed,
+    /// The position belongs to another history.
+    OtherEpoch,
+}
+
+/// An update that does not follow the log's top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{next} does not follow {top}")]
+pub struct Hole {
+    top: Position,
+    next: Position,
+}
+
+impl Log {
+    /// An empty log whose last update, not kept, is at `top`.
+    #[must_use]
+    pub fn at(top: Position, bound: Bound) -> Self {
+        Self { top, frames: VecDeque::new(), bytes: 0, bound }
+    }
+
+    /// The last update's position.
+    #[must_use]
+    pub fn top(&self) -> Position {
+        self.top
+    }
+
+    /// How much it keeps.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+
+    /// The seq of the last update that is not kept: cursors from here on can be served.
+    #[must_use]
+    pub fn start(&self) -> Seq {
+        Seq::new(self.top.seq.get() - self.frames.len() as u64)
+    }
+
+    /// Adds the next update, and trims the oldest beyond the bound.
+    ///
+    /// # Errors
+    /// [`Hole`], changing nothing, unless `position` follows the top.
+    pub fn push(&mut self, position: Position, frame: Encoded) -> Result<(), Hole> {
+        if !position.follows(self.top) {
+            return Err(Hole { top: self.top, next: position });
+        }
+        self.top = position;
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+        self.trim();
+        Ok(())
+    }
+
+    /// What there is past `position`.
+    #[must_use]
+    pub fn after(&self, position: Position) -> After<'_> {
+        // "Nothing yet" is the beginning of every history that is kept from its beginning.
+        let same_history =
+            position.epoch == self.top.epoch || (position == Position::ORIGIN && self.start() == Seq::ZERO);
+        if !same_history {
+            After::OtherEpoch
+        } else if position.seq == self.top.seq {
+            After::CaughtUp
+        } else if position.seq > self.top.seq {
+            After::Ahead
+        } else if position.seq < self.start() {
+            After::Trimmed
+        } else {
+            let kept_before = usize::try_from(position.seq.distance_from(self.start())).unwrap_or(usize::MAX);
+            After::Updates(self.frames.range(kept_before.min(self.frames.len())..))
+        }
+    }
+
+    /// Adds what `older` keeps from before this log's start, as far as it joins without a hole.
+    pub fn prepend(&mut self, older: &Self) {
+        if older.top.epoch != self.top.epoch || older.top.seq < self.start() {
+            return;
+        }
+        let missing = usize::try_from(self.start().distance_from(older.start())).unwrap_or(0);
+        for frame in older.frames.range(..missing.min(older.frames.len())).rev() {
+            if self.frames.len() >= self.bound.updates || self.bytes + frame.len() > self.bound.bytes {
+                break;
+            }
+            self.bytes += frame.len();
+            self.frames.push_front(frame.clone());
+        }
+    }
+
+    /// Makes this log the same as `source`; cheap when `source` is this log some updates later.
+    pub fn catch_up(&mut self, source: &Self) {
+        match source.after(self.top) {
+            _ if source.start() < self.start() => *self = source.clone(),
+            After::CaughtUp => self.top = source.top,
+            After::Updates(newer) => {
+                for frame in newer {
+                    self.bytes += frame.len();
+                    self.frames.push_back(frame.clone());
+                }
+                self.top = source.top;
+                self.trim();
+            }
+            After::Ahead | After::Trimmed | After::OtherEpoch => *self = source.clone(),
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.frames.len() > self.bound.updates
+            || (self.bytes > self.bound.bytes && self.frames.len() > 1)
+        {
+            let Some(oldest) = self.frames.pop_front() else { break };
+            self.bytes -= oldest.len();
+        }
+    }
+}
+
+/// What a client that comes back with an offset gets (contract, section 3, rule 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Everything after this position, which the log keeps.
+    Replay(Position),
+    /// Its history is gone or too old: the state instead.
+    Reset,
+    /// Recovered if the backbone still keeps older updates than this log does.
+    NeedsHistory,
+    /// It knows more than this log: the log may be behind, or history was lost.
+    NeedsFresh,
+}
+
+impl Log {
+    /// How to recover a client that has everything up to `seq` of `epoch` (`None`: it does not know of epochs).
+    #[must_use]
+    pub fn recover(&self, epoch: Option<Epoch>, seq: Seq, resume_max: u64) -> Recovery {
+        let position = Position { epoch: self.top.epoch, seq };
+        if epoch.is_some_and(|epoch| epoch > self.top.epoch) || seq > self.top.seq {
+            return Recovery::NeedsFresh;
+        }
+        if epoch.is_some_and(|epoch| epoch < self.top.epoch) || self.top.seq.distance_from(seq) > resume_max {
+            return Recovery::Reset;
+        }
+        match self.after(position) {
+            After::CaughtUp | After::Updates(_) => Recovery::Replay(position),
+            After::Trimmed | After::Ahead | After::OtherEpoch => Recovery::NeedsHistory,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::frame;
+
+    const BOUND: Bound = Bound { updates: 5, bytes: 10_000 };
+
+    fn frame_of(seq: u64) -> Encoded {
+        frame::text(&seq.to_string())
+    }
+
+    fn log(epoch: u64, start: u64, top: u64, bound: Bound) -> Log {
+        let mut log = Log::at(Position::new(epoch, start), bound);
+        for seq in start + 1..=top {
+            log.push(Position::new(epoch, seq), frame_of(seq)).unwrap();
+        }
+        log
+    }
+
+    fn seqs(log: &Log, after: Position) -> Option<Vec<u64>> {
+        match log.after(after) {
+            After::Updates(frames) => Some(frames.map(|frame| frame::json(frame).parse().unwrap()).collect()),
+            After::CaughtUp => Some(Vec::new()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_first_update_follows_nothing_yet() {
+        let mut log = Log::at(Position::ORIGIN, BOUND);
+        assert!(matches!(log.after(Position::ORIGIN), After::CaughtUp));
+        log.push(Position::new(7, 1), frame_of(1)).unwrap();
+        assert_eq!(seqs(&log, Position::ORIGIN), Some(vec![1]));
+        assert_eq!(log.push(Position::new(7, 3), frame_of(3)).unwrap_err().next, Position::new(7, 3));
+        assert!(log.push(Position::new(8, 2), frame_of(2)).is_err());
+    }
+
+    #[test]
+    fn a_log_that_began_above_is_another_history_for_a_client_at_nothing_yet() {
+        let log = log(8, 30, 32, BOUND);
+        assert!(matches!(log.after(Position::ORIGIN), After::OtherEpoch));
+    }
+
+    #[test]
+    fn recovery_is_the_contract_s_rule_three() {
+        let log = log(7, 0, 20, BOUND);
+        let recover = |epoch: Option<u64>, seq, max| log.recover(epoch.map(Epoch::new), Seq::new(seq), max);
+        assert_eq!(recover(None, 18, 500), Recovery::Replay(Position::new(7, 18)));
+        assert_eq!(recover(Some(7), 20, 500), Recovery::Replay(Position::new(7, 20)));
+        assert_eq!(recover(Some(6), 18, 500), Recovery::Reset);
+        assert_eq!(recover(Some(8), 18, 500), Recovery::NeedsFresh);
+        assert_eq!(recover(None, 21, 500), Recovery::NeedsFresh);
+        assert_eq!(recover(None, 14, 500), Recovery::NeedsHistory);
+        assert_eq!(recover(None, 16, 3), Recovery::Reset);
+        assert_eq!(recover(None, 17, 3), Recovery::Replay(Position::new(7, 17)));
+    }
+
+    proptest! {
+        /// Whatever is pushed and trimmed, a cursor is served exactly what follows it, or told that it cannot be.
+        #[test]
+        fn a_cursor_gets_exactly_what_follows(start in 0u64..50, count in 0u64..30, cursor in 0u64..90, updates in 1usize..10, bytes in 1usize..60) {
+            let log = log(7, start, start + count, Bound { updates, bytes });
+            let top = start + count;
+            prop_assert!(log.frames.len() <= updates);
+            prop_assert!(log.bytes <= bytes || log.frames.len() == 1);
+            prop_assert_eq!(log.bytes, log.frames.iter().map(|frame| frame.len()).sum::<usize>());
+            let expected = (cursor >= log.start().get() && cursor <= top).then(|| (cursor + 1..=top).collect::<Vec<_>>());
+            prop_assert_eq!(seqs(&log, Position::new(7, cursor)), expected);
+        }
+
+        /// A shard's view that catches up now and then equals the log itself.
+        #[test]
+        fn a_view_that_catches_up_equals_its_source(steps in proptest::collection::vec((0u64..8, any::<bool>()), 1..12), epochs in proptest::collection::vec(any::<bool>(), 12)) {
+            let mut source = Log::at(Position::ORIGIN, BOUND);
+            let mut view = source.clone();
+            for ((pushes, look), new_epoch) in steps.into_iter().zip(epochs) {
+                let top = source.top();
+                if new_epoch && top != Position::ORIGIN {
+                    source = Log::at(Position::new(top.epoch.get() + 1, top.seq.get() + 1), BOUND);
+                }
+                for _ in 0..pushes {
+                    let epoch = source.top().epoch.get().max(7);
+                    let seq = source.top().seq.next().get();
+                    source.push(Position::new(epoch, seq), frame_of(seq)).unwrap();
+                }
+                if look {
+                    view.catch_up(&source);
+                    prop_assert_eq!(view.top(), source.top());
+                    prop_assert_eq!(&view.frames, &source.frames);
+                    prop_assert_eq!(view.bytes, source.bytes);
+                }
+            }
+        }
+
+        /// History read later joins what is there, and changes nothing that was there.
+        #[test]
+        fn older_updates_join_without_a_hole(older_start in 0u64..10, older_top in 0u64..20, start in 0u64..20, top in 0u64..25) {
+            prop_assume!(older_start <= older_top && start <= top);
+            let bound = Bound { updates: 100, bytes: 10_000 };
+            let mut joined = log(7, start, top, bound);
+            joined.prepend(&log(7, older_start, older_top, bound));
+            let expected = if older_top >= start { older_start.min(start) } else { start };
+            prop_assert_eq!(joined.start().get(), expected);
+            prop_assert_eq!(seqs(&joined, Position::new(7, expected)), Some((expected + 1..=top).collect()));
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! The markets this pod follows: what the tail writes, and what shards and REST read.
+//!
+//! A [`Market`] lives as long as somebody holds it: a shard with a subscriber, or a request in flight. The registry
+//! lets go of one that nobody else has held for [`GRACE`].
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use shared::{
+    MarketId, MarketState, Payload, Position, Seq, Update,
+    backbone::Loaded,
+    protocol::{
+        client::Offset,
+        server::{self, SnapshotCause},
+    },
+};
+use tokio::sync::Notify;
+
+use crate::{
+    frame::{self, Encoded},
+    log::{After, Bound, Log, Recovery},
+};
+
+/// How long a market without subscribers is still followed, so that a client that comes right back finds it warm.
+pub const GRACE: Duration = Duration::from_secs(30);
+
+/// Something that serves subscribers of markets: a shard.
+pub trait Watcher: Send + Sync + 'static {
+    /// The market has something new. At most one ring a market is outstanding.
+    fn ring(&self, market: MarketId);
+    /// Everything of this batch has been rung.
+    fn flush(&self);
+}
+
+/// Every market this pod follows, and what the tail is to do about them.
+pub struct Markets {
+    bound: Bound,
+    watchers: OnceLock<Vec<Arc<dyn Watcher>>>,
+    watcher_count: usize,
+    markets: Mutex<HashMap<MarketId, Arc<Market>>>,
+    todo: Mutex<Todo>,
+    /// Something is in `todo.rung`.
+    pub rung: Notify,
+    /// Something is in `todo.loads`.
+    pub load_wanted: Notify,
+}
+
+/// Work for the tail: at most one mark a followed market, of each kind.
+#[derive(Default)]
+struct Todo {
+    rung: BTreeSet<MarketId>,
+    loads: BTreeSet<MarketId>,
+}
+
+/// One market: its log and its state, at the same position.
+pub struct Market {
+    /// Which.
+    pub id: MarketId,
+    inner: Mutex<Inner>,
+    /// Per watcher: whether it serves the market, and whether it has been rung and has not looked yet.
+    bells: Box<[Bell]>,
+}
+
+#[derive(Default)]
+struct Bell {
+    watching: AtomicBool,
+    rung: AtomicBool,
+}
+
+struct Inner {
+    /// Loaded, and followed since.
+    live: bool,
+    log: Log,
+    state: MarketState,
+    /// Snapshot frames of the state, by cause.
+    snapshots: HashMap<SnapshotCause, Encoded>,
+    /// What the log lacks the backbone lacks too.
+    history_loaded: bool,
+    /// What the next load is for.
+    load: Option<LoadKind>,
+    /// Reads of this market begun, and the last of them that ended.
+    reads_begun: u64,
+    reads_ended: u64,
+    /// When the registry was found to be the only holder.
+    unheld_since: Option<Instant>,
+}
+
+/// What a load is for. A later kind includes the earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum LoadKind {
+    /// The state, to go live from.
+    State,
+    /// The log's past as well.
+    History,
+    /// Everything anew: the log has a hole, or is another one.
+    Everything,
+}
+
+/// What a client wants of a market before its delivery can start.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Which market.
+    pub market: MarketId,
+    /// From where.
+    pub start: Start,
+    /// The read of the log that must have ended before a client that is ahead is told so.
+    fresh_after: Option<u64>,
+}
+
+/// From where delivery starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From now on.
+    Live,
+    /// From the snapshot on.
+    Snapshot,
+    /// From what the client has.
+    After(Offset),
+}
+
+impl Wanted {
+    /// `start` in `market`.
+    #[must_use]
+    pub fn new(market: MarketId, start: Start) -> Self {
+        Self { market, start, fresh_after: None }
+    }
+}
+
+/// Where delivery of a market begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// What the client has, or will have by the snapshot.
+    pub cursor: Position,
+    /// The log's top, where live delivery starts.
+    pub top: Position,
+    /// The snapshot that comes first.
+    pub snapshot: Option<SnapshotCause>,
+}
+
+impl Markets {
+    /// An empty registry for `watcher_count` shards.
+    #[must_use]
+    pub fn new(bound: Bound, watcher_count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bound,
+            watchers: OnceLock::new(),
+            watcher_count,
+            markets: Mutex::default(),
+            todo: Mutex::default(),
+            rung: Notify::new(),
+            load_wanted: Notify::new(),
+        })
+    }
+
+    /// Says who is rung. Once, at start.
+    pub fn set_watchers(&self, watchers: Vec<Arc<dyn Watcher>>) {
+        debug_assert_eq!(watchers.len(), self.watcher_count);
+        let _ = self.watchers.set(watchers);
+    }
+
+    /// The market, followed from now on if it was not.
+    #[must_use]
+    pub fn follow(&self, id: MarketId) -> Arc<Market> {
+        let mut markets = lock(&self.markets);
+        let market =
+            markets.entry(id).or_insert_with(|| Arc::new(Market::new(id, self.bound, self.watcher_count)));
+        Arc::clone(market)
+    }
+
+    /// The market, if it is followed.
+    #[must_use]
+    pub fn get(&self, id: MarketId) -> Option<Arc<Market>> {
+        lock(&self.markets).get(&id).map(Arc::clone)
+    }
+
+    /// How many are followed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.markets).len()
+    }
+
+    /// Whether none is followed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many have a subscriber.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        lock(&self.markets).values().filter(|market| market.is_watched()).count()
+    }
+
+    /// Whether delivery of `wanted` can begin, and where; `None` while the tail has to read first, after which it
+    /// rings.
+    pub fn begin(&self, market: &Market, wanted: &mut Wanted, resume_max: u64) -> Option<Begin> {
+        let mut inner = market.lock();
+        let top = inner.log.top();
+        if !inner.live {
+            let kind =
+                if matches!(wanted.start, Start::After(_)) { LoadKind::History } else { LoadKind::State };
+            self.want_load(market.id, &mut inner, kind);
+            return None;
+        }
+        let at_top = |snapshot| Some(Begin { cursor: top, top, snapshot });
+        let offset = match wanted.start {
+            Start::Live => return at_top(None),
+            Start::Snapshot => return at_top(Some(SnapshotCause::Asked)),
+            Start::After(offset) => offset,
+        };
+        match inner.log.recover(offset.epoch, offset.seq, resume_max) {
+            Recovery::Replay(cursor) => Some(Begin { cursor, top, snapshot: None }),
+            Recovery::NeedsHistory if !inner.history_loaded => {
+                self.want_load(market.id, &mut inner, LoadKind::History);
+                None
+            }
+            Recovery::NeedsFresh => {
+                let ticket = *wanted.fresh_after.get_or_insert(inner.reads_begun + 1);
+                if inner.reads_ended >= ticket {
+                    return at_top(Some(SnapshotCause::Reset));
+                }
+                self.mark([market.id]);
+                None
+            }
+            Recovery::Reset | Recovery::NeedsHistory => at_top(Some(SnapshotCause::Reset)),
+        }
+    }
+
+    fn want_load(&self, id: MarketId, inner: &mut Inner, kind: LoadKind) {
+        if inner.load < Some(kind) {
+            inner.load = Some(kind);
+            lock(&self.todo).loads.insert(id);
+            self.load_wanted.notify_one();
+        }
+    }
+
+    /// Marks markets as changed. Those that are not followed are passed over when the tail takes them.
+    pub fn mark(&self, ids: impl IntoIterator<Item = MarketId>) {
+        lock(&self.todo).rung.extend(ids);
+        self.rung.notify_one();
+    }
+
+    /// Marks every followed market as changed, and lets go of those that nobody has held for [`GRACE`].
+    pub fn sweep(&self, now: Instant) {
+        let mut markets = lock(&self.markets);
+        markets.retain(|_, market| {
+            let mut inner = market.lock();
+            // Only this registry makes new holders, under the lock held here.
+            if Arc::strong_count(market) > 1 {
+                inner.unheld_since = None;
+                return true;
+            }
+            now.duration_since(*inner.unheld_since.get_or_insert(now)) < GRACE
+        });
+        let all: Vec<MarketId> = markets.keys().copied().collect();
+        drop(markets);
+        self.mark(all);
+    }
+
+    /// Up to `max` changed markets to read, with the cursor of each.
+    #[must_use]
+    pub fn take_rung(&self, max: usize) -> Vec<(MarketId, Position)> {
+        let mut batch = Vec::new();
+        while batch.len() < max {
+            let Some(id) = lock(&self.todo).rung.pop_first() else { break };
+            let Some(market) = self.get(id) else { continue };
+            let mut inner = market.lock();
+            if inner.live {
+                inner.reads_begun += 1;
+                batch.push((id, inner.log.top()));
+            }
+        }
+        batch
+    }
+
+    /// Up to `max` markets to load, and whether their history is wanted.
+    #[must_use]
+    pub fn take_loads(&self, max: usize) -> (Vec<MarketId>, bool) {
+        let mut batch = Vec::new();
+        let mut history = false;
+        while batch.len() < max {
+            let Some(id) = lock(&self.todo).loads.pop_first() else { break };
+            if let Some(market) = self.get(id) {
+                history |= market.lock().load >= Some(LoadKind::History);
+                batch.push(id);
+            }
+        }
+        (batch, history)
+    }
+
+    /// Puts markets whose load failed back.
+    pub fn put_back_loads(&self, ids: &[MarketId]) {
+        lock(&self.todo).loads.extend(ids);
+        self.load_wanted.notify_one();
+    }
+
+    /// Takes what a load brought, `with_history` or without, and rings.
+    pub fn loaded(&self, id: MarketId, loaded: Loaded, with_history: bool) {
+        let Some(market) = self.get(id) else { return };
+        let mut inner = market.lock();
+        let wanted = inner.load.take();
+        let position = loaded.state.position;
+        let mut log = Log::at(position, self.bound);
+        if let Some(first) = loaded.updates.first() {
+            let before_first = Seq::new(first.position.seq.get().saturating_sub(1));
+            log = Log::at(Position { seq: before_first, ..first.position }, self.bound);
+            for update in &loaded.updates {
+                // A backbone loads without holes; one that did not would only shorten what is replayed.
+                if log.push(update.position, frame::text(&server::odds_update(id, update))).is_err() {
+                    log = Log::at(position, self.bound);
+                }
+            }
+        }
+        let own = inner.log.top();
+        if inner.live
+            && wanted != Some(LoadKind::Everything)
+            && own.epoch == position.epoch
+            && own.seq >= position.seq
+        {
+            inner.log.prepend(&log);
+        } else {
+            inner.log = log;
+            inner.state = loaded.state;
+            inner.snapshots.clear();
+            inner.live = true;
+        }
+        inner.history_loaded |= with_history;
+        // It went on while it was loaded: what has changed since is read next.
+        drop(inner);
+        self.mark([id]);
+        self.ring(&market);
+        self.flush();
+    }
+
+    /// Takes what a read of `id` brought. Says how many updates were new.
+    pub fn read(&self, id: MarketId, updates: &[Update]) -> usize {
+        let Some(market) = self.get(id) else { return 0 };
+        let mut inner = market.lock();
+        inner.reads_ended = inner.reads_begun;
+        let mut new = 0;
+        for update in updates {
+            let top = inner.log.top();
+            if update.position.epoch == top.epoch && update.position.seq <= top.seq {
+                continue;
+            }
+            if !update.position.follows(top) {
+                tracing::warn!(market = %id, have = %top, next = %update.position, "the log has a hole or is another one: loading it anew");
+                metrics::counter!(crate::metrics::GAPS_HEALED).increment(1);
+                self.want_load(id, &mut inner, LoadKind::Everything);
+                break;
+            }
+            inner.apply(id, update);
+            new += 1;
+        }
+        drop(inner);
+        self.ring(&market);
+        new
+    }
+
+    /// A read of markets of which nothing new came.
+    pub fn read_nothing(&self, id: MarketId) {
+        let Some(market) = self.get(id) else { return };
+        let mut inner = market.lock();
+        inner.reads_ended = inner.reads_begun;
+        drop(inner);
+        self.ring(&market);
+    }
+
+    /// Tells the watchers that a batch is complete.
+    pub fn flush(&self) {
+        for watcher in self.watchers.get().into_iter().flatten() {
+            watcher.flush();
+        }
+    }
+
+    fn ring(&self, market: &Market) {
+        for (bell, watcher) in market.bells.iter().zip(self.watchers.get().into_iter().flatten()) {
+            if bell.watching.load(Ordering::SeqCst) && !bell.rung.swap(true, Ordering::SeqCst) {
+                watcher.ring(market.id);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, id: MarketId, update: &Update) {
+        let frame = frame::text(&server::odds_update(id, update));
+        match Payload::parse(&update.payload) {
+            Ok(payload) => self.state.apply(update.position, update.ts, &payload),
+            Err(error) => {
+                // Only something other than our publisher can have written it. seq goes on without its lines.
+                tracing::error!(market = %id, position = %update.position, %error, "an update in the log is not a payload");
+                self.state.position = update.position;
+                self.state.ts = update.ts;
+            }
+        }
+        self.snapshots.clear();
+        if let Err(hole) = self.log.push(update.position, frame) {
+            tracing::error!(market = %id, %hole, "an update was applied out of order");
+        }
+    }
+}
+
+/// Updates for REST, or why they are not here.
+pub enum Page {
+    /// The JSON of each, oldest first, with the log's top.
+    Updates(Vec<String>, Position),
+    /// Only the backbone can tell.
+    Unknown,
+}
+
+impl Market {
+    fn new(id: MarketId, bound: Bound, watcher_count: usize) -> Self {
+        Self {
+            id,
+            inner: Mutex::new(Inner {
+                live: false,
+                log: Log::at(Position::ORIGIN, bound),
+                state: MarketState::default(),
+                snapshots: HashMap::new(),
+                history_loaded: false,
+                load: None,
+                reads_begun: 0,
+                reads_ended: 0,
+                unheld_since: None,
+            }),
+            bells: (0..watcher_count).map(|_| Bell::default()).collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    fn is_watched(&self) -> bool {
+        self.bells.iter().any(|bell| bell.watching.load(Ordering::Relaxed))
+    }
+
+    /// Watcher `index` serves this market from now on, or no longer.
+    pub fn watch(&self, index: usize, watching: bool) {
+        self.bells[index].watching.store(watching, Ordering::SeqCst);
+    }
+
+    /// Watcher `index` looks: its view becomes the log.
+    pub fn look(&self, index: usize, view: &mut Log) {
+        self.bells[index].rung.store(false, Ordering::SeqCst);
+        view.catch_up(&self.lock().log);
+    }
+
+    /// An empty view, to [`Market::look`] with.
+    #[must_use]
+    pub fn empty_view(&self) -> Log {
+        Log::at(Position::ORIGIN, self.lock().log.bound())
+    }
+
+    /// The state as a snapshot frame; `view` becomes the log that leads up to it.
+    #[must_use]
+    pub fn snapshot(&self, cause: SnapshotCause, view: &mut Log) -> Encoded {
+        let mut inner = self.lock();
+        let Inner { snapshots, state, log, .. } = &mut *inner;
+        view.catch_up(log);
+        let frame =
+            snapshots.entry(cause).or_insert_with(|| frame::text(&server::snapshot(self.id, state, cause)));
+        Encoded::clone(frame)
+    }
+
+    /// The state, unless it is not loaded yet.
+    #[must_use]
+    pub fn state(&self) -> Option<MarketState> {
+        let inner = self.lock();
+        inner.live.then(|| inner.state.clone())
+    }
+
+    /// Up to `limit` updates after `since`.
+    #[must_use]
+    pub fn page(&self, since: Seq, limit: usize) -> Page {
+        let inner = self.lock();
+        let top = inner.log.top();
+        if !inner.live {
+            return Page::Unknown;
+        }
+        match inner.log.after(Position { epoch: top.epoch, seq: since }) {
+            After::CaughtUp => Page::Updates(Vec::new(), top),
+            After::Updates(frames) => {
+                Page::Updates(frames.take(limit).map(|frame| frame::json(frame).to_owned()).collect(), top)
+            }
+            After::Ahead | After::Trimmed | After::OtherEpoch => Page::Unknown,
+        }
+    }
+}
+
+/// Nothing panics while one of these locks is held, so that a poisoned one is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::Epoch;
+
+    use super::*;
+
+    const BOUND: Bound = Bound { updates: 10, bytes: 10_000 };
+
+    fn id() -> MarketId {
+        MarketId::new(1001).unwrap()
+    }
+
+    fn update(epoch: u64, seq: u64) -> Update {
+        Update {
+            position: Position::new(epoch, seq),
+            ts: seq,
+            payload: format!("{{\"l\":{{\"p\":{seq}.50}}}}").into(),
+        }
+    }
+
+    fn loaded(epoch: u64, updates: std::ops::RangeInclusive<u64>) -> Loaded {
+        let updates: Vec<_> = updates.map(|seq| update(epoch, seq)).collect();
+        let mut state = MarketState::default();
+        for update in &updates {
+            state.apply(update.position, update.ts, &Payload::parse(&update.payload).unwrap());
+        }
+        Loaded { state, updates }
+    }
+
+    fn resume(epoch: Option<u64>, seq: u64) -> Wanted {
+        Wanted::new(id(), Start::After(Offset { epoch: epoch.map(Epoch::new), seq: Seq::new(seq) }))
+    }
+
+    #[test]
+    fn a_resume_waits_for_the_load_and_then_replays() {
+        let markets = Markets::new(BOUND, 0);
+        let market = markets.follow(id());
+        let mut wanted = resume(None, 3);
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+        assert_eq!(markets.take_loads(9), (vec![id()], true));
+        markets.loaded(id(), loaded(7, 1..=5), true);
+        let begin = markets.begin(&market, &mut wanted, 500).unwrap();
+        assert_eq!(begin, Begin { cursor: Position::new(7, 3), top: Position::new(7, 5), snapshot: None });
+    }
+
+    #[test]
+    fn history_is_read_once_and_joins_what_is_live() {
+        let markets = Markets::new(BOUND, 0);
+        let market = markets.follow(id());
+        let all = loaded(7, 1..=6);
+        markets.loaded(id(), Loaded { state: all.state.clone(), updates: Vec::new() }, false);
+        assert_eq!(markets.read(id(), &[update(7, 6), update(7, 7)]), 1);
+        let mut wanted = resume(None, 2);
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+        markets.loaded(id(), all, true);
+        assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().cursor, Position::new(7, 2));
+        assert_eq!(market.state().unwrap().position, Position::new(7, 7));
+    }
+
+    #[test]
+    fn a_client_ahead_is_reset_only_after_a_read_that_began_after_it_came() {
+        let markets = Markets::new(BOUND, 0);
+        let market = markets.follow(id());
+        markets.loaded(id(), loaded(7, 1..=5), true);
+        let _ = markets.take_rung(9);
+        let mut wanted = resume(Some(7), 6);
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+        markets.read_nothing(id());
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
+        assert_eq!(markets.take_rung(9), [(id(), Position::new(7, 5))]);
+        markets.read(id(), &[update(7, 6)]);
+        assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None, "the pod was behind");
+        let mut wanted = resume(Some(7), 9);
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+        let _ = markets.take_rung(9);
+        markets.read_nothing(id());
+        assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
+    }
+
+    #[test]
+    fn another_epoch_is_loaded_anew() {
+        let markets = Markets::new(BOUND, 0);
+        let market = markets.follow(id());
+        markets.loaded(id(), loaded(7, 1..=5), true);
+        assert_eq!(markets.read(id(), &[update(8, 6)]), 0);
+        assert_eq!(markets.take_loads(9), (vec![id()], true));
+        markets.loaded(id(), loaded(8, 6..=6), true);
+        assert_eq!(market.state().unwrap().position, Position::new(8, 6));
+        assert_eq!(
+            markets.begin(&market, &mut resume(Some(7), 5), 500).unwrap().snapshot,
+            Some(SnapshotCause::Reset)
+        );
+    }
+
+    #[test]
+    fn a_market_that_nobody_holds_is_let_go_after_a_grace() {
+        let markets = Markets::new(BOUND, 0);
+        let held = markets.follow(id());
+        let now = Instant::now();
+        markets.sweep(now);
+        markets.sweep(now + 2 * GRACE);
+        assert_eq!(markets.len(), 1);
+        drop(held);
+        markets.sweep(now + 2 * GRACE);
+        assert_eq!(markets.len(), 1);
+        markets.sweep(now + 3 * GRACE);
+        assert!(markets.is_empty());
+    }
+}

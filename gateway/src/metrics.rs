@@ -1,0 +1,53 @@
+//! The names of every metric this service exports: one table.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// Open sockets.
+pub const CONNECTIONS: &str = "gateway_connections";
+/// Handshakes by outcome (`outcome`: accepted, unauthorized, forbidden, limited, full, bad_request).
+pub const HANDSHAKES: &str = "gateway_handshakes_total";
+/// Connections that ended, by close code (`code`; `gone` when the peer just left).
+pub const CLOSES: &str = "gateway_closes_total";
+/// Messages delivered to clients: updates and snapshots.
+pub const MESSAGES_SENT: &str = "gateway_messages_sent_total";
+/// Socket writes that carried them.
+pub const WRITES: &str = "gateway_socket_writes_total";
+/// Client messages refused, by code.
+pub const REFUSED: &str = "gateway_messages_refused_total";
+/// Resumes, by outcome (`outcome`: recovered, reset).
+pub const RESUMES: &str = "gateway_resumes_total";
+/// Snapshots sent, by cause (`cause`: asked, reset, conflated).
+pub const SNAPSHOTS: &str = "gateway_snapshots_total";
+/// Markets this pod follows.
+pub const MARKETS: &str = "gateway_markets_followed";
+/// Markets that rang.
+pub const TAIL_RUNG: &str = "gateway_tail_rung_total";
+/// Updates the tail read.
+pub const TAIL_UPDATES: &str = "gateway_tail_updates_total";
+/// How long a read of the tail took.
+pub const TAIL_READ_SECONDS: &str = "gateway_tail_read_seconds";
+/// Markets loaded.
+pub const MARKET_LOADS: &str = "gateway_market_loads_total";
+/// Holes in a log, or new epochs, that were healed by loading the market anew.
+pub const GAPS_HEALED: &str = "gateway_tail_gaps_healed_total";
+/// 1 while this pod cannot vouch for fresh prices.
+pub const STALE: &str = "gateway_stale";
+
+/// Tells the recorder what each means.
+pub fn describe() {
+    describe_gauge!(CONNECTIONS, "Open sockets");
+    describe_counter!(HANDSHAKES, "Handshakes by outcome");
+    describe_counter!(CLOSES, "Connections that ended, by close code");
+    describe_counter!(MESSAGES_SENT, "Updates and snapshots delivered to clients");
+    describe_counter!(WRITES, "Socket writes that carried them");
+    describe_counter!(REFUSED, "Client messages refused, by code");
+    describe_counter!(RESUMES, "Resumed markets, by outcome");
+    describe_counter!(SNAPSHOTS, "Snapshots sent, by cause");
+    describe_gauge!(MARKETS, "Markets this pod follows");
+    describe_counter!(TAIL_RUNG, "Markets that rang");
+    describe_counter!(TAIL_UPDATES, "Updates the tail read");
+    describe_histogram!(TAIL_READ_SECONDS, Unit::Seconds, "Time of one read of the tail");
+    describe_counter!(MARKET_LOADS, "Markets loaded");
+    describe_counter!(GAPS_HEALED, "Holes and new epochs healed by loading a market anew");
+    describe_gauge!(STALE, "1 while this pod cannot vouch for fresh prices");
+}

@@ -1,0 +1,210 @@
+//! One gateway, put together from its settings.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
+use shared::{
+    backbone::Backbone,
+    http::{
+        ops::{self, Readiness},
+        serve::{Limits, serve},
+    },
+    protocol::server,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+
+use crate::{
+    frame,
+    http::{Gateway, router},
+    log::Bound,
+    market::{Markets, Watcher},
+    metrics as names,
+    session::Rules,
+    settings::Settings,
+    shard::{self, ShardSettings, Stats, Timing},
+    tail::{self, Health, TailSettings},
+};
+
+/// Encoded frames kept per market, bytes, whatever `HISTORY_LEN` says: about 1000 updates of 4 KiB.
+const MARKET_BYTES: usize = 4 * 1024 * 1024;
+/// HTTP connections at once, handshakes in flight included; further ones wait in the kernel's queue.
+const HTTP_CONNECTIONS: usize = 4096;
+/// The kernel's queue of connections to accept.
+const BACKLOG: i32 = 4096;
+/// A client's send buffer in the kernel, bytes: what a stalled phone may cost there, and how far it may fall behind
+/// before updates are conflated.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// How often slow things are looked at: staleness, gauges.
+const TICK: Duration = Duration::from_millis(250);
+/// How often forgotten rate limits are thrown away.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+
+/// A gateway that runs.
+pub struct Running {
+    /// What its handlers stand on.
+    pub gateway: Arc<Gateway>,
+    shards: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    /// Listeners, tail and ticks; they end with it.
+    tasks: JoinSet<()>,
+}
+
+/// Starts a gateway over `backbone`, with `more` routes beside its own.
+///
+/// # Errors
+/// When an address cannot be listened on, or the kernel has no more threads or descriptors.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn start(
+    settings: Settings,
+    backbone: Arc<dyn Backbone>,
+    more: Router,
+    metrics: PrometheusHandle,
+) -> io::Result<Running> {
+    names::describe();
+    let bound = Bound { updates: settings.history_len.max(settings.resume_max), bytes: MARKET_BYTES };
+    let markets = Markets::new(bound, settings.workers);
+    let stats = Arc::new(Stats::default());
+    let shard_settings = Arc::new(shard_settings(&settings));
+    let (mut handles, mut shards) = (Vec::new(), Vec::new());
+    for index in 0..settings.workers {
+        let (handle, thread) =
+            shard::start(index, Arc::clone(&shard_settings), Arc::clone(&markets), Arc::clone(&stats))?;
+        handles.push(handle);
+        shards.push(thread);
+    }
+    markets.set_watchers(handles.iter().map(|handle| Arc::clone(handle) as Arc<dyn Watcher>).collect());
+    let health = Arc::new(Health::new(settings.stale_after));
+    let tail_settings = TailSettings { history: settings.resume_max, linger: settings.tail_linger };
+    let mut tasks = tail::start(&markets, &backbone, &health, tail_settings);
+    let gateway = Gateway::new(&settings, backbone, markets, (handles, stats), health);
+
+    let (stop, stopped) = watch::channel(false);
+    let api = listen(settings.listen, "api")?;
+    let ops = listen(settings.ops_listen, "ops")?;
+    let limits = Limits {
+        header_timeout: settings.handshake_timeout,
+        connections: HTTP_CONNECTIONS,
+        drain: Duration::from_secs(1),
+    };
+    let clients = router(Arc::clone(&gateway), &settings.cors_origins, more);
+    tasks.spawn(serve(api, clients, limits, until(stopped.clone())));
+    let readiness = Arc::new(Ready(Arc::clone(&gateway)));
+    tasks.spawn(serve(ops, ops::router(readiness, metrics.clone()), Limits::default(), until(stopped)));
+    tasks.spawn(ops::upkeep(metrics));
+    tasks.spawn(tick(Arc::clone(&gateway)));
+    Ok(Running { gateway, shards, stop, tasks })
+}
+
+impl Running {
+    /// Refuses new sockets and says goodbye to the open ones, spread over `over`; returns when all are gone, and
+    /// the requests in flight are answered.
+    pub async fn drain(self, over: Duration) {
+        let Self { gateway, shards, stop, mut tasks } = self;
+        gateway.draining.store(true, Ordering::Relaxed);
+        for shard in &gateway.shards {
+            shard.drain(over);
+        }
+        let ended = tokio::task::spawn_blocking(move || {
+            for shard in shards {
+                // A shard that panicked has said so; its connections are gone.
+                let _ = shard.join();
+            }
+        });
+        let _ = ended.await;
+        stop.send_replace(true);
+        let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_next()).await;
+        tasks.shutdown().await;
+    }
+}
+
+fn shard_settings(settings: &Settings) -> ShardSettings {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    ShardSettings {
+        rules: Rules {
+            keys: settings.keys.clone(),
+            max_markets: settings.max_markets,
+            rate: settings.message_rate,
+        },
+        timing: Timing {
+            heartbeat_interval_ms: ms(settings.heartbeat_interval),
+            heartbeat_timeout_ms: ms(settings.heartbeat_timeout),
+            slow_after_ms: ms(settings.slow_after),
+        },
+        max_message_bytes: settings.max_message_bytes,
+        resume_max: settings.resume_max as u64,
+        flush_interval: settings.flush_interval,
+    }
+}
+
+/// A listener whose connections inherit the send buffer's bound.
+fn listen(address: std::net::SocketAddr, name: &str) -> io::Result<TcpListener> {
+    let listener = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    let listener = listener()
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))?;
+    tracing::info!(listener = name, address = %listener.local_addr()?, "listening");
+    Ok(listener)
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is the end as well.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Tells clients when prices go stale or fresh, and keeps the gauges.
+async fn tick(gateway: Arc<Gateway>) {
+    let mut ticks = tokio::time::interval(TICK);
+    let mut forget_at = tokio::time::Instant::now() + FORGET_EVERY;
+    loop {
+        let now = ticks.tick().await;
+        if let Some((stale, since_ms)) = gateway.health.review() {
+            tracing::warn!(stale, since_ms, "clients are told whether prices are fresh");
+            let message = frame::text(&server::status(stale, Health::REASON, since_ms));
+            for shard in &gateway.shards {
+                shard.announce(stale, &message);
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floats; counts stay far below 2^52")]
+        let gauge = |name, value: usize| metrics::gauge!(name).set(value as f64);
+        gauge(names::CONNECTIONS, gateway.stats.connections.load(Ordering::Relaxed));
+        gauge(names::MARKETS, gateway.markets.len());
+        gauge(names::STALE, usize::from(gateway.health.stale_since().is_some()));
+        if now >= forget_at {
+            forget_at = now + FORGET_EVERY;
+            gateway.forget_old_rates();
+        }
+    }
+}
+
+struct Ready(Arc<Gateway>);
+
+#[async_trait]
+impl Readiness for Ready {
+    async fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.0.draining.load(Ordering::Relaxed) {
+            reasons.push("DRAINING".to_owned());
+        }
+        if self.0.health.stale_since().is_some() || !self.0.health.has_listened() {
+            reasons.push(Health::REASON.to_owned());
+        }
+        reasons
+    }
+}

@@ -1,0 +1,389 @@
+//! What a gateway can be told (contract, section 7).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use axum::http::HeaderValue;
+use ipnet::IpNet;
+use shared::{
+    settings::{FromSetting, Secret, Setting, Settings as Source, Stop},
+    telemetry::LogFormat,
+    token::{Audience, Keyring},
+};
+
+use crate::limits::Rate;
+
+/// Everything a gateway is told at start.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where operators ask.
+    pub ops_listen: SocketAddr,
+    /// The backbone, `None` for the embedded one; may hold a password.
+    pub redis_url: Option<Secret>,
+    /// Verifies, and at the token endpoint signs, tokens for sockets.
+    pub keys: Keyring,
+    /// Embedded only: verifies admin tokens.
+    pub admin_keys: Keyring,
+    /// Embedded only: publish invented markets.
+    pub demo: bool,
+    /// Who may ask for tokens; `None`: everyone.
+    pub token_api_key: Option<Secret>,
+    /// Tokens a minute and user; 0 = no limit.
+    pub token_rate_limit: u32,
+    /// Whether REST reads need a token.
+    pub read_auth: bool,
+    /// Who may read REST answers from other pages.
+    pub cors_origins: Origins,
+    /// Whose pages may open sockets; a client without an Origin always may.
+    pub allowed_origins: Origins,
+    /// Networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Threads that own connections.
+    pub workers: usize,
+    /// Latency traded for fewer writes.
+    pub flush_interval: Duration,
+    /// Latency traded for fewer reads.
+    pub tail_linger: Duration,
+    /// Updates kept per market.
+    pub history_len: usize,
+    /// Updates that a resume replays at most.
+    pub resume_max: usize,
+    /// Between heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Of a client's silence.
+    pub heartbeat_timeout: Duration,
+    /// Of a socket that takes nothing.
+    pub slow_after: Duration,
+    /// Over which a drain closes connections.
+    pub drain: Duration,
+    /// After which prices that cannot be refreshed are called stale.
+    pub stale_after: Duration,
+    /// Of a client's message.
+    pub max_message_bytes: usize,
+    /// Of one connection.
+    pub max_markets: usize,
+    /// Of one user on this pod.
+    pub max_connections_per_user: usize,
+    /// Of this pod.
+    pub max_connections: usize,
+    /// Of a client's messages.
+    pub message_rate: Rate,
+    /// From accept to 101.
+    pub handshake_timeout: Duration,
+    /// Handshakes a second and client address; 0 = no limit.
+    pub handshake_rate_limit: u32,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+/// A list of origins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// `*`.
+    Any,
+    /// Exactly these.
+    Only(Vec<HeaderValue>),
+}
+
+const fn row(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, default, help }
+}
+
+const TABLE: &[Setting] = &[
+    row("LISTEN", "127.0.0.1:8080", "address for clients"),
+    row("OPS_LISTEN", "127.0.0.1:9180", "address of /livez, /readyz and /metrics"),
+    row("REDIS_URL", "", "redis://host:6379; not set = embedded: one process, in memory, admin API included"),
+    row(
+        "JWT_SECRET",
+        "",
+        "signs tokens, 32 bytes or more; several: kid1:secret1,kid2:secret2, the first signs; embedded: random",
+    ),
+    row(
+        "ADMIN_JWT_SECRET",
+        "",
+        "embedded only: signs admin tokens; not set = random, and a token is printed",
+    ),
+    row("DEMO", "false", "embedded only: publish a few invented markets"),
+    row("TOKEN_API_KEY", "", "the bearer key that POST /api/ws/token asks for"),
+    row("ALLOW_OPEN_TOKENS", "false", "let anyone ask for tokens on a listener that is not loopback"),
+    row("TOKEN_RATE_LIMIT", "10", "tokens a minute and user, 0 = no limit"),
+    row("READ_AUTH", "none", "none, or token: REST reads need a token"),
+    row("CORS_ORIGINS", "", "origins whose pages may read REST answers, comma-separated, or *"),
+    row("ALLOWED_ORIGINS", "*", "origins whose pages may open sockets, comma-separated, or *"),
+    row("TRUSTED_PROXIES", "", "networks whose X-Forwarded-For is believed, such as 10.0.0.0/8"),
+    row("WORKERS", "(number of cores)", "threads that own connections"),
+    row("FLUSH_INTERVAL", "0ms", "collect updates this long before writing them to sockets"),
+    row("TAIL_LINGER", "0ms", "collect changes this long before reading them from Redis"),
+    row("HISTORY_LEN", "1000", "updates kept per market"),
+    row("RESUME_MAX", "500", "updates that a resume replays at most"),
+    row("HEARTBEAT_INTERVAL", "15s", "between heartbeats"),
+    row("HEARTBEAT_TIMEOUT", "60s", "silence after which a client is closed"),
+    row("SLOW_AFTER", "30s", "time without taking a byte after which a client is closed"),
+    row("DRAIN_SECONDS", "20", "time over which a drain closes connections"),
+    row("STALE_AFTER", "10s", "time without the backbone after which prices are called stale"),
+    row("MAX_MESSAGE_BYTES", "16384", "longest message of a client"),
+    row("MAX_MARKETS_PER_CONNECTION", "200", "markets one connection may subscribe to"),
+    row("MAX_CONNECTIONS_PER_USER", "10", "open connections of one user, on this pod"),
+    row(
+        "MAX_CONNECTIONS",
+        "100000",
+        "open connections of this pod; never above what the open-file limit allows",
+    ),
+    row("MESSAGE_BURST", "20", "messages a client may send at once"),
+    row("MESSAGE_RATE", "5", "messages a second it may send after that"),
+    row("HANDSHAKE_TIMEOUT", "5s", "time from accept to the end of the handshake"),
+    row("HANDSHAKE_RATE_LIMIT", "20", "handshakes a second and client address, 0 = no limit"),
+    row("LOG_FORMAT", "(text on a terminal, else json)", "text or json"),
+];
+
+const USAGE: &str = "\
+gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS_URL, from memory.
+
+RUST_LOG (environment only) says what is logged, as info or gateway=debug.";
+
+/// Descriptors that are not clients': listeners, Redis, polls, logs, REST requests in flight.
+const RESERVED_FILES: u64 = 256;
+
+impl Settings {
+    /// From the arguments after the program's name, and the environment.
+    ///
+    /// # Errors
+    /// [`Stop`] with the help, or with everything that is wrong.
+    pub fn read(
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Stop> {
+        let mut source = Source::read(USAGE, TABLE, args, env)?;
+        let redis_url: Option<Secret> = source.optional("REDIS_URL");
+        let embedded = redis_url.is_none();
+        let listen: SocketAddr = source.value("LISTEN");
+        let token_api_key: Option<Secret> = source.optional("TOKEN_API_KEY");
+        let allow_open_tokens: bool = source.value("ALLOW_OPEN_TOKENS");
+        if token_api_key.is_none() && !allow_open_tokens && !listen.ip().is_loopback() {
+            source.problem(
+                "LISTEN",
+                "anyone who reaches it could mint tokens: set TOKEN_API_KEY, or ALLOW_OPEN_TOKENS=true",
+            );
+        }
+        let demo: bool = source.value("DEMO");
+        if demo && !embedded {
+            source.problem(
+                "DEMO",
+                "invented prices do not belong into a shared Redis: leave REDIS_URL out, or DEMO",
+            );
+        }
+        let read_auth = match source.value::<ReadAuth>("READ_AUTH") {
+            ReadAuth::None => false,
+            ReadAuth::Token => true,
+        };
+        let keys = keyring(&mut source, "JWT_SECRET", Audience::Ws, embedded);
+        let admin_keys = keyring(&mut source, "ADMIN_JWT_SECRET", Audience::Admin, true);
+        let settings = Self {
+            listen,
+            ops_listen: source.value("OPS_LISTEN"),
+            redis_url,
+            keys,
+            admin_keys,
+            demo,
+            token_api_key,
+            token_rate_limit: source.value("TOKEN_RATE_LIMIT"),
+            read_auth,
+            cors_origins: source.optional("CORS_ORIGINS").unwrap_or(Origins::Only(Vec::new())),
+            allowed_origins: source.value("ALLOWED_ORIGINS"),
+            trusted_proxies: source.value::<Proxies>("TRUSTED_PROXIES").0,
+            workers: source.optional("WORKERS").unwrap_or_else(cores),
+            flush_interval: source.value("FLUSH_INTERVAL"),
+            tail_linger: source.value("TAIL_LINGER"),
+            history_len: at_least_one(&mut source, "HISTORY_LEN"),
+            resume_max: source.value("RESUME_MAX"),
+            heartbeat_interval: source.value("HEARTBEAT_INTERVAL"),
+            heartbeat_timeout: source.value("HEARTBEAT_TIMEOUT"),
+            slow_after: source.value("SLOW_AFTER"),
+            drain: source.value("DRAIN_SECONDS"),
+            stale_after: source.value("STALE_AFTER"),
+            max_message_bytes: at_least_one(&mut source, "MAX_MESSAGE_BYTES"),
+            max_markets: source.value("MAX_MARKETS_PER_CONNECTION"),
+            max_connections_per_user: at_least_one(&mut source, "MAX_CONNECTIONS_PER_USER"),
+            max_connections: at_least_one(&mut source, "MAX_CONNECTIONS"),
+            message_rate: Rate {
+                burst: source.value("MESSAGE_BURST"),
+                per_second: source.value("MESSAGE_RATE"),
+            },
+            handshake_timeout: source.value("HANDSHAKE_TIMEOUT"),
+            handshake_rate_limit: source.value("HANDSHAKE_RATE_LIMIT"),
+            log_format: source.optional("LOG_FORMAT").unwrap_or_else(LogFormat::for_stderr),
+        };
+        if !(1..=256).contains(&settings.workers) {
+            source.problem("WORKERS", "from 1 to 256");
+        }
+        if settings.heartbeat_interval.is_zero() || settings.heartbeat_timeout < settings.heartbeat_interval {
+            source.problem(
+                "HEARTBEAT_TIMEOUT",
+                "must not be shorter than HEARTBEAT_INTERVAL, which must not be 0",
+            );
+        }
+        if settings.message_rate.burst == 0 {
+            source.problem("MESSAGE_BURST", "at least 1");
+        }
+        source.finish()?;
+        Ok(settings)
+    }
+
+    /// `MAX_CONNECTIONS`, or what the process's open-file limit leaves, which is raised as far as it goes.
+    #[must_use]
+    pub fn connections_within_file_limit(&self) -> usize {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let files = match rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+            Ok(()) => limit.maximum,
+            Err(_) => limit.current,
+        };
+        let allowed = files.map_or(usize::MAX, |files| {
+            usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX)
+        });
+        if allowed < self.max_connections {
+            tracing::warn!(
+                max_connections = allowed,
+                wanted = self.max_connections,
+                "the open-file limit allows fewer connections: raise it (ulimit -n)"
+            );
+        }
+        self.max_connections.min(allowed)
+    }
+}
+
+fn keyring(source: &mut Source, name: &'static str, audience: Audience, optional: bool) -> Keyring {
+    match source.optional::<Secret>(name).map(|secret| Keyring::parse(&secret, audience)) {
+        Some(Ok(keys)) => return keys,
+        Some(Err(error)) => source.problem(name, &error.to_string()),
+        None if !optional => {
+            source.problem(name, "required with REDIS_URL; make one with: openssl rand -hex 32");
+        }
+        None => {}
+    }
+    Keyring::random(audience)
+}
+
+fn at_least_one(source: &mut Source, name: &'static str) -> usize {
+    let value = source.value(name);
+    if value == 0 {
+        source.problem(name, "at least 1");
+    }
+    value
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+enum ReadAuth {
+    None,
+    Token,
+}
+
+impl FromSetting for ReadAuth {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "token" => Ok(Self::Token),
+            _ => Err(format!("{text:?} is neither none nor token")),
+        }
+    }
+}
+
+impl FromSetting for Origins {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "*" {
+            return Ok(Self::Any);
+        }
+        let parse = |origin: &str| {
+            let good = origin.contains("://")
+                && !origin.ends_with('/')
+                && origin.bytes().all(|b| b.is_ascii_graphic());
+            let value = if good { HeaderValue::from_str(origin).ok() } else { None };
+            value.ok_or_else(|| {
+                format!(
+                    "{origin:?} is not an origin: write https://example.com, without a slash at the end, or *"
+                )
+            })
+        };
+        text.split(',')
+            .map(str::trim)
+            .filter(|origin| !origin.is_empty())
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self::Only)
+    }
+}
+
+struct Proxies(Vec<IpNet>);
+
+impl FromSetting for Proxies {
+    fn parse(text: &str) -> Result<Self, String> {
+        let parse = |part: &str| {
+            part.parse::<IpNet>()
+                .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
+                .map_err(|_| format!("{part:?} is not a network such as 10.0.0.0/8"))
+        };
+        text.split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(args: &[&str]) -> Result<Settings, Stop> {
+        Settings::read(args.iter().map(|&arg| arg.to_owned()), |_| None)
+    }
+
+    #[test]
+    fn with_nothing_set_it_is_the_whole_system_on_loopback() {
+        let settings = read(&[]).unwrap();
+        assert!(settings.redis_url.is_none() && settings.listen.ip().is_loopback());
+        assert_eq!(
+            (settings.history_len, settings.resume_max, settings.max_message_bytes),
+            (1000, 500, 16_384)
+        );
+        assert_eq!(settings.heartbeat_interval, Duration::from_secs(15));
+        assert_eq!(settings.allowed_origins, Origins::Any);
+        assert_eq!(settings.cors_origins, Origins::Only(Vec::new()));
+    }
+
+    #[test]
+    fn doors_that_would_stand_open_are_refused() {
+        for (args, setting) in [
+            (&["--listen", "0.0.0.0:8080"][..], "LISTEN"),
+            (&["--redis-url", "redis://127.0.0.1"], "JWT_SECRET"),
+            (&["--jwt-secret", "short"], "JWT_SECRET"),
+            (
+                &[
+                    "--redis-url",
+                    "redis://127.0.0.1",
+                    "--demo",
+                    "--jwt-secret",
+                    "0123456789abcdef0123456789abcdef",
+                ],
+                "DEMO",
+            ),
+            (&["--allowed-origins", "example.com"], "ALLOWED_ORIGINS"),
+            (&["--trusted-proxies", "proxy"], "TRUSTED_PROXIES"),
+            (&["--workers", "0"], "WORKERS"),
+        ] {
+            let Err(Stop::Problems(problems)) = read(args) else { panic!("{args:?} must not start") };
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].starts_with(setting), "{problems:?}");
+        }
+        assert!(read(&["--listen", "0.0.0.0:8080", "--token-api-key", "k"]).is_ok());
+        assert!(read(&["--listen", "0.0.0.0:8080", "--allow-open-tokens"]).is_ok());
+    }
+}

@@ -1,0 +1,492 @@
+//! Who wants which market from where: a shard's markets, subscriptions with a cursor each, and what is to be written.
+//!
+//! ```text
+//!   connection ─▶ subscription ─▶ subscription ─▶ …      (a list through the slab: `next`)
+//!        │             ▲                ▲
+//!        └─▶ pending ──┴── those with something to write (a list through the slab: `next_pending`)
+//!   market ─▶ [subscription, subscription, …]            (who to look at when it rings)
+//! ```
+//!
+//! Nothing here allocates on the delivery path, and nothing here writes to a socket: [`Subscriptions::gather`] copies
+//! what a connection is owed into one buffer, and [`Subscriptions::commit`] moves the cursors by what was written of
+//! it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use shared::{MarketId, Position, protocol::server::SnapshotCause};
+use slab::Slab;
+
+use crate::{
+    log::{After, Log},
+    market::{Begin, Market, Markets},
+    session::Subscribed,
+};
+
+/// No link.
+const NONE: u32 = u32::MAX;
+
+/// A shard's share of the markets and everything subscribed there.
+pub struct Subscriptions {
+    shard: usize,
+    registry: Arc<Markets>,
+    markets: Slab<Local>,
+    by_id: HashMap<MarketId, usize>,
+    entries: Slab<Entry>,
+    /// By connection key.
+    heads: Vec<Heads>,
+}
+
+/// A market with somebody in this shard.
+struct Local {
+    market: Arc<Market>,
+    /// The log as of the last look.
+    view: Log,
+    subscribers: Vec<u32>,
+    /// Connections whose request waits for this market.
+    waiters: Vec<usize>,
+}
+
+/// A connection's lists.
+#[derive(Clone, Copy)]
+struct Heads {
+    first: u32,
+    count: u32,
+    pending_first: u32,
+    pending_last: u32,
+}
+
+/// One subscription: 48 bytes, and 4 in its market's list.
+struct Entry {
+    connection: u32,
+    market: u32,
+    cursor: Position,
+    /// The snapshot that comes before anything else.
+    snapshot: Option<SnapshotCause>,
+    pending: bool,
+    next: u32,
+    next_pending: u32,
+    /// Its place in the market's list.
+    place: u32,
+}
+
+/// What a connection is owed, in one buffer, and where the cursors are once it is written.
+#[derive(Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Bytes that go first and belong to no subscription.
+    prefix: usize,
+    parts: Vec<Part>,
+}
+
+/// One frame of a batch.
+struct Part {
+    entry: u32,
+    /// Where it ends in the bytes.
+    end: usize,
+    /// The cursor once it is written.
+    cursor: Position,
+    snapshot: Option<SnapshotCause>,
+}
+
+/// What was written of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Updates and snapshots that are on their way.
+    pub messages: u64,
+    /// Up to where in the bytes the frame reaches that was cut: its rest must be written before anything else.
+    pub cut_end: Option<usize>,
+}
+
+impl Batch {
+    /// Begins anew with these bytes, keeping its room.
+    pub fn begin(&mut self, prefix: &[u8]) {
+        self.bytes.clear();
+        self.parts.clear();
+        self.bytes.extend_from_slice(prefix);
+        self.prefix = prefix.len();
+    }
+
+    /// Frames, ready to write.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Subscriptions {
+    /// Nothing yet, in shard number `shard`.
+    #[must_use]
+    pub fn new(shard: usize, registry: Arc<Markets>) -> Self {
+        Self {
+            shard,
+            registry,
+            markets: Slab::new(),
+            by_id: HashMap::new(),
+            entries: Slab::new(),
+            heads: Vec::new(),
+        }
+    }
+
+    /// Makes room for connection `key`.
+    pub fn add_connection(&mut self, key: usize) {
+        if self.heads.len() <= key {
+            self.heads.resize(key + 1, Heads::EMPTY);
+        }
+        self.heads[key] = Heads::EMPTY;
+    }
+
+    /// The market here, followed from now on.
+    pub fn open(&mut self, id: MarketId) -> Arc<Market> {
+        let index = *self.by_id.entry(id).or_insert_with(|| {
+            let market = self.registry.follow(id);
+            market.watch(self.shard, true);
+            let view = market.empty_view();
+            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: Vec::new() })
+        });
+        Arc::clone(&self.markets[index].market)
+    }
+
+    /// Connection `key` waits for the market, which must be open.
+    pub fn wait(&mut self, key: usize, id: MarketId) {
+        if let Some(&index) = self.by_id.get(&id) {
+            let waiters = &mut self.markets[index].waiters;
+            if !waiters.contains(&key) {
+                waiters.push(key);
+            }
+        }
+    }
+
+    /// Connection `key` no longer waits for the market.
+    pub fn stop_waiting(&mut self, key: usize, id: MarketId) {
+        if let Some(&index) = self.by_id.get(&id) {
+            self.markets[index].waiters.retain(|&waiter| waiter != key);
+            self.close_if_unused(index);
+        }
+    }
+
+    /// Subscribes connection `key`, or moves its subscription, to where `begin` says.
+    pub fn subscribe(&mut self, key: usize, id: MarketId, begin: Begin) {
+        let entry = match self.find(key, id) {
+            Some(entry) => entry,
+            None => self.insert(key, id),
+        };
+        let index = self.entries[entry as usize].market as usize;
+        let Local { market, view, .. } = &mut self.markets[index];
+        market.look(self.shard, view);
+        let subscription = &mut self.entries[entry as usize];
+        subscription.cursor = begin.cursor;
+        subscription.snapshot = begin.snapshot;
+        self.queue_if_behind(entry);
+    }
+
+    /// Where connection `key` is in the market, if it is subscribed.
+    #[must_use]
+    pub fn cursor(&self, key: usize, id: MarketId) -> Option<Position> {
+        self.find(key, id).map(|entry| self.entries[entry as usize].cursor)
+    }
+
+    /// Ends one subscription. Whether there was one.
+    pub fn unsubscribe(&mut self, key: usize, id: MarketId) -> bool {
+        let Some(entry) = self.find(key, id) else { return false };
+        self.unlink_pending(key, entry);
+        let mut link = self.heads[key].first;
+        let after = self.entries[entry as usize].next;
+        if link == entry {
+            self.heads[key].first = after;
+        } else {
+            while self.entries[link as usize].next != entry {
+                link = self.entries[link as usize].next;
+            }
+            self.entries[link as usize].next = after;
+        }
+        self.heads[key].count -= 1;
+        self.remove(entry);
+        true
+    }
+
+    /// Ends all of a connection's subscriptions.
+    pub fn unsubscribe_all(&mut self, key: usize) {
+        let mut link = self.heads[key].first;
+        self.heads[key] = Heads::EMPTY;
+        while link != NONE {
+            let next = self.entries[link as usize].next;
+            self.remove(link);
+            link = next;
+        }
+    }
+
+    /// The markets connection `key` is subscribed to.
+    #[must_use]
+    pub fn of(&self, key: usize) -> OfConnection<'_> {
+        OfConnection { subscriptions: self, key }
+    }
+
+    /// Looks at a market that rang: calls `pending` for each connection that is now owed something, starting at
+    /// another one each time, and answers with the connections whose requests waited for it.
+    pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> Vec<usize> {
+        let Some(&index) = self.by_id.get(&id) else { return Vec::new() };
+        let Local { market, view, subscribers, waiters } = &mut self.markets[index];
+        market.look(self.shard, view);
+        let waiters = std::mem::take(waiters);
+        let subscribers = std::mem::take(subscribers);
+        let turn = usize::try_from(self.markets[index].view.top().seq.get()).unwrap_or(0);
+        let (first, rest) = subscribers.split_at(turn.wrapping_mul(31) % subscribers.len().max(1));
+        for &entry in rest.iter().chain(first) {
+            if self.queue_if_behind(entry) {
+                pending(self.entries[entry as usize].connection as usize);
+            }
+        }
+        self.markets[index].subscribers = subscribers;
+        waiters
+    }
+
+    /// Lets go of a market that turned out to be wanted by nobody here.
+    pub fn close_unused(&mut self, id: MarketId) {
+        if let Some(&index) = self.by_id.get(&id) {
+            self.close_if_unused(index);
+        }
+    }
+
+    /// Whether connection `key` is owed anything.
+    #[must_use]
+    pub fn is_pending(&self, key: usize) -> bool {
+        self.heads[key].pending_first != NONE
+    }
+
+    /// Appends to `batch` what connection `key` is owed, until it holds `max_bytes` or more.
+    pub fn gather(&mut self, key: usize, batch: &mut Batch, max_bytes: usize) {
+        let mut link = self.heads[key].pending_first;
+        while link != NONE && batch.bytes.len() < max_bytes {
+            let Entry { market, mut cursor, mut snapshot, next_pending, .. } = self.entries[link as usize];
+            let Local { market, view, .. } = &mut self.markets[market as usize];
+            while batch.bytes.len() < max_bytes {
+                if let Some(cause) = snapshot.take() {
+                    let frame = market.snapshot(cause, view);
+                    cursor = view.top();
+                    batch.bytes.extend_from_slice(&frame);
+                    batch.parts.push(Part {
+                        entry: link,
+                        end: batch.bytes.len(),
+                        cursor,
+                        snapshot: Some(cause),
+                    });
+                }
+                match view.after(cursor) {
+                    After::CaughtUp | After::Ahead => break,
+                    After::Trimmed => snapshot = Some(SnapshotCause::Conflated),
+                    After::OtherEpoch => snapshot = Some(SnapshotCause::Reset),
+                    After::Updates(frames) => {
+                        for frame in frames {
+                            if batch.bytes.len() >= max_bytes {
+                                break;
+                            }
+                            batch.bytes.extend_from_slice(frame);
+                            cursor = Position { epoch: view.top().epoch, seq: cursor.seq.next() };
+                            batch.parts.push(Part {
+                                entry: link,
+                                end: batch.bytes.len(),
+                                cursor,
+                                snapshot: None,
+                            });
+                        }
+                    }
+                }
+            }
+            link = next_pending;
+        }
+    }
+
+    /// Moves the cursors of connection `key` by what was `written` of the batch.
+    pub fn commit(&mut self, key: usize, batch: &Batch, written: usize) -> Committed {
+        let mut committed = Committed::default();
+        let mut start = batch.prefix;
+        for part in &batch.parts {
+            // A frame is committed as soon as one byte of it is out.
+            if written <= start {
+                break;
+            }
+            start = part.end;
+            let entry = &mut self.entries[part.entry as usize];
+            entry.cursor = part.cursor;
+            entry.snapshot = None;
+            if let Some(cause) = part.snapshot {
+                count_snapshot(cause);
+            }
+            committed.messages += 1;
+            if written < part.end {
+                committed.cut_end = Some(part.end);
+                break;
+            }
+        }
+        self.settle(key);
+        committed
+    }
+
+    /// Takes what is caught up off the pending list, and lets the next one go first.
+    fn settle(&mut self, key: usize) {
+        loop {
+            let first = self.heads[key].pending_first;
+            if first == NONE {
+                return;
+            }
+            self.unlink_pending(key, first);
+            if self.is_behind(first) {
+                self.link_pending(first);
+                return;
+            }
+        }
+    }
+
+    fn find(&self, key: usize, id: MarketId) -> Option<u32> {
+        let market = u32::try_from(*self.by_id.get(&id)?).ok()?;
+        let mut link = self.heads[key].first;
+        while link != NONE {
+            let entry = &self.entries[link as usize];
+            if entry.market == market {
+                return Some(link);
+            }
+            link = entry.next;
+        }
+        None
+    }
+
+    fn insert(&mut self, key: usize, id: MarketId) -> u32 {
+        self.open(id);
+        let market = self.by_id[&id];
+        let subscribers = &mut self.markets[market].subscribers;
+        let heads = &mut self.heads[key];
+        let entry = link(self.entries.insert(Entry {
+            connection: link(key),
+            market: link(market),
+            cursor: Position::ORIGIN,
+            snapshot: None,
+            pending: false,
+            next: heads.first,
+            next_pending: NONE,
+            place: link(subscribers.len()),
+        }));
+        subscribers.push(entry);
+        heads.first = entry;
+        heads.count += 1;
+        entry
+    }
+
+    /// Takes an entry out of its market and out of the slab. Its connection's lists must have let go of it.
+    fn remove(&mut self, entry: u32) {
+        let Entry { market, place, .. } = self.entries.remove(entry as usize);
+        let subscribers = &mut self.markets[market as usize].subscribers;
+        subscribers.swap_remove(place as usize);
+        if let Some(&moved) = subscribers.get(place as usize) {
+            self.entries[moved as usize].place = place;
+        }
+        self.close_if_unused(market as usize);
+    }
+
+    fn close_if_unused(&mut self, index: usize) {
+        let local = &self.markets[index];
+        if local.subscribers.is_empty() && local.waiters.is_empty() {
+            let Local { market, .. } = self.markets.remove(index);
+            market.watch(self.shard, false);
+            self.by_id.remove(&market.id);
+        }
+    }
+
+    fn is_behind(&self, entry: u32) -> bool {
+        let Entry { market, cursor, snapshot, .. } = &self.entries[entry as usize];
+        let view = &self.markets[*market as usize].view;
+        snapshot.is_some() || !matches!(view.after(*cursor), After::CaughtUp | After::Ahead)
+    }
+
+    /// Puts an entry on its connection's pending list if it has something to write. Whether the connection had
+    /// nothing pending before.
+    fn queue_if_behind(&mut self, entry: u32) -> bool {
+        if self.entries[entry as usize].pending || !self.is_behind(entry) {
+            return false;
+        }
+        let key = self.entries[entry as usize].connection as usize;
+        let was_idle = self.heads[key].pending_first == NONE;
+        self.link_pending(entry);
+        was_idle
+    }
+
+    fn link_pending(&mut self, entry: u32) {
+        let subscription = &mut self.entries[entry as usize];
+        subscription.pending = true;
+        subscription.next_pending = NONE;
+        let heads = &mut self.heads[subscription.connection as usize];
+        let last = std::mem::replace(&mut heads.pending_last, entry);
+        if last == NONE {
+            heads.pending_first = entry;
+        } else {
+            self.entries[last as usize].next_pending = entry;
+        }
+    }
+
+    fn unlink_pending(&mut self, key: usize, entry: u32) {
+        if !std::mem::take(&mut self.entries[entry as usize].pending) {
+            return;
+        }
+        let after = std::mem::replace(&mut self.entries[entry as usize].next_pending, NONE);
+        let mut before = NONE;
+        let mut at = self.heads[key].pending_first;
+        while at != entry {
+            before = at;
+            at = self.entries[at as usize].next_pending;
+        }
+        let heads = &mut self.heads[key];
+        if heads.pending_last == entry {
+            heads.pending_last = before;
+        }
+        if before == NONE {
+            heads.pending_first = after;
+        } else {
+            self.entries[before as usize].next_pending = after;
+        }
+    }
+}
+
+impl Heads {
+    const EMPTY: Self = Self { first: NONE, count: 0, pending_first: NONE, pending_last: NONE };
+}
+
+/// One connection's subscriptions.
+pub struct OfConnection<'a> {
+    subscriptions: &'a Subscriptions,
+    key: usize,
+}
+
+impl OfConnection<'_> {
+    /// The markets.
+    pub fn markets(&self) -> impl Iterator<Item = MarketId> {
+        let mut link = self.subscriptions.heads[self.key].first;
+        std::iter::from_fn(move || {
+            let entry = self.subscriptions.entries.get(link as usize)?;
+            link = entry.next;
+            Some(self.subscriptions.markets[entry.market as usize].market.id)
+        })
+    }
+}
+
+impl Subscribed for OfConnection<'_> {
+    fn count(&self) -> usize {
+        self.subscriptions.heads[self.key].count as usize
+    }
+
+    fn contains(&self, market: MarketId) -> bool {
+        self.subscriptions.find(self.key, market).is_some()
+    }
+}
+
+/// Slab keys fit: a pod has far fewer than 2^32 sockets or subscriptions.
+fn link(key: usize) -> u32 {
+    u32::try_from(key).expect("fewer than 2^32 entries")
+}
+
+fn count_snapshot(cause: SnapshotCause) {
+    let cause = match cause {
+        SnapshotCause::Asked => "asked",
+        SnapshotCause::Reset => "reset",
+        SnapshotCause::Conflated => "conflated",
+    };
+    metrics::counter!(crate::metrics::SNAPSHOTS, "cause" => cause).increment(1);
+}

@@ -1,0 +1,167 @@
+//! Follows the logs of the markets that are wanted.
+//!
+//! Three loops: the doorbell marks what changed, one reader reads what is marked, one loader loads what is new here.
+//! At most one read is in flight; what rings meanwhile is the next batch, so that the tail clocks itself. The cursor
+//! is the truth: a lost ring is repaired by the sweep.
+
+mod doorbell;
+mod health;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use shared::backbone::Backbone;
+use tokio::task::JoinSet;
+
+pub use self::health::Health;
+use crate::{market::Markets, metrics as names};
+
+/// Markets in one read.
+const MAX_READ_MARKETS: usize = 256;
+/// Updates of one market in one read; when there are more, the market is read again at once.
+const MAX_READ_UPDATES: usize = 128;
+/// Markets in one load.
+const MAX_LOAD_MARKETS: usize = 64;
+/// How often every followed market is read whether it rang or not.
+const SWEEP_EVERY: Duration = Duration::from_secs(3);
+
+/// How the tail runs.
+#[derive(Clone, Copy, Debug)]
+pub struct TailSettings {
+    /// Updates that a load brings for resumes (`RESUME_MAX`).
+    pub history: usize,
+    /// How long to collect what rings before reading it (`TAIL_LINGER`).
+    pub linger: Duration,
+}
+
+/// Runs the tail until the returned set is dropped.
+#[must_use]
+pub fn start(
+    markets: &Arc<Markets>,
+    backbone: &Arc<dyn Backbone>,
+    health: &Arc<Health>,
+    settings: TailSettings,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(doorbell::run(Arc::clone(markets), backbone.doorbell(), Arc::clone(health)));
+    let (for_reader, for_loader, for_sweeper) =
+        (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
+    tasks.spawn(read_loop(for_reader, Arc::clone(backbone), Arc::clone(health), settings.linger));
+    tasks.spawn(load_loop(for_loader, Arc::clone(backbone), Arc::clone(health), settings.history));
+    tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(SWEEP_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            for_sweeper.sweep(Instant::now());
+        }
+    });
+    tasks
+}
+
+async fn read_loop(
+    markets: Arc<Markets>,
+    backbone: Arc<dyn Backbone>,
+    health: Arc<Health>,
+    linger: Duration,
+) {
+    let mut backoff = Backoff::default();
+    loop {
+        markets.rung.notified().await;
+        if !linger.is_zero() {
+            tokio::time::sleep(linger).await;
+        }
+        loop {
+            let batch = markets.take_rung(MAX_READ_MARKETS);
+            if batch.is_empty() {
+                break;
+            }
+            let started = Instant::now();
+            match backbone.read_tails(&batch, MAX_READ_UPDATES).await {
+                Ok(news) => {
+                    backoff.reset();
+                    health.succeeded(health::Part::Read);
+                    metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
+                    take_news(&markets, &batch, news);
+                }
+                Err(error) => {
+                    health.failed(health::Part::Read, &error);
+                    markets.mark(batch.into_iter().map(|(id, _)| id));
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+}
+
+fn take_news(
+    markets: &Markets,
+    batch: &[(shared::MarketId, shared::Position)],
+    news: Vec<(shared::MarketId, Vec<shared::Update>)>,
+) {
+    let mut quiet: std::collections::HashSet<_> = batch.iter().map(|(id, _)| *id).collect();
+    let mut new = 0;
+    for (id, updates) in news {
+        quiet.remove(&id);
+        new += markets.read(id, &updates);
+        if updates.len() >= MAX_READ_UPDATES {
+            markets.mark([id]);
+        }
+    }
+    for id in quiet {
+        markets.read_nothing(id);
+    }
+    markets.flush();
+    metrics::counter!(names::TAIL_UPDATES).increment(new as u64);
+}
+
+async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {
+    let mut backoff = Backoff::default();
+    loop {
+        markets.load_wanted.notified().await;
+        loop {
+            let (batch, with_history) = markets.take_loads(MAX_LOAD_MARKETS);
+            if batch.is_empty() {
+                break;
+            }
+            match backbone.load(&batch, if with_history { history } else { 0 }).await {
+                Ok(loads) => {
+                    backoff.reset();
+                    health.succeeded(health::Part::Load);
+                    metrics::counter!(names::MARKET_LOADS).increment(loads.len() as u64);
+                    for (&id, loaded) in batch.iter().zip(loads) {
+                        markets.loaded(id, loaded, with_history);
+                    }
+                }
+                Err(error) => {
+                    health.failed(health::Part::Load, &error);
+                    markets.put_back_loads(&batch);
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+}
+
+/// Doubling waits with full jitter, so that pods that lost one Redis do not come back as one.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    async fn wait(&mut self) {
+        let most = Self::FIRST.saturating_mul(1 << self.failures.min(10)).min(Self::LONGEST);
+        self.failures += 1;
+        tokio::time::sleep(most.mul_f64(rand::random_range(0.5..=1.0))).await;
+    }
+
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}

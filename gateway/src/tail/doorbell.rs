@@ -1,0 +1,32 @@
+//! Listens for changes and marks the markets.
+
+use std::sync::Arc;
+
+use shared::backbone::{Doorbell, Ring};
+
+use super::{
+    Backoff,
+    health::{Health, Part},
+};
+use crate::{market::Markets, metrics as names};
+
+pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, health: Arc<Health>) {
+    let mut backoff = Backoff::default();
+    loop {
+        match doorbell.wait().await {
+            Ok(Ring::Markets(ids)) => {
+                metrics::counter!(names::TAIL_RUNG).increment(ids.len() as u64);
+                markets.mark(ids);
+            }
+            Ok(Ring::All) => {
+                backoff.reset();
+                health.succeeded(Part::Doorbell);
+                markets.sweep(std::time::Instant::now());
+            }
+            Err(error) => {
+                health.failed(Part::Doorbell, &error);
+                backoff.wait().await;
+            }
+        }
+    }
+}

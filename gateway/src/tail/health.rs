@@ -1,0 +1,104 @@
+//! Whether this pod can vouch for fresh prices.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use shared::{backbone::BackboneError, time::unix_ms};
+
+/// What of the tail succeeds or fails on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Listening for changes.
+    Doorbell,
+    /// Reading what changed.
+    Read,
+    /// Loading markets that are new here.
+    Load,
+}
+
+/// The tail's state of health. One log line per change, not per retry.
+#[derive(Debug)]
+pub struct Health {
+    stale_after: Duration,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Since when each part fails, Unix milliseconds.
+    failing: [Option<u64>; 3],
+    /// Since when the prices are stale, if they are.
+    stale_since: Option<u64>,
+    /// The doorbell has been connected.
+    has_listened: bool,
+}
+
+impl Health {
+    /// The reason in `status` messages and readiness.
+    pub const REASON: &str = "BACKBONE_UNREACHABLE";
+
+    /// Healthy, until something has failed for `stale_after`.
+    #[must_use]
+    pub fn new(stale_after: Duration) -> Self {
+        Self { stale_after, inner: Mutex::default() }
+    }
+
+    pub(super) fn failed(&self, part: Part, error: &BackboneError) {
+        let mut inner = self.lock();
+        let since = &mut inner.failing[part as usize];
+        if since.is_none() {
+            *since = Some(unix_ms());
+            drop(inner);
+            tracing::warn!(?part, %error, "the backbone does not answer: retrying, clients stay connected");
+        }
+    }
+
+    pub(super) fn succeeded(&self, part: Part) {
+        let mut inner = self.lock();
+        inner.has_listened |= part == Part::Doorbell;
+        let since = inner.failing[part as usize].take();
+        drop(inner);
+        if let Some(since) = since {
+            tracing::info!(?part, after_ms = unix_ms().saturating_sub(since), "the backbone answers again");
+        }
+    }
+
+    /// Whether the tail has ever been connected.
+    #[must_use]
+    pub fn has_listened(&self) -> bool {
+        self.lock().has_listened
+    }
+
+    /// Since when prices are stale, Unix milliseconds.
+    #[must_use]
+    pub fn stale_since(&self) -> Option<u64> {
+        self.lock().stale_since
+    }
+
+    /// Works out anew whether prices are stale; answers what to tell clients when that changed.
+    #[must_use]
+    pub fn review(&self) -> Option<(bool, u64)> {
+        let mut inner = self.lock();
+        let now = unix_ms();
+        let failing_since = inner.failing.iter().flatten().min().copied();
+        let stale = failing_since
+            .is_some_and(|since| u128::from(now.saturating_sub(since)) >= self.stale_after.as_millis());
+        match (stale, inner.stale_since) {
+            (true, None) => {
+                inner.stale_since = failing_since;
+                Some((true, failing_since.unwrap_or(now)))
+            }
+            (false, Some(_)) if failing_since.is_none() => {
+                inner.stale_since = None;
+                Some((false, now))
+            }
+            _ => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

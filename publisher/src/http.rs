@@ -1,0 +1,320 @@
+//! The admin API (contract, section 5): the router, its handlers, and the one table from errors to answers.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{MatchedPath, Query, Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Uri,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        request::Parts,
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use shared::{
+    Epoch, MarketId, Seq,
+    backbone::{Appended, Backbone},
+    http::{json, json_text, refuse},
+    protocol::error::{ErrorBody, ErrorCode},
+    token::{Keyring, Role},
+};
+use tokio::time::timeout;
+
+use crate::{
+    audit::{self, AuditError, AuditQuery, InvalidQuery},
+    auth::{self, authorize},
+    batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
+    metrics,
+    overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
+};
+
+/// What the admin API stands on.
+#[derive(Clone)]
+pub struct Admin {
+    /// Where overrides go.
+    pub backbone: Arc<dyn Backbone>,
+    /// Who is let in; of [`shared::token::Audience::Admin`].
+    pub keys: Keyring,
+}
+
+/// The routes under `/admin`, for a listener that has others too: no fallback, so that it can be merged.
+pub fn router(admin: Admin) -> Router {
+    routes(admin).layer(middleware::from_fn(observe))
+}
+
+/// The routes of a listener that has nothing else: any other path is answered 404 in the contract's shape.
+pub fn service(admin: Admin) -> Router {
+    routes(admin).fallback(not_found).layer(middleware::from_fn(observe))
+}
+
+fn routes(admin: Admin) -> Router {
+    Router::new()
+        .route("/admin/odds/override", post(override_one))
+        .route("/admin/odds/batch", post(override_many))
+        .route("/admin/audit", get(read_audit))
+        .route("/admin/{*rest}", any(not_found))
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Arc::new(admin))
+}
+
+/// How long a request's body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest idempotency key, visible ASCII characters.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+/// The longest request id that is taken over from a client, visible ASCII characters.
+const MAX_REQUEST_ID: usize = 128;
+
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+async fn override_one(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
+    let key = idempotency_key(&parts.headers)?;
+    let body = read_body(&parts, body, MAX_OVERRIDE_BYTES).await?;
+    let text = std::str::from_utf8(&body).map_err(|_| InvalidOverride::NotUtf8);
+    let parsed = text.and_then(Override::parse).inspect_err(|_| metrics::count_override("invalid"))?;
+    let idempotency = key.map(|key| overrides::idempotency(key.to_owned(), &claims.sub, &body));
+    let append = parsed.into_append(&claims.sub, request_id(&parts), idempotency);
+    let mut results = overrides::submit(&*admin.backbone, vec![append]).await;
+    let appended = results.pop().unwrap_or(Err(NotAppended::Unreachable))?;
+    let mut response = json(&Answer::from(&appended));
+    if appended.replayed {
+        response.headers_mut().insert(&IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+async fn override_many(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
+    let idempotency_key = idempotency_key(&parts.headers)?;
+    let format = Format::of(parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
+    let body = read_body(&parts, body, MAX_BATCH_BYTES).await?;
+    let items = batch::split(&body, format)?;
+    let sender = batch::Sender { actor: &claims.sub, request_id: request_id(&parts), idempotency_key };
+    let results = batch::run(&*admin.backbone, sender, items).await;
+    Ok(([(CONTENT_TYPE, format.content_type())], format.write(&results)).into_response())
+}
+
+async fn read_audit(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    authorize(&admin.keys, &headers, Role::Viewer)?;
+    let Query(query) = Query::<AuditQuery>::try_from_uri(&uri).map_err(|_| RequestError::Query)?;
+    let page = audit::page(&*admin.backbone, query.parse()?).await?;
+    Ok(json_text(page))
+}
+
+async fn not_found() -> Problem {
+    Problem::new(ErrorCode::NotFound, "no such path".to_owned())
+}
+
+async fn method_not_allowed() -> Problem {
+    Problem::new(ErrorCode::MethodNotAllowed, "this path has no such method".to_owned())
+}
+
+/// Names the request, and counts its answer.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let named =
+        request.headers().get(&X_REQUEST_ID).filter(|id| is_visible_ascii(id, MAX_REQUEST_ID)).cloned();
+    let id = named.unwrap_or_else(|| {
+        let id = format!("{:032x}", rand::random::<u128>());
+        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+    });
+    // A path of the client's own making must not become a label.
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
+    request.headers_mut().insert(&X_REQUEST_ID, id.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(&X_REQUEST_ID, id);
+    let status = response.status().as_str().to_owned();
+    ::metrics::counter!(metrics::HTTP_REQUESTS, "route" => route, "status" => status).increment(1);
+    response
+}
+
+/// The id that [`observe`] gave the request.
+fn request_id(parts: &Parts) -> &str {
+    parts.headers.get(&X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, RequestError> {
+    let mut keys = headers.get_all(&IDEMPOTENCY_KEY).iter();
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(None),
+        (Some(key), None) if is_visible_ascii(key, MAX_IDEMPOTENCY_KEY) => {
+            key.to_str().map(Some).map_err(|_| RequestError::IdempotencyKey)
+        }
+        _ => Err(RequestError::IdempotencyKey),
+    }
+}
+
+fn is_visible_ascii(value: &HeaderValue, max: usize) -> bool {
+    (1..=max).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// The whole body, of at most `max` bytes. One that says it is longer is not read at all.
+async fn read_body(parts: &Parts, body: Body, max: usize) -> Result<Bytes, RequestError> {
+    let announced =
+        parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > max) {
+        return Err(RequestError::BodyTooLarge { max });
+    }
+    match timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(RequestError::BodyTooLarge { max }),
+        Ok(Err(_)) => Err(RequestError::BodyBroken),
+        Err(_) => Err(RequestError::BodyTooSlow),
+    }
+}
+
+/// What is wrong with a request around its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum RequestError {
+    #[error("the body has at most {max} bytes here")]
+    BodyTooLarge { max: usize },
+    #[error("the body broke off")]
+    BodyBroken,
+    #[error("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())]
+    BodyTooSlow,
+    #[error("Idempotency-Key: one header of 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters")]
+    IdempotencyKey,
+    #[error("the query cannot be read: a parameter stands twice")]
+    Query,
+}
+
+/// `200` to an override: it is in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    market_id: MarketId,
+    epoch: Epoch,
+    seq: Seq,
+    ts: u64,
+    audit_id: String,
+}
+
+impl From<&Appended> for Answer {
+    fn from(appended: &Appended) -> Self {
+        Self {
+            market_id: appended.audit_id.market(),
+            epoch: appended.position.epoch,
+            seq: appended.position.seq,
+            ts: appended.ts,
+            audit_id: appended.audit_id.to_string(),
+        }
+    }
+}
+
+/// Anything but a `200`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    code: ErrorCode,
+    message: String,
+    current_seq: Option<Seq>,
+}
+
+impl Problem {
+    fn new(code: ErrorCode, message: String) -> Self {
+        Self { code, message, current_seq: None }
+    }
+
+    /// What the client reads.
+    pub(crate) fn body(&self) -> ProblemBody<'_> {
+        let error = ErrorBody { code: self.code.as_str(), message: &self.message };
+        ProblemBody { error, current_seq: self.current_seq }
+    }
+}
+
+/// `{"code":"…","message":"…"}`; a `CONFLICT` adds `currentSeq`.
+#[derive(Serialize)]
+pub(crate) struct ProblemBody<'a> {
+    #[serde(flatten)]
+    error: ErrorBody<'a>,
+    #[serde(rename = "currentSeq", skip_serializing_if = "Option::is_none")]
+    current_seq: Option<Seq>,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        refuse(self.code, &self.body())
+    }
+}
+
+/// The table: each error of each operation, and the code it is answered with.
+macro_rules! problems {
+    ($($error:ty: { $($pattern:pat => $code:ident),+ $(,)? })+) => {$(
+        impl From<$error> for Problem {
+            fn from(error: $error) -> Self {
+                use ErrorCode::*;
+
+                let code = match &error { $($pattern => $code),+ };
+                Self::new(code, error.to_string())
+            }
+        }
+    )+};
+}
+
+problems! {
+    auth::Refused: {
+        auth::Refused::Token(_) => Unauthorized,
+        auth::Refused::Role { .. } => Forbidden,
+    }
+    RequestError: {
+        RequestError::BodyTooLarge { .. } => PayloadTooLarge,
+        RequestError::BodyBroken | RequestError::BodyTooSlow | RequestError::IdempotencyKey | RequestError::Query =>
+            BadRequest,
+    }
+    InvalidOverride: {
+        InvalidOverride::TooLarge => PayloadTooLarge,
+        InvalidOverride::Reason | InvalidOverride::Payload(_) => Unprocessable,
+        _ => BadRequest,
+    }
+    InvalidBatch: {
+        InvalidBatch::NotUtf8 | InvalidBatch::Json(_) => BadRequest,
+        InvalidBatch::TooManyItems => PayloadTooLarge,
+    }
+    InvalidQuery: { _ => BadRequest }
+}
+
+impl From<NotAppended> for Problem {
+    fn from(error: NotAppended) -> Self {
+        let code = match error {
+            NotAppended::Conflict { .. } => ErrorCode::Conflict,
+            NotAppended::KeyReused => ErrorCode::Unprocessable,
+            NotAppended::Unreachable | NotAppended::Unknown { .. } | NotAppended::NotSent => {
+                ErrorCode::ServiceUnavailable
+            }
+        };
+        let current_seq =
+            if let NotAppended::Conflict { current } = error { Some(current.seq) } else { None };
+        Self { code, message: error.to_string(), current_seq }
+    }
+}
+
+/// What the backbone says is for the log, not for clients.
+impl From<AuditError> for Problem {
+    fn from(error: AuditError) -> Self {
+        tracing::error!(%error, "audit cannot be read");
+        match error {
+            AuditError::TimedOut | AuditError::Backbone(_) => {
+                Self::new(ErrorCode::ServiceUnavailable, "the audit cannot be read now: retry".to_owned())
+            }
+            AuditError::Malformed(_) => {
+                Self::new(ErrorCode::Internal, "an audit entry cannot be read; the log says which".to_owned())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! The publisher: the way in for overrides. An admin API over the backbone, and a tool that replays recorded feeds.
+//!
+//! The path of one override, top to bottom: [`http`] takes the request, [`auth`] says who asks, [`overrides`] checks
+//! what they ask and appends it; [`audit`] reads back who did what. [`batch`] does the same for many at once.
+
+pub mod audit;
+pub mod auth;
+pub mod batch;
+pub mod http;
+pub mod metrics;
+pub mod ops;
+pub mod overrides;
+pub mod replay;
+pub mod settings;
+
+#[cfg(test)]
+mod stuck;

@@ -1,0 +1,133 @@
+//! `publisher`, `publisher token`, `publisher replay`.
+
+use std::{env, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use publisher::{
+    auth,
+    http::{self, Admin},
+    metrics,
+    ops::Publishing,
+    replay,
+    settings::{Replay, Serve, Token},
+};
+use shared::{
+    backbone::{Backbone, RedisBackbone, Retention},
+    http::{
+        ops,
+        serve::{Limits, serve},
+    },
+    settings::{Secret, Stop},
+    telemetry,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut args = env::args().skip(1).peekable();
+    let command = args.next_if(|arg| arg == "token" || arg == "replay");
+    let done = match command.as_deref() {
+        Some("token") => run_token(args),
+        Some(_) => run_replay(args).await,
+        None => run_server(args).await,
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => match error.downcast_ref::<Stop>() {
+            Some(Stop::Help(help)) => {
+                println!("{help}");
+                ExitCode::SUCCESS
+            }
+            Some(Stop::Problems(_)) => {
+                eprintln!("{error}");
+                ExitCode::from(2)
+            }
+            None => {
+                eprintln!("publisher: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    let settings = Serve::read(args, variable)?;
+    telemetry::init_logs(settings.log_format);
+    let metrics = telemetry::init_metrics().context("metrics")?;
+    metrics::describe();
+    let backbone = connect(&settings.redis_url, settings.retention)?;
+    let api =
+        TcpListener::bind(settings.listen).await.with_context(|| format!("LISTEN {}", settings.listen))?;
+    let operators_listener = TcpListener::bind(settings.ops_listen)
+        .await
+        .with_context(|| format!("OPS_LISTEN {}", settings.ops_listen))?;
+    tracing::info!(listener = "api", address = %api.local_addr()?, "listening");
+    tracing::info!(listener = "ops", address = %operators_listener.local_addr()?, "listening");
+
+    let (drain, mut draining) = watch::channel(false);
+    let stop = stop_signal().context("signals")?;
+    tokio::spawn(async move {
+        stop.await;
+        tracing::info!("draining");
+        drain.send_replace(true);
+    });
+    tokio::spawn(ops::upkeep(metrics.clone()));
+    // The operators' listener outlives the other one, so that a drain can be watched.
+    let (drained, after_drain) = oneshot::channel::<()>();
+    let readiness = Publishing { backbone: Arc::clone(&backbone), draining: draining.clone() };
+    let operators = ops::router(Arc::new(readiness), metrics);
+    let operators = tokio::spawn(serve(operators_listener, operators, Limits::default(), async {
+        _ = after_drain.await;
+    }));
+    let admin = http::service(Admin { backbone, keys: settings.keys });
+    serve(api, admin, Limits::default(), async move { _ = draining.wait_for(|draining| *draining).await })
+        .await;
+    drop(drained);
+    operators.await.context("ops listener")?;
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    let Token { keys, sub, role, ttl } = Token::read(args, variable)?;
+    println!("{}", auth::mint(&keys, &sub, role, ttl));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    let settings = Replay::read(args, variable)?;
+    telemetry::init_logs(settings.log_format);
+    let backbone = connect(&settings.redis_url, settings.retention)?;
+    let stop = stop_signal().context("signals")?;
+    let file = settings.options.file.display();
+    let summary = replay::run(&*backbone, &settings.options, stop).await.with_context(|| file.to_string())?;
+    println!("{summary}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Does not wait for Redis: readiness does.
+fn connect(url: &Secret, retention: Retention) -> anyhow::Result<Arc<dyn Backbone>> {
+    let backbone = RedisBackbone::new(url.expose(), retention)
+        .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
+    Ok(Arc::new(backbone))
+}
+
+/// Ends at the first SIGTERM or SIGINT.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// An environment variable. One that is not UTF-8 counts as not set.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok()
+}

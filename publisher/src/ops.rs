@@ -1,0 +1,61 @@
+//! Whether the publisher can publish: what `GET /readyz` says (contract, section 4).
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use shared::{backbone::Backbone, http::ops::Readiness};
+use tokio::{sync::watch, time::timeout};
+
+/// How long the backbone may take to answer a ping before the publisher is not ready.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The publisher is ready while the backbone answers and nothing drains.
+pub struct Publishing {
+    /// Without it nothing can be published.
+    pub backbone: Arc<dyn Backbone>,
+    /// True from SIGTERM on.
+    pub draining: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Readiness for Publishing {
+    async fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if *self.draining.borrow() {
+            reasons.push("draining".to_owned());
+        }
+        match timeout(PING_TIMEOUT, self.backbone.ping()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => reasons.push(error.to_string()),
+            Err(_) => reasons.push("redis: no answer to a ping".to_owned()),
+        }
+        reasons
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::backbone::{MemoryBackbone, Retention};
+
+    use super::*;
+    use crate::stuck::{Stuck, Way};
+
+    async fn reasons(backbone: impl Backbone, draining: bool) -> Vec<String> {
+        Publishing { backbone: Arc::new(backbone), draining: watch::channel(draining).1 }.reasons().await
+    }
+
+    #[tokio::test]
+    async fn ready_while_the_backbone_answers_and_nothing_drains() {
+        assert!(reasons(MemoryBackbone::new(Retention::default()), false).await.is_empty());
+        assert_eq!(reasons(MemoryBackbone::new(Retention::default()), true).await, ["draining"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_ready_when_the_backbone_is_silent_or_refuses() {
+        let started = tokio::time::Instant::now();
+        assert_eq!(reasons(Stuck(Way::Silent), false).await, ["redis: no answer to a ping"]);
+        assert_eq!(started.elapsed(), PING_TIMEOUT);
+        let both = reasons(Stuck(Way::Refuses), true).await;
+        assert!(both.len() == 2 && both[1].starts_with("redis: "), "{both:?}");
+    }
+}

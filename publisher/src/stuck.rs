@@ -1,0 +1,81 @@
+//! A backbone that fails, for tests.
+
+use std::io;
+
+use async_trait::async_trait;
+use shared::{
+    MarketId, Position, Seq, Update,
+    backbone::{
+        Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded,
+        LogPage,
+    },
+};
+
+/// How every call fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Never answers.
+    Silent,
+    /// Nobody listens there.
+    Refuses,
+    /// The connection is lost.
+    BreaksOff,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stuck(pub(crate) Way);
+
+impl Stuck {
+    async fn fail<T>(self) -> Result<T, BackboneError> {
+        let kind = match self.0 {
+            Way::Silent => std::future::pending().await,
+            Way::Refuses => io::ErrorKind::ConnectionRefused,
+            Way::BreaksOff => io::ErrorKind::BrokenPipe,
+        };
+        Err(BackboneError::Redis(io::Error::from(kind).into()))
+    }
+}
+
+#[async_trait]
+impl Backbone for Stuck {
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
+        let mut answers = Vec::new();
+        for _ in appends {
+            answers.push(self.fail().await.map_err(AppendError::from));
+        }
+        answers
+    }
+
+    async fn read_after(&self, _: MarketId, _: Seq, _: usize) -> Result<LogPage, BackboneError> {
+        self.fail().await
+    }
+
+    async fn load(&self, _: &[MarketId], _: usize) -> Result<Vec<Loaded>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn read_tails(
+        &self,
+        _: &[(MarketId, Position)],
+        _: usize,
+    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn audit(
+        &self,
+        _: MarketId,
+        _: Option<AuditId>,
+        _: usize,
+    ) -> Result<Vec<AuditEntry>, BackboneError> {
+        self.fail().await
+    }
+
+    fn doorbell(&self) -> Box<dyn Doorbell> {
+        unimplemented!("the publisher listens to no doorbell")
+    }
+
+    async fn ping(&self) -> Result<(), BackboneError> {
+        self.fail().await
+    }
+}

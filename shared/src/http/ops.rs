@@ -1,0 +1,67 @@
+//! What operators ask, on a listener of its own (contract, section 4): `GET /livez`, `/readyz` and `/metrics`.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+
+use super::refusal;
+use crate::protocol::error::ErrorCode;
+
+/// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Whether a service can do its work now.
+#[async_trait]
+pub trait Readiness: Send + Sync + 'static {
+    /// Why it cannot; empty when it can. Answers within about a second.
+    async fn reasons(&self) -> Vec<String>;
+}
+
+#[derive(Clone)]
+struct Ops {
+    readiness: Arc<dyn Readiness>,
+    metrics: PrometheusHandle,
+}
+
+/// The three routes. Liveness depends on nothing but the process.
+pub fn router(readiness: Arc<dyn Readiness>, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/livez", get(async || Json(json!({ "live": true }))))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(render_metrics))
+        .fallback(async || refusal(ErrorCode::NotFound, "no such path: /livez, /readyz or /metrics"))
+        .method_not_allowed_fallback(async || refusal(ErrorCode::MethodNotAllowed, "only GET"))
+        .with_state(Ops { readiness, metrics })
+}
+
+/// Keeps the recorder's memory bounded for as long as the process lives.
+pub async fn upkeep(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn readyz(State(ops): State<Ops>) -> Response {
+    let reasons = ops.readiness.reasons().await;
+    if reasons.is_empty() {
+        Json(json!({ "ready": true })).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "reasons": reasons }))).into_response()
+    }
+}
+
+/// Prometheus text format 0.0.4.
+async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], ops.metrics.render())
+}
