@@ -63,6 +63,7 @@ impl Gateway {
     #[must_use]
     pub fn new(
         settings: &Settings,
+        max_connections: usize,
         backbone: Arc<dyn Backbone>,
         markets: Arc<Markets>,
         (shards, stats): (Vec<Arc<ShardHandle>>, Arc<Stats>),
@@ -75,7 +76,7 @@ impl Gateway {
             markets,
             shards,
             stats,
-            places: Places::new(settings.connections_within_file_limit(), settings.max_connections_per_user),
+            places: Places::new(max_connections, settings.max_connections_per_user),
             health,
             draining: AtomicBool::new(false),
             keys: settings.keys.clone(),

@@ -18,7 +18,7 @@ use shared::{
 
 fn main() -> ExitCode {
     match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
-        Ok(settings) => match run(settings) {
+        Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("{error:#}");
@@ -36,8 +36,15 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn run(settings: Settings) -> anyhow::Result<()> {
+fn run_to_end(settings: &Settings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new().context("threads")?;
+    let ended = runtime.block_on(run(settings));
+    // What a second signal left behind is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     let signals = Signals::listen().context("signals")?;
@@ -45,19 +52,19 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let (demo, admin_keys, embedded) =
         (settings.demo, settings.admin_keys.clone(), settings.redis_url.is_none());
     let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis_url {
-        None => standalone::embed(&settings),
+        None => standalone::embed(settings),
         Some(url) => {
             let retention = Retention { history_len: settings.history_len, ..Retention::default() };
             (Arc::new(RedisBackbone::new(url.expose(), retention).context("REDIS_URL")?), Router::new())
         }
     };
     let running = server::start(settings, Arc::clone(&backbone), admin, metrics)?;
-    if embedded {
-        standalone::introduce(&admin_keys);
+    if settings.redis_url.is_none() {
+        standalone::introduce(&settings.admin_keys);
     }
-    if demo {
+    if settings.demo {
         tokio::spawn(standalone::demo(backbone));
     }
-    drain::run(running, signals, over).await;
+    drain::run(running, signals, settings.drain).await;
     Ok(())
 }

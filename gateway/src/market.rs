@@ -87,6 +87,8 @@ struct Inner {
     /// Reads of this market begun, and the last of them that ended.
     reads_begun: u64,
     reads_ended: u64,
+    /// Somebody waits for a read to end, whatever it brings.
+    read_awaited: bool,
     /// When the registry was found to be the only holder.
     unheld_since: Option<Instant>,
 }
@@ -225,6 +227,7 @@ impl Markets {
                 if inner.reads_ended >= ticket {
                     return at_top(Some(SnapshotCause::Reset));
                 }
+                inner.read_awaited = true;
                 self.mark([market.id]);
                 None
             }
@@ -338,11 +341,12 @@ impl Markets {
         self.flush();
     }
 
-    /// Takes what a read of `id` brought. Says how many updates were new.
+    /// Takes what a read of `id` brought, be it nothing. Says how many updates were new.
     pub fn read(&self, id: MarketId, updates: &[Update]) -> usize {
         let Some(market) = self.get(id) else { return 0 };
         let mut inner = market.lock();
         inner.reads_ended = inner.reads_begun;
+        let awaited = std::mem::take(&mut inner.read_awaited);
         let mut new = 0;
         for update in updates {
             let top = inner.log.top();
@@ -359,17 +363,10 @@ impl Markets {
             new += 1;
         }
         drop(inner);
-        self.ring(&market);
+        if new > 0 || awaited {
+            self.ring(&market);
+        }
         new
-    }
-
-    /// A read of markets of which nothing new came.
-    pub fn read_nothing(&self, id: MarketId) {
-        let Some(market) = self.get(id) else { return };
-        let mut inner = market.lock();
-        inner.reads_ended = inner.reads_begun;
-        drop(inner);
-        self.ring(&market);
     }
 
     /// Tells the watchers that a batch is complete.
@@ -428,6 +425,7 @@ impl Market {
                 load: None,
                 reads_begun: 0,
                 reads_ended: 0,
+                read_awaited: false,
                 unheld_since: None,
             }),
             bells: (0..watcher_count).map(|_| Bell::default()).collect(),
@@ -567,7 +565,7 @@ mod tests {
         let _ = markets.take_rung(9);
         let mut wanted = resume(Some(7), 6);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-        markets.read_nothing(id());
+        markets.read(id(), &[]);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
         assert_eq!(markets.take_rung(9), [(id(), Position::new(7, 5))]);
         markets.read(id(), &[update(7, 6)]);
@@ -575,7 +573,7 @@ mod tests {
         let mut wanted = resume(Some(7), 9);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
         let _ = markets.take_rung(9);
-        markets.read_nothing(id());
+        markets.read(id(), &[]);
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
     }
 

@@ -35,8 +35,6 @@ use crate::{
 
 /// Encoded frames kept per market, bytes, whatever `HISTORY_LEN` says: about 1000 updates of 4 KiB.
 const MARKET_BYTES: usize = 4 * 1024 * 1024;
-/// HTTP connections at once, handshakes in flight included; further ones wait in the kernel's queue.
-const HTTP_CONNECTIONS: usize = 4096;
 /// The kernel's queue of connections to accept.
 const BACKLOG: i32 = 4096;
 /// A client's send buffer in the kernel, bytes: what a stalled phone may cost there, and how far it may fall behind
@@ -65,16 +63,17 @@ pub struct Running {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn start(
-    settings: Settings,
+    settings: &Settings,
     backbone: Arc<dyn Backbone>,
     more: Router,
     metrics: PrometheusHandle,
 ) -> io::Result<Running> {
     names::describe();
+    let files = settings.file_budget();
     let bound = Bound { updates: settings.history_len.max(settings.resume_max), bytes: MARKET_BYTES };
     let markets = Markets::new(bound, settings.workers);
     let stats = Arc::new(Stats::default());
-    let shard_settings = Arc::new(shard_settings(&settings));
+    let shard_settings = Arc::new(shard_settings(settings));
     let (mut handles, mut shards) = (Vec::new(), Vec::new());
     for index in 0..settings.workers {
         let (handle, thread) =
@@ -86,14 +85,14 @@ pub fn start(
     let health = Arc::new(Health::new(settings.stale_after));
     let tail_settings = TailSettings { history: settings.resume_max, linger: settings.tail_linger };
     let mut tasks = tail::start(&markets, &backbone, &health, tail_settings);
-    let gateway = Gateway::new(&settings, backbone, markets, (handles, stats), health);
+    let gateway = Gateway::new(settings, files.sockets, backbone, markets, (handles, stats), health);
 
     let (stop, stopped) = watch::channel(false);
     let api = listen(settings.listen, "api")?;
     let ops = listen(settings.ops_listen, "ops")?;
     let limits = Limits {
         header_timeout: settings.handshake_timeout,
-        connections: HTTP_CONNECTIONS,
+        connections: files.http,
         drain: Duration::from_secs(1),
     };
     let clients = router(Arc::clone(&gateway), &settings.cors_origins, more);

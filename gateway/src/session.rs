@@ -1,8 +1,5 @@
 //! What a client's messages mean: pure, `(message, now) → action`. Knows nothing of sockets or of markets' logs.
 
-#[cfg(test)]
-use std::collections::HashSet;
-
 use shared::{
     MarketId,
     protocol::{
@@ -232,17 +229,6 @@ impl Scope {
     }
 }
 
-#[cfg(test)]
-impl Subscribed for HashSet<MarketId> {
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn contains(&self, market: MarketId) -> bool {
-        HashSet::contains(self, &market)
-    }
-}
-
 fn refuse(id: Option<&MessageId>, refusal: Refusal, message: &str) -> Action {
     metrics::counter!(crate::metrics::REFUSED, "code" => refusal.as_str()).increment(1);
     Action::Send(server::error(id, refusal, message))
@@ -250,10 +236,22 @@ fn refuse(id: Option<&MessageId>, refusal: Refusal, message: &str) -> Action {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
     use shared::token::Audience;
 
     use super::*;
+
+    impl Subscribed for HashSet<MarketId> {
+        fn count(&self) -> usize {
+            self.len()
+        }
+
+        fn contains(&self, market: MarketId) -> bool {
+            HashSet::contains(self, &market)
+        }
+    }
 
     fn rules() -> Rules {
         Rules { keys: Keyring::random(Audience::Ws), max_markets: 3, rate: Rate { burst: 20, per_second: 5 } }

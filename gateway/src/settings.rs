@@ -145,9 +145,6 @@ gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS
 
 RUST_LOG (environment only) says what is logged, as info or gateway=debug.";
 
-/// Descriptors that are not clients': listeners, Redis, polls, logs, REST requests in flight.
-const RESERVED_FILES: u64 = 256;
-
 impl Settings {
     /// From the arguments after the program's name, and the environment.
     ///
@@ -233,26 +230,47 @@ impl Settings {
         Ok(settings)
     }
 
-    /// `MAX_CONNECTIONS`, or what the process's open-file limit leaves, which is raised as far as it goes.
+    /// How many sockets and how many HTTP connections this process may have open: the settings, within its open-file
+    /// limit, which is raised as far as it goes.
     #[must_use]
-    pub fn connections_within_file_limit(&self) -> usize {
+    pub fn file_budget(&self) -> FileBudget {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
         let files = match rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
             Ok(()) => limit.maximum,
             Err(_) => limit.current,
         };
-        let allowed = files.map_or(usize::MAX, |files| {
-            usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX)
-        });
-        if allowed < self.max_connections {
+        let budget = FileBudget::of(files, self.max_connections);
+        if budget.sockets < self.max_connections {
+            let (allowed, wanted) = (budget.sockets, self.max_connections);
             tracing::warn!(
-                max_connections = allowed,
-                wanted = self.max_connections,
-                "the open-file limit allows fewer connections: raise it (ulimit -n)"
+                allowed,
+                wanted,
+                "MAX_CONNECTIONS is lowered: raise the open-file limit (ulimit -n)"
             );
         }
-        self.max_connections.min(allowed)
+        budget
+    }
+}
+
+/// How open files are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileBudget {
+    /// Clients' sockets.
+    pub sockets: usize,
+    /// HTTP connections, handshakes in flight included.
+    pub http: usize,
+}
+
+impl FileBudget {
+    /// Files that are neither: listeners, Redis, polls, logs.
+    const OTHERS: usize = 64;
+    const MAX_HTTP: usize = 4096;
+
+    fn of(files: Option<u64>, max_connections: usize) -> Self {
+        let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+        let http = (files / 5).saturating_sub(Self::OTHERS).clamp(1, Self::MAX_HTTP);
+        Self { sockets: files.saturating_sub(http + Self::OTHERS).clamp(1, max_connections), http }
     }
 }
 
@@ -357,6 +375,16 @@ mod tests {
         assert_eq!(settings.heartbeat_interval, Duration::from_secs(15));
         assert_eq!(settings.allowed_origins, Origins::Any);
         assert_eq!(settings.cors_origins, Origins::Only(Vec::new()));
+    }
+
+    #[test]
+    fn the_open_file_limit_is_shared_out() {
+        let budget = |files, max| FileBudget::of(files, max);
+        assert_eq!(budget(None, 100_000), FileBudget { sockets: 100_000, http: 4096 });
+        assert_eq!(budget(Some(20_000), 100_000), FileBudget { sockets: 16_000, http: 3936 });
+        assert_eq!(budget(Some(1024), 100_000), FileBudget { sockets: 820, http: 140 });
+        assert_eq!(budget(Some(1024), 10), FileBudget { sockets: 10, http: 140 });
+        assert_eq!(budget(Some(0), 10), FileBudget { sockets: 1, http: 1 });
     }
 
     #[test]

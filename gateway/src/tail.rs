@@ -8,11 +8,12 @@ mod doorbell;
 mod health;
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use shared::backbone::Backbone;
+use shared::{MarketId, Position, Update, backbone::Backbone, time::unix_ms};
 use tokio::task::JoinSet;
 
 pub use self::health::Health;
@@ -78,7 +79,7 @@ async fn read_loop(
             if batch.is_empty() {
                 break;
             }
-            let started = Instant::now();
+            let (started, started_ms) = (Instant::now(), unix_ms());
             match backbone.read_tails(&batch, MAX_READ_UPDATES).await {
                 Ok(news) => {
                     backoff.reset();
@@ -87,7 +88,7 @@ async fn read_loop(
                     take_news(&markets, &batch, news);
                 }
                 Err(error) => {
-                    health.failed(health::Part::Read, &error);
+                    health.failed(health::Part::Read, started_ms, &error);
                     markets.mark(batch.into_iter().map(|(id, _)| id));
                     backoff.wait().await;
                 }
@@ -96,12 +97,8 @@ async fn read_loop(
     }
 }
 
-fn take_news(
-    markets: &Markets,
-    batch: &[(shared::MarketId, shared::Position)],
-    news: Vec<(shared::MarketId, Vec<shared::Update>)>,
-) {
-    let mut quiet: std::collections::HashSet<_> = batch.iter().map(|(id, _)| *id).collect();
+fn take_news(markets: &Markets, batch: &[(MarketId, Position)], news: Vec<(MarketId, Vec<Update>)>) {
+    let mut quiet: HashSet<MarketId> = batch.iter().map(|(id, _)| *id).collect();
     let mut new = 0;
     for (id, updates) in news {
         quiet.remove(&id);
@@ -111,7 +108,7 @@ fn take_news(
         }
     }
     for id in quiet {
-        markets.read_nothing(id);
+        markets.read(id, &[]);
     }
     markets.flush();
     metrics::counter!(names::TAIL_UPDATES).increment(new as u64);
@@ -126,6 +123,7 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
             if batch.is_empty() {
                 break;
             }
+            let started_ms = unix_ms();
             match backbone.load(&batch, if with_history { history } else { 0 }).await {
                 Ok(loads) => {
                     backoff.reset();
@@ -136,7 +134,7 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
                     }
                 }
                 Err(error) => {
-                    health.failed(health::Part::Load, &error);
+                    health.failed(health::Part::Load, started_ms, &error);
                     markets.put_back_loads(&batch);
                     backoff.wait().await;
                 }

@@ -60,6 +60,8 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
     let backbone = connect(&settings.redis_url, settings.retention)?;
+    // Before anybody can know that this runs: a signal that comes first would end it on the spot.
+    let stop = stop_signal().context("signals")?;
     let api =
         TcpListener::bind(settings.listen).await.with_context(|| format!("LISTEN {}", settings.listen))?;
     let operators_listener = TcpListener::bind(settings.ops_listen)
@@ -69,7 +71,6 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     tracing::info!(listener = "ops", address = %operators_listener.local_addr()?, "listening");
 
     let (drain, mut draining) = watch::channel(false);
-    let stop = stop_signal().context("signals")?;
     tokio::spawn(async move {
         stop.await;
         tracing::info!("draining");

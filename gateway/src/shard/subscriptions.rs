@@ -55,7 +55,7 @@ struct Heads {
     pending_last: u32,
 }
 
-/// One subscription: 48 bytes, and 4 in its market's list.
+/// One subscription: 40 bytes, and 4 in its market's list.
 struct Entry {
     connection: u32,
     market: u32,
@@ -489,4 +489,275 @@ fn count_snapshot(cause: SnapshotCause) {
         SnapshotCause::Conflated => "conflated",
     };
     metrics::counter!(crate::metrics::SNAPSHOTS, "cause" => cause).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::{MarketState, Payload, Update, backbone::Loaded, protocol::client::Offset};
+
+    use super::*;
+    use crate::{
+        frame,
+        log::Bound,
+        market::{Start, Wanted},
+    };
+
+    const BOUND: Bound = Bound { updates: 6, bytes: 100_000 };
+    const CLIENTS: usize = 3;
+    const MARKETS: u64 = 3;
+
+    /// What the world does.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Publish {
+            market: u64,
+            count: u64,
+        },
+        NewEpoch {
+            market: u64,
+        },
+        Look {
+            market: u64,
+        },
+        Subscribe {
+            client: usize,
+            market: u64,
+            snapshot: bool,
+        },
+        /// Resume from where the client is.
+        Resume {
+            client: usize,
+            market: u64,
+        },
+        Unsubscribe {
+            client: usize,
+            market: u64,
+        },
+        /// The socket takes this many bytes.
+        Write {
+            client: usize,
+            room: usize,
+        },
+        Leave {
+            client: usize,
+        },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let (client, market) = (0..CLIENTS, 1..=MARKETS);
+        let step = prop_oneof![
+            4 => (market.clone(), 1u64..5).prop_map(|(market, count)| Step::Publish { market, count }),
+            1 => market.clone().prop_map(|market| Step::NewEpoch { market }),
+            4 => market.clone().prop_map(|market| Step::Look { market }),
+            2 => (client.clone(), market.clone(), any::<bool>()).prop_map(|(client, market, snapshot)| Step::Subscribe { client, market, snapshot }),
+            1 => (client.clone(), market.clone()).prop_map(|(client, market)| Step::Resume { client, market }),
+            1 => (client.clone(), market).prop_map(|(client, market)| Step::Unsubscribe { client, market }),
+            5 => (client.clone(), 0usize..600).prop_map(|(client, room)| Step::Write { client, room }),
+            1 => client.prop_map(|client| Step::Leave { client }),
+        ];
+        proptest::collection::vec(step, 1..80)
+    }
+
+    /// A client: what it was told, byte by byte, and what it makes of it by the contract's rule 1.
+    #[derive(Default)]
+    struct Client {
+        cut: Vec<u8>,
+        received: Vec<u8>,
+        at: HashMap<u64, Position>,
+    }
+
+    impl Client {
+        /// Takes whole frames off what was received.
+        fn digest(&mut self) {
+            while self.received.len() >= 4 {
+                let (header, length) = match self.received[1] {
+                    126 => (4, usize::from(u16::from_be_bytes([self.received[2], self.received[3]]))),
+                    short => (2, usize::from(short)),
+                };
+                if self.received.len() < header + length {
+                    return;
+                }
+                let frame: Vec<u8> = self.received.drain(..header + length).collect();
+                let message: serde_json::Value =
+                    serde_json::from_slice(&frame[header..]).expect("whole frames");
+                let number = |name: &str| message[name].as_u64();
+                let (market, seq) = (number("marketId").unwrap(), number("seq").unwrap());
+                let at =
+                    self.at.get_mut(&market).expect("nothing comes from a market that is not subscribed");
+                match message["type"].as_str() {
+                    Some("snapshot") => *at = Position::new(number("epoch").unwrap(), seq),
+                    _ => {
+                        assert_eq!(seq, at.seq.get() + 1, "a hole or a duplicate in {market}");
+                        // The price says which epoch it was published in.
+                        let epoch = message["payload"]["l"]["epoch"].as_u64().unwrap();
+                        assert!(
+                            at.epoch.get() == epoch || *at == Position::ORIGIN,
+                            "another epoch without a reset"
+                        );
+                        *at = Position::new(epoch, seq);
+                    }
+                }
+            }
+        }
+    }
+
+    struct World {
+        registry: Arc<Markets>,
+        subscriptions: Subscriptions,
+        tops: HashMap<u64, Position>,
+        clients: Vec<Client>,
+    }
+
+    fn id(market: u64) -> MarketId {
+        MarketId::new(market).unwrap()
+    }
+
+    fn update(position: Position) -> Update {
+        let payload = format!(r#"{{"l":{{"epoch":{},"p":1.50}}}}"#, position.epoch);
+        Update { position, ts: 1, payload: payload.into() }
+    }
+
+    impl World {
+        fn new() -> Self {
+            let registry = Markets::new(BOUND, 1);
+            let mut subscriptions = Subscriptions::new(0, Arc::clone(&registry));
+            for client in 0..CLIENTS {
+                subscriptions.add_connection(client);
+            }
+            for market in 1..=MARKETS {
+                let _ = registry.follow(id(market));
+                registry.loaded(id(market), Loaded::default(), true);
+            }
+            let clients = (0..CLIENTS).map(|_| Client::default()).collect();
+            Self { registry, subscriptions, tops: HashMap::new(), clients }
+        }
+
+        fn publish(&mut self, market: u64) {
+            let top = self.tops.entry(market).or_insert(Position::new(100, 0));
+            *top = Position { seq: top.seq.next(), ..*top };
+            assert_eq!(self.registry.read(id(market), &[update(*top)]), 1);
+        }
+
+        fn new_epoch(&mut self, market: u64) {
+            let top = self.tops.entry(market).or_insert(Position::new(100, 0));
+            *top = Position::new(top.epoch.get() + 1, top.seq.get() + 3);
+            let first = update(*top);
+            self.registry.read(id(market), std::slice::from_ref(&first));
+            let mut state = MarketState::default();
+            state.apply(first.position, 1, &Payload::parse(&first.payload).unwrap());
+            self.registry.loaded(id(market), Loaded { state, updates: vec![first] }, true);
+        }
+
+        fn begin(&mut self, client: usize, market: u64, start: Start) {
+            let held = self.subscriptions.open(id(market));
+            let Some(begin) = self.registry.begin(&held, &mut Wanted::new(id(market), start), 4) else {
+                return self.subscriptions.close_unused(id(market));
+            };
+            self.flush(client);
+            self.subscriptions.subscribe(client, id(market), begin);
+            self.clients[client].at.insert(market, begin.cursor);
+        }
+
+        /// The rest of a cut frame goes out before an ack does.
+        fn flush(&mut self, client: usize) {
+            let client = &mut self.clients[client];
+            let cut = std::mem::take(&mut client.cut);
+            client.received.extend(cut);
+            client.digest();
+        }
+
+        fn write(&mut self, client: usize, room: usize) {
+            let mut batch = Batch::default();
+            batch.begin(&self.clients[client].cut);
+            self.subscriptions.gather(client, &mut batch, 500);
+            let written = room.min(batch.bytes().len());
+            let committed = self.subscriptions.commit(client, &batch, written);
+            let to = &mut self.clients[client];
+            to.received.extend_from_slice(&batch.bytes()[..written]);
+            let rest_of_cut = to.cut.split_off(written.min(to.cut.len()));
+            to.cut = rest_of_cut;
+            if let Some(end) = committed.cut_end {
+                to.cut.extend_from_slice(&batch.bytes()[written..end]);
+            }
+            to.digest();
+        }
+
+        fn step(&mut self, step: &Step) {
+            match *step {
+                Step::Publish { market, count } => (0..count).for_each(|_| self.publish(market)),
+                Step::NewEpoch { market } => self.new_epoch(market),
+                Step::Look { market } => {
+                    self.subscriptions.look(id(market), |_| {});
+                }
+                Step::Subscribe { client, market, snapshot } => {
+                    self.begin(client, market, if snapshot { Start::Snapshot } else { Start::Live });
+                }
+                Step::Resume { client, market } => {
+                    if let Some(at) = self.clients[client].at.get(&market).copied() {
+                        let epoch = (at != Position::ORIGIN).then_some(at.epoch);
+                        self.begin(client, market, Start::After(Offset { epoch, seq: at.seq }));
+                    }
+                }
+                Step::Unsubscribe { client, market } => {
+                    self.flush(client);
+                    self.subscriptions.unsubscribe(client, id(market));
+                    self.clients[client].at.remove(&market);
+                }
+                Step::Write { client, room } => self.write(client, room),
+                Step::Leave { client } => {
+                    self.subscriptions.unsubscribe_all(client);
+                    self.clients[client] = Client::default();
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Whatever happens in whatever order, each client sees each market without hole or duplicate, and in the
+        /// end has everything; and when all have left, nothing is held.
+        #[test]
+        fn every_client_sees_every_market_whole(steps in steps()) {
+            let mut world = World::new();
+            for step in &steps {
+                world.step(step);
+            }
+            for market in 1..=MARKETS {
+                world.subscriptions.look(id(market), |_| {});
+            }
+            for client in 0..CLIENTS {
+                while world.subscriptions.is_pending(client) || !world.clients[client].cut.is_empty() {
+                    world.write(client, 10_000);
+                }
+                for (market, at) in &world.clients[client].at {
+                    let top = world.tops.get(market).copied().unwrap_or(Position::ORIGIN);
+                    prop_assert_eq!(at.seq, top.seq, "client {} in {}", client, market);
+                }
+                world.subscriptions.unsubscribe_all(client);
+            }
+            prop_assert!(world.subscriptions.markets.is_empty() && world.subscriptions.entries.is_empty());
+            prop_assert_eq!(world.registry.watched(), 0);
+        }
+    }
+
+    #[test]
+    fn a_subscription_costs_what_its_picture_says() {
+        assert_eq!(std::mem::size_of::<Entry>(), 40);
+    }
+
+    #[test]
+    fn a_frame_is_written_as_it_was_encoded() {
+        let mut world = World::new();
+        world.begin(0, 1, Start::Live);
+        world.publish(1);
+        world.subscriptions.look(id(1), |_| {});
+        let mut batch = Batch::default();
+        batch.begin(&[]);
+        world.subscriptions.gather(0, &mut batch, 500);
+        let expected =
+            frame::text(&shared::protocol::server::odds_update(id(1), &update(Position::new(100, 1))));
+        assert_eq!(batch.bytes(), &*expected);
+    }
 }

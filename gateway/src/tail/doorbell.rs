@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use shared::backbone::{Doorbell, Ring};
+use shared::{
+    backbone::{Doorbell, Ring},
+    time::unix_ms,
+};
 
 use super::{
     Backoff,
@@ -24,7 +27,7 @@ pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, 
                 markets.sweep(std::time::Instant::now());
             }
             Err(error) => {
-                health.failed(Part::Doorbell, &error);
+                health.failed(Part::Doorbell, unix_ms(), &error);
                 backoff.wait().await;
             }
         }

@@ -45,11 +45,12 @@ impl Health {
         Self { stale_after, inner: Mutex::default() }
     }
 
-    pub(super) fn failed(&self, part: Part, error: &BackboneError) {
+    /// An attempt of `part` that began at `started_ms` has failed.
+    pub(super) fn failed(&self, part: Part, started_ms: u64, error: &BackboneError) {
         let mut inner = self.lock();
         let since = &mut inner.failing[part as usize];
         if since.is_none() {
-            *since = Some(unix_ms());
+            *since = Some(started_ms);
             drop(inner);
             tracing::warn!(?part, %error, "the backbone does not answer: retrying, clients stay connected");
         }

@@ -60,6 +60,8 @@ impl RedisBackbone {
         let managed = ConnectionManagerConfig::new()
             .set_response_timeout(Some(RESPONSE_TIMEOUT))
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            // Who asks decides whether to ask again.
+            .set_number_of_retries(1)
             .set_max_delay(Duration::from_secs(1));
         let pooled = Manager::new_with_config(info, connection_config())?;
         let reads = Pool::builder(pooled)
