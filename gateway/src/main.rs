@@ -48,9 +48,6 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     let signals = Signals::listen().context("signals")?;
-    let over = settings.drain;
-    let (demo, admin_keys, embedded) =
-        (settings.demo, settings.admin_keys.clone(), settings.redis_url.is_none());
     let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis_url {
         None => standalone::embed(settings),
         Some(url) => {

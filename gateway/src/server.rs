@@ -201,7 +201,7 @@ impl Readiness for Ready {
         if self.0.draining.load(Ordering::Relaxed) {
             reasons.push("DRAINING".to_owned());
         }
-        if self.0.health.stale_since().is_some() || !self.0.health.has_listened() {
+        if !self.0.health.is_ready() {
             reasons.push(Health::REASON.to_owned());
         }
         reasons

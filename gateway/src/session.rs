@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    impl Subscribed for HashSet<MarketId> {
+    impl<S: std::hash::BuildHasher> Subscribed for HashSet<MarketId, S> {
         fn count(&self) -> usize {
             self.len()
         }

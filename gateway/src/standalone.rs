@@ -3,18 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use publisher::http::Admin;
+use publisher::{auth, http::Admin};
 use shared::{
     MarketId, Payload,
     backbone::{Append, Backbone, MemoryBackbone, Retention},
-    time::unix_ms,
-    token::{AdminClaims, Keyring, Role},
+    token::{Keyring, Role},
 };
 
 use crate::settings::Settings;
 
-/// How long the printed admin token is good for, seconds.
-const ADMIN_TOKEN_TTL_S: u64 = 12 * 3600;
+/// How long the printed admin token is good for.
+const ADMIN_TOKEN_TTL: Duration = Duration::from_hours(12);
 /// How often a demo market changes.
 const DEMO_EVERY: Duration = Duration::from_millis(400);
 /// The invented markets: id, home price, away price, in hundredths.
@@ -31,15 +30,8 @@ pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
 
 /// Says what a new user needs to know: what does not last, and a token for the admin API.
 pub fn introduce(admin_keys: &Keyring) {
-    let now_s = unix_ms() / 1000;
-    let claims = AdminClaims {
-        sub: "local".to_owned(),
-        role: Role::Admin,
-        iat: now_s,
-        exp: now_s + ADMIN_TOKEN_TTL_S,
-    };
     tracing::warn!(
-        adminToken = admin_keys.sign(&claims),
+        adminToken = auth::mint(admin_keys, "local", Role::Admin, ADMIN_TOKEN_TTL),
         "embedded: everything is in memory and nothing survives a restart; set REDIS_URL for the real thing"
     );
 }

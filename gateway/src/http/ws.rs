@@ -73,6 +73,13 @@ fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, 
             "this pod is draining: connect again, another takes you",
         ));
     }
+    if !gateway.health.is_ready() {
+        return Err(refused(
+            "not_ready",
+            ErrorCode::ServiceUnavailable,
+            "this pod cannot reach its prices now: retry",
+        ));
+    }
     if let Some(Peer(peer)) = request.extensions().get()
         && let Some(rate) = &gateway.handshake_rate
         && rate.check_key(&gateway.addresses.client(peer.ip(), headers)).is_err()

@@ -66,10 +66,12 @@ impl Health {
         }
     }
 
-    /// Whether the tail has ever been connected.
+    /// Whether the tail has been connected, and prices are not stale: without that nobody new is let in, since a
+    /// balancer or a retry finds a pod that can serve.
     #[must_use]
-    pub fn has_listened(&self) -> bool {
-        self.lock().has_listened
+    pub fn is_ready(&self) -> bool {
+        let inner = self.lock();
+        inner.has_listened && inner.stale_since.is_none()
     }
 
     /// Since when prices are stale, Unix milliseconds.

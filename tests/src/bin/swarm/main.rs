@@ -1,0 +1,86 @@
+//! `swarm`: puts bounded load on a running KMarket and checks every update that comes back.
+//!
+//! It speaks the contract (docs/PROTOCOL.md) and knows nothing else about the services.
+//! One thread owns all the sockets through epoll; publishing happens on threads of its own:
+//!
+//! ```text
+//! publish (open loop) ──HTTP──▶ publisher ─▶ … ─▶ gateway ──WebSocket──▶ hive (one epoll thread) ─▶ tally
+//!      └── intended send time inside the payload ─────────────────────────────────▶ latency, from intention
+//! ```
+//!
+//! Exit code: 0 all checks hold, 1 a check failed, 2 the run could not be done.
+
+mod clock;
+mod connection;
+mod deliver;
+mod frame;
+mod hive;
+mod http;
+mod idle;
+mod markets;
+mod message;
+mod options;
+mod overrides;
+mod process;
+mod publish;
+mod report;
+mod sequence;
+mod session;
+mod tally;
+mod tokens;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::Report;
+
+/// Puts bounded load on a running KMarket and checks every update that comes back.
+///
+/// Every run ends by itself. Exit code 0: all checks hold; 1: a check failed; 2: the run could not be done.
+#[derive(Parser)]
+#[command(name = "swarm", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print one JSON object on stdout instead of a table (times in microseconds)
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Publish on a schedule, receive on many sockets, check every update, measure the way between
+    Deliver(deliver::Options),
+    /// Overrides accepted a second, one by one or in batches
+    Overrides(overrides::Options),
+    /// Connect many sockets and hold them: what they cost, and whether heartbeats are answered
+    Idle(idle::Options),
+}
+
+const EXAMPLES: &str = "\
+Start the system so that its own rate limits do not measure themselves, then load it:
+  HANDSHAKE_RATE_LIMIT=0 TOKEN_RATE_LIMIT=0 cargo run --release
+  export ADMIN_TOKEN=<the admin token it prints>
+  cargo run --release -p tests --bin swarm -- deliver --connections 1000 --rate 100
+`swarm <command> --help` has an example for each command.";
+
+fn main() -> ExitCode {
+    let Cli { command, json } = Cli::parse();
+    let outcome = match command {
+        Command::Deliver(options) => deliver::run(&options).map(|report| show(&report, json)),
+        Command::Overrides(options) => overrides::run(&options).map(|report| show(&report, json)),
+        Command::Idle(options) => idle::run(&options).map(|report| show(&report, json)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("swarm: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn show(report: &impl Report, json: bool) -> ExitCode {
+    let failures = report.failures();
+    println!("{}", if json { report::json(report, &failures) } else { report::text(report, &failures) });
+    ExitCode::from(u8::from(!failures.is_empty()))
+}

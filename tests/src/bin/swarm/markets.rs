@@ -1,0 +1,76 @@
+//! Which connection subscribes to which markets.
+
+/// `count` markets from `first` on; every connection subscribes to `per_connection` neighbours, wrapping around, and
+/// the next connection starts where it ended, so that all markets get about the same number of subscribers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Markets {
+    /// Lowest market id.
+    pub(crate) first: u64,
+    /// How many markets.
+    pub(crate) count: usize,
+    /// Subscriptions of each connection, at most `count`.
+    pub(crate) per_connection: usize,
+}
+
+impl Markets {
+    /// The id of the market with this index, counted from 0 and wrapping around.
+    pub(crate) fn id(&self, index: usize) -> u64 {
+        self.first + (index % self.count) as u64
+    }
+
+    /// The index of a market id, if it is one of these.
+    pub(crate) fn index(&self, market: u64) -> Option<usize> {
+        let index = usize::try_from(market.checked_sub(self.first)?).ok()?;
+        (index < self.count).then_some(index)
+    }
+
+    /// The markets of a connection, in subscription order.
+    pub(crate) fn of(&self, connection: usize) -> impl Iterator<Item = u64> {
+        let start = self.start(connection);
+        (start..start + self.per_connection).map(|index| self.id(index))
+    }
+
+    /// The place of a market among all subscriptions of all connections; `None` if the connection has not subscribed
+    /// to it.
+    pub(crate) fn slot(&self, connection: usize, market: u64) -> Option<usize> {
+        let start = self.start(connection);
+        let index = self.index(market)?;
+        let offset = if index >= start { index - start } else { index + self.count - start };
+        (offset < self.per_connection).then_some(connection * self.per_connection + offset)
+    }
+
+    fn start(&self, connection: usize) -> usize {
+        connection * self.per_connection % self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_market_has_its_own_slot_and_strangers_have_none() {
+        for (count, per_connection) in [(1, 1), (5, 3), (7, 7), (10, 4)] {
+            let markets = Markets { first: 1001, count, per_connection };
+            let mut slots = Vec::new();
+            for connection in 0..9 {
+                slots.extend(markets.of(connection).map(|market| markets.slot(connection, market).unwrap()));
+                assert_eq!(
+                    (0..2000).filter(|market| markets.slot(connection, *market).is_some()).count(),
+                    per_connection
+                );
+            }
+            assert_eq!(slots, (0..9 * per_connection).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn subscribers_are_spread_evenly() {
+        let markets = Markets { first: 1, count: 10, per_connection: 3 };
+        let mut subscribers = [0; 10];
+        (0..10)
+            .flat_map(|connection| markets.of(connection))
+            .for_each(|id| subscribers[markets.index(id).unwrap()] += 1);
+        assert_eq!(subscribers, [3; 10]);
+    }
+}

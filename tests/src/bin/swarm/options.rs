@@ -1,0 +1,182 @@
+//! Flags that several commands share, and how their values are read.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+
+use crate::http::Endpoint;
+use crate::markets::Markets;
+use crate::process;
+
+/// Tokens live an hour at most, and sockets here do not renew theirs.
+pub(crate) const MAX_RUN: Duration = Duration::from_mins(50);
+
+/// Which sockets to open, and where.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Sockets {
+    /// A gateway; repeat to spread the sockets over several
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub(crate) gateway: Vec<Endpoint>,
+
+    /// Sockets to open
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 100_000))]
+    pub(crate) connections: usize,
+
+    /// Markets to use, numbered from --first-market
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = counted(1, 1_000_000))]
+    pub(crate) markets: usize,
+
+    /// Markets each socket subscribes to
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = counted(0, 200))]
+    pub(crate) per_connection: usize,
+
+    /// Lowest market id; keep away from markets people bet on
+    #[arg(long, value_name = "ID", default_value_t = 900_000_001)]
+    pub(crate) first_market: u64,
+
+    /// Lowest user id
+    #[arg(long, value_name = "ID", default_value_t = 900_000_001)]
+    pub(crate) first_user: u64,
+
+    /// Sockets of each user (a gateway allows 10)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = counted(1, 100_000))]
+    pub(crate) per_user: usize,
+
+    /// Key for POST /api/ws/token, if the gateway has a TOKEN_API_KEY
+    #[arg(long, value_name = "KEY", env = "TOKEN_API_KEY", hide_env_values = true)]
+    pub(crate) token_api_key: Option<String>,
+
+    /// Sign tokens here with the gateways' JWT_SECRET instead of asking for each
+    #[arg(long, value_name = "SECRET", env = "JWT_SECRET", hide_env_values = true)]
+    pub(crate) jwt_secret: Option<String>,
+
+    /// Handshakes at the same time
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = counted(1, 10_000))]
+    pub(crate) in_flight: usize,
+
+    /// New sockets a second, 0 = as fast as they are answered
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
+    pub(crate) connect_rate: f64,
+
+    /// Source addresses 127.0.0.1, .2, … to connect from (loopback only): each has about 28 000 ports.
+    /// 0 = as many as needed
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = counted(0, 200))]
+    pub(crate) sources: usize,
+}
+
+impl Sockets {
+    /// The markets of these sockets.
+    ///
+    /// # Errors
+    /// When there are fewer than a socket is to subscribe to.
+    pub(crate) fn markets(&self) -> Result<Markets> {
+        ensure!(
+            self.per_connection <= self.markets,
+            "--per-connection {} needs at least as many --markets",
+            self.per_connection
+        );
+        Ok(Markets { first: self.first_market, count: self.markets, per_connection: self.per_connection })
+    }
+}
+
+/// Where to publish.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Publisher {
+    /// The admin API; default: the first --gateway, which serves it when it runs without REDIS_URL
+    #[arg(long, value_name = "URL")]
+    pub(crate) publisher: Option<Endpoint>,
+
+    /// Admin token with role trader
+    #[arg(long, value_name = "JWT", env = "ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
+}
+
+/// Whose CPU and memory to read.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Watched {
+    /// Process of a gateway; repeatable. Default: found through the listening port, when that is on loopback
+    #[arg(long, value_name = "PID")]
+    pub(crate) gateway_pid: Vec<u32>,
+
+    /// Process of the publisher. Default: as for --gateway-pid
+    #[arg(long, value_name = "PID")]
+    pub(crate) publisher_pid: Option<u32>,
+}
+
+impl Watched {
+    /// The processes to watch: as given, else found; each only once.
+    ///
+    /// # Errors
+    /// When a given process does not exist.
+    pub(crate) fn find(&self, gateways: &[Endpoint], publisher: Option<&Endpoint>) -> Result<process::Watch> {
+        let found = |endpoint: &Endpoint| process::listening_on(endpoint.address);
+        let mut pids = self.gateway_pid.clone();
+        if pids.is_empty() {
+            pids.extend(gateways.iter().filter_map(found));
+        }
+        let gateways = pids.len();
+        pids.extend(self.publisher_pid.or_else(|| publisher.and_then(found)));
+        let roles = pids.into_iter().enumerate();
+        process::Watch::new(roles.map(|(at, pid)| (if at < gateways { "gateway" } else { "publisher" }, pid)))
+    }
+}
+
+/// Reads `10s`, `500ms`, `2m`; a bare number is seconds.
+///
+/// # Errors
+/// For anything else, and for more than a run may take.
+pub(crate) fn duration(text: &str) -> Result<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u32 = text[..digits].parse()?;
+    let duration = match &text[digits..] {
+        "ms" => Duration::from_millis(number.into()),
+        "" | "s" => Duration::from_secs(number.into()),
+        "m" => Duration::from_secs(u64::from(number) * 60),
+        unit => bail!("unknown unit {unit:?}: write 10s, 500ms or 2m"),
+    };
+    ensure!(duration <= MAX_RUN, "at most {} minutes, for tokens live an hour", MAX_RUN.as_secs() / 60);
+    Ok(duration)
+}
+
+/// Reads a rate a second, 0 … 100 000.
+///
+/// # Errors
+/// For anything else.
+pub(crate) fn rate(text: &str) -> Result<f64> {
+    let rate: f64 = text.parse()?;
+    ensure!((0.0..=100_000.0).contains(&rate), "0 to 100000 a second");
+    Ok(rate)
+}
+
+/// A parser for a number of things within bounds.
+pub(crate) fn counted(least: usize, most: usize) -> impl Fn(&str) -> Result<usize> + Clone + Send + Sync {
+    move |text| {
+        let number: usize = text.parse()?;
+        ensure!((least..=most).contains(&number), "{least} to {most}");
+        Ok(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units_and_an_end() {
+        assert_eq!(duration("10s").unwrap(), Duration::from_secs(10));
+        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(duration("2m").unwrap(), Duration::from_mins(2));
+        assert_eq!(duration("7").unwrap(), Duration::from_secs(7));
+        for bad in ["", "s", "-1", "1h", "51m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates_and_counts_have_bounds() {
+        assert!((rate("2.5").unwrap() - 2.5).abs() < f64::EPSILON);
+        assert!(rate("NaN").is_err() && rate("-1").is_err() && rate("1e9").is_err());
+        assert!(counted(1, 5)("0").is_err() && counted(1, 5)("5").is_ok() && counted(1, 5)("6").is_err());
+    }
+}
