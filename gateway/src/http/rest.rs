@@ -3,8 +3,8 @@
 use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering};
 
 use axum::{
-    extract::{Path, Query, State},
-    http::{HeaderMap, Uri},
+    extract::{FromRequestParts, Path, Query, State},
+    http::{HeaderMap, Uri, request::Parts},
     response::Response,
 };
 use serde::Serialize;
@@ -24,18 +24,32 @@ const DEFAULT_LIMIT: usize = 200;
 /// Updates in an answer at most.
 const MAX_LIMIT: usize = 1000;
 
-type Answer = Result<Response, Problem>;
+/// A read of one market that may be done.
+pub(super) struct MarketRead {
+    market: MarketId,
+    query: HashMap<String, String>,
+}
+
+impl FromRequestParts<Arc<Gateway>> for MarketRead {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let Path(id) = Path::<String>::from_request_parts(parts, gateway)
+            .await
+            .map_err(|error| Problem(ErrorCode::BadRequest, format!("market id: {error}")))?;
+        let market =
+            id.parse().map_err(|error| Problem(ErrorCode::BadRequest, format!("market id: {error}")))?;
+        let query = read_query(&parts.uri)?;
+        authorize(gateway, market, &query, &parts.headers)?;
+        Ok(Self { market, query })
+    }
+}
 
 /// `GET /api/markets/{id}/odds/snapshot`
 pub(super) async fn snapshot(
     State(gateway): State<Arc<Gateway>>,
-    Path(market): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Answer {
-    let market = read_market(&market)?;
-    let query = read_query(&uri)?;
-    authorize(&gateway, market, &query, &headers)?;
+    MarketRead { market, .. }: MarketRead,
+) -> Result<Response, Problem> {
     let followed = gateway.markets.get(market).and_then(|market| market.state());
     let from_memory = followed.is_some();
     let state = match followed {
@@ -52,13 +66,8 @@ pub(super) async fn snapshot(
 /// `GET /api/markets/{id}/odds/updates?since_seq=1000&limit=200`
 pub(super) async fn updates(
     State(gateway): State<Arc<Gateway>>,
-    Path(market): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Answer {
-    let market = read_market(&market)?;
-    let query = read_query(&uri)?;
-    authorize(&gateway, market, &query, &headers)?;
+    MarketRead { market, query }: MarketRead,
+) -> Result<Response, Problem> {
     let since = Seq::new(number(&query, "since_seq", 0..=shared::ids::MAX_SAFE_INTEGER, None)?);
     let limit = number(&query, "limit", 1..=MAX_LIMIT as u64, Some(DEFAULT_LIMIT as u64))?;
     let limit = usize::try_from(limit).unwrap_or(MAX_LIMIT);
@@ -120,10 +129,6 @@ pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
 /// What an answer from memory adds while nobody can say that memory is fresh.
 fn stale_mark(gateway: &Gateway, from_memory: bool) -> &'static str {
     if from_memory && gateway.health.stale_since().is_some() { r#","stale":true"# } else { "" }
-}
-
-fn read_market(text: &str) -> Result<MarketId, Problem> {
-    text.parse().map_err(|error| Problem(ErrorCode::BadRequest, format!("market id: {error}")))
 }
 
 fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
