@@ -1,0 +1,136 @@
+//! Rule 5: history that is lost under a live subscription (contract, section 3).
+
+use redis::AsyncCommands;
+use tests::{
+    FieldClient, Lines, Message, Redis, Rest, Socket, Stack,
+    admin::numbered,
+    eventually, fresh_market, fresh_user,
+    message::{Snapshot, Status},
+    tokens,
+};
+
+#[tokio::test]
+async fn when_the_log_s_epoch_changes_every_subscriber_gets_a_reset_snapshot() {
+    let stack = Stack::shared();
+    let (admin, market) = (stack.admin(), fresh_market());
+    admin.publish_many(market, 0, 3).await;
+    let mut sockets = [stack.socket(0).await, stack.socket(1).await, stack.socket(0).await];
+    for socket in &mut sockets {
+        socket.subscribe(&[market]).await;
+    }
+    let epoch = Rest::of(stack.gateway(0)).snapshot(market).await.epoch;
+    forget(stack.redis(), market).await;
+
+    // This publisher remembers where it had been: seq goes on, and clients that know nothing of epochs never see it
+    // go back. The first test of that is within the very second of the log's creation.
+    let accepted = admin.publish(market, r#"{"moneyline":{"home":2.10}}"#).await;
+    assert_eq!(accepted.seq, 4);
+    assert!(accepted.epoch > epoch);
+    for socket in &mut sockets {
+        let snapshot = socket.snapshot().await;
+        expect_reset_to(&snapshot, (market, accepted.epoch, 4), r#"{"moneyline":{"home":2.10}}"#);
+    }
+    admin.publish(market, &numbered(5)).await;
+    for socket in &mut sockets {
+        assert_eq!(socket.update().await.seq, 5, "and live from there");
+        socket.expect_silence().await;
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_begins_again_at_1_resets_its_subscribers_too() {
+    let stack = Stack::shared();
+    let market = fresh_market();
+    stack.admin().publish_many(market, 0, 3).await;
+    let mut socket = stack.socket(0).await;
+    let epoch = socket.subscribe(&[market]).await.position(market).epoch;
+    let mut redis = stack.redis().connection().await;
+    eventually("the epoch's second is over", async || {
+        let (now_s, _micros): (u64, u64) = redis::cmd("TIME").query_async(&mut redis).await.unwrap();
+        (now_s > epoch).then_some(())
+    })
+    .await;
+    forget(stack.redis(), market).await;
+
+    // A publisher that has not seen the market before cannot know better.
+    let publisher = stack.another_publisher(&[]);
+    let accepted = tests::Admin::new(publisher.url("")).publish(market, &numbered(1)).await;
+    assert_eq!(accepted.seq, 1);
+    let snapshot = socket.snapshot().await;
+    expect_reset_to(&snapshot, (market, accepted.epoch, 1), &numbered(1));
+    socket.expect_silence().await;
+
+    let mut late = stack.socket(1).await;
+    let ack = late.resume(market, 3).await;
+    assert_eq!(ack.position(market).recovered, Some(false), "its seq is above the new log's top");
+    assert!(late.snapshot().await.reset);
+}
+
+#[tokio::test]
+async fn while_redis_is_gone_clients_are_told_and_stay_and_afterwards_they_are_whole_again() {
+    let mut redis = Redis::start();
+    let launch = |settings: &[(&str, &str)]| tests::Launch::gateway(&redis).envs(settings).start();
+    let gateway = launch(&[("STALE_AFTER", "500ms"), ("HEARTBEAT_INTERVAL", "1s")]);
+    let publisher = tests::Launch::publisher(&redis).start();
+    let (admin, market) = (tests::Admin::new(publisher.url("")), fresh_market());
+    let mut field = FieldClient::new(tokens::for_user(fresh_user()), market);
+    let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    socket.subscribe(&[market]).await;
+    field.connect(gateway.api).await;
+    admin.publish_many(market, 0, 3).await;
+    for seq in 1..=3 {
+        assert_eq!(socket.update().await.seq, seq);
+    }
+    field.reach(3).await;
+
+    redis.kill();
+    let stale = status(&mut socket).await;
+    assert!(stale.stale && stale.since.is_some());
+    assert_eq!(stale.reason.as_deref(), Some("BACKBONE_UNREACHABLE"));
+    socket.expect_silence().await;
+    let refused = admin.send(&tests::admin::override_body(market, &numbered(4))).await;
+    refused.expect_error(503, "SERVICE_UNAVAILABLE");
+    assert!(refused.header("retry-after").is_some());
+
+    // It comes back empty. The publisher remembers, so seq goes on under a new epoch.
+    redis.restart();
+    let accepted = eventually("the publisher is back", async || {
+        let answer = admin.send(&tests::admin::override_body(market, &numbered(4))).await;
+        (answer.status == 200).then(|| answer.ok::<tests::admin::Accepted>())
+    })
+    .await;
+    let (mut fresh, mut reset) = (false, None);
+    while !fresh || reset.is_none() {
+        match socket.recv().await {
+            Message::Status(status) => fresh = !status.stale,
+            Message::Snapshot(snapshot) => reset = Some(snapshot),
+            other => panic!("a status and a snapshot, not {other:?}"),
+        }
+    }
+    assert_eq!(accepted.seq, 4);
+    expect_reset_to(&reset.unwrap(), (market, accepted.epoch, 4), &numbered(4));
+    admin.publish(market, &numbered(5)).await;
+    assert_eq!(socket.update().await.seq, 5);
+    admin.keep_publishing(market, &mut 6, field.reach(6)).await;
+    assert_eq!(field.lines(), &Lines::of(&numbered(field.last())));
+}
+
+async fn status(socket: &mut Socket) -> Status {
+    match socket.recv().await {
+        Message::Status(status) => status,
+        other => panic!("a status, not {other:?}"),
+    }
+}
+
+fn expect_reset_to(snapshot: &Snapshot, (market, epoch, seq): (u64, u64, u64), payload: &str) {
+    assert_eq!((snapshot.market_id, snapshot.epoch, snapshot.seq), (market, epoch, seq));
+    assert!(snapshot.reset && !snapshot.conflated);
+    assert_eq!(snapshot.payload.text(), payload);
+}
+
+/// Removes everything Redis knows of a market.
+async fn forget(redis: &Redis, market: u64) {
+    let keys = ["log", "state", "audit"].map(|kind| format!("odds:{kind}:{{{market}}}"));
+    let removed: u64 = redis.connection().await.del(&keys).await.unwrap();
+    assert_eq!(removed, 3);
+}

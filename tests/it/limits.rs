@@ -1,0 +1,185 @@
+//! The table of limits (contract, section 3).
+
+use std::time::Instant;
+
+use tests::{
+    Event, Http, Message, RawSocket, Rest, Socket, Stack, eventually, fresh_market, fresh_user,
+    message::Rejected,
+    raw::{frame, last, opcode},
+    tokens,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+};
+
+#[tokio::test]
+async fn more_markets_than_a_connection_may_have_are_rejected_with_limit_exceeded() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("MAX_MARKETS_PER_CONNECTION", "2")]);
+    let [a, b, c] = [fresh_market(), fresh_market(), fresh_market()];
+    let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+
+    let ack = socket.subscribe(&[a, b, c]).await;
+    assert_eq!((ack.ok, ack.subscribed), (false, Some(vec![a, b])));
+    let exceeded = vec![Rejected { market_id: c, code: "LIMIT_EXCEEDED".to_owned() }];
+    assert_eq!(ack.rejected, exceeded);
+    assert_eq!(socket.resume(c, 0).await.rejected, exceeded);
+    assert!(socket.subscribe(&[a]).await.ok, "one it has already is not one more");
+
+    socket.send(format_args!(r#"{{"type":"unsubscribe","markets":[{a}]}}"#)).await;
+    assert!(socket.ack().await.ok);
+    assert!(socket.subscribe(&[c]).await.ok, "there is room again");
+}
+
+#[tokio::test]
+async fn too_many_messages_are_refused_and_a_client_that_keeps_on_is_closed_with_4429() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("MESSAGE_BURST", "3"), ("MESSAGE_RATE", "1")]);
+    let mut socket = RawSocket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    let ping_frame =
+        |ts: u64| frame(last(opcode::TEXT), format!(r#"{{"type":"ping","ts":{ts}}}"#).as_bytes());
+
+    socket.send_bytes(&(0..4).flat_map(ping_frame).collect::<Vec<_>>()).await;
+    for ts in 0..3 {
+        assert!(matches!(socket.recv().await, Some(Message::Pong(pong)) if pong.ts == Some(ts.into())));
+    }
+    match socket.recv().await {
+        Some(Message::Error(error)) => assert_eq!(error.code, "RATE_LIMITED"),
+        other => panic!("RATE_LIMITED, not {other:?}"),
+    }
+    socket.send_bytes(&(0..500).flat_map(ping_frame).collect::<Vec<_>>()).await;
+    assert_eq!(socket.close_code().await, 4429);
+}
+
+#[tokio::test]
+async fn a_user_s_connections_beyond_the_limit_are_refused_with_429() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("MAX_CONNECTIONS_PER_USER", "2")]);
+    let token = tokens::for_user(fresh_user());
+    let (first, _second) =
+        (Socket::connect(gateway.api, &token).await, Socket::connect(gateway.api, &token).await);
+    let url = gateway.url(&format!("/ws/odds?token={token}"));
+    Http::default().handshake(&url, &[]).await.expect_error(429, "RATE_LIMITED");
+    let _other = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+
+    drop(first);
+    eventually("room for one more", async || {
+        (Http::default().handshake(&url, &[]).await.status == 101).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_pod_answers_503_with_retry_after() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("MAX_CONNECTIONS", "1")]);
+    let first = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    let refused = Http::default().handshake(&url, &[]).await;
+    refused.expect_error(503, "SERVICE_UNAVAILABLE");
+    assert!(refused.header("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()));
+
+    drop(first);
+    eventually("room for one", async || {
+        (Http::default().handshake(&url, &[]).await.status == 101).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn handshakes_of_one_address_beyond_the_rate_get_429_with_retry_after() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("HANDSHAKE_RATE_LIMIT", "1")]);
+    let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    let http = Http::default();
+    assert_eq!(http.handshake(&url, &[]).await.status, 101);
+    let limited = eventually("a refusal", async || {
+        Some(http.handshake(&url, &[]).await).filter(|answer| answer.status != 101)
+    })
+    .await;
+    limited.expect_error(429, "RATE_LIMITED");
+    assert!(limited.header("retry-after").is_some());
+    assert_eq!(http.get(&gateway.url("/api/ws/health")).await.status, 200, "only handshakes are counted");
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_the_forwarded_address_is_counted() {
+    let stack = Stack::shared();
+    let settings = [("HANDSHAKE_RATE_LIMIT", "1"), ("TRUSTED_PROXIES", "127.0.0.0/8")];
+    let (trusting, wary) = (stack.another_gateway(&settings), stack.another_gateway(&settings[..1]));
+    let http = Http::default();
+    let mut refused = 0;
+    for client in 1..=5 {
+        for (gateway, refusals) in [(&trusting, &mut 0), (&wary, &mut refused)] {
+            let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+            let address = format!("192.0.2.{client}");
+            let status = http.handshake(&url, &[("x-forwarded-for", &address)]).await.status;
+            *refusals += u32::from(status == 429);
+            assert_eq!(*refusals > 0, status == 429);
+            if std::ptr::eq(gateway, &raw const trusting) {
+                assert_eq!(status, 101, "each client has its own budget");
+            }
+        }
+    }
+    assert!(refused > 0, "whoever is not a trusted proxy cannot choose its address");
+}
+
+#[tokio::test]
+async fn a_handshake_that_takes_too_long_is_closed() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("HANDSHAKE_TIMEOUT", "300ms")]);
+    for said in ["", "GET /ws/odds HTTP/1.1\r\nHost: x\r\n"] {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let end = tests::within("the gateway hangs up", stream.read_to_end(&mut answer)).await;
+        assert!(begun.elapsed().as_millis() >= 250, "not at once: {end:?}, {answer:?}");
+        assert!(!answer.starts_with(b"HTTP/1.1 1"));
+    }
+}
+
+#[tokio::test]
+async fn what_follows_the_handshake_in_the_same_packet_is_read() {
+    let stack = Stack::shared();
+    let first = frame(last(opcode::TEXT), br#"{"type":"ping","ts":8}"#);
+    let token = tokens::for_user(fresh_user());
+    let socket = TcpSocket::new_v4().unwrap();
+    let mut socket = RawSocket::connect_with(socket, stack.gateway(0).api, &token, &first).await;
+    assert!(matches!(socket.recv().await, Some(Message::Pong(pong)) if pong.ts == Some(8.into())));
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_away_gives_back_its_place_and_its_markets() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[]);
+    let rest = Rest::of(&gateway);
+    let before = rest.health().await;
+    assert_eq!((before.connections, before.topics, before.messages_sent), (0, 0, 0));
+
+    let (a, b) = (fresh_market(), fresh_market());
+    let mut one = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    let mut two = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    one.subscribe(&[a, b]).await;
+    two.subscribe(&[b]).await;
+    stack.admin().publish_many(b, 0, 3).await;
+    for socket in [&mut one, &mut two] {
+        for seq in 1..=3 {
+            assert_eq!(socket.update().await.seq, seq);
+        }
+    }
+    let health = rest.health().await;
+    assert_eq!((health.connections, health.topics), (2, 2));
+    assert!(health.messages_sent >= 6, "{health:?}");
+
+    // One closes as RFC 6455 says, the other just vanishes.
+    one.send_frame(tokio_tungstenite::tungstenite::Message::Close(None)).await;
+    while !matches!(one.event().await, Event::Close(_) | Event::End) {}
+    drop(two);
+    eventually("no connection and no market left", async || {
+        let health = rest.health().await;
+        (health.connections == 0 && health.topics == 0).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,29 @@
+//! The end-to-end tests: the contract's sentences, on real processes.
+//!
+//! One binary, so that the services are built once and the tests share a running system where they break nothing.
+
+#![expect(clippy::unwrap_used, reason = "in a test, an unwrap is an assertion")]
+
+mod audit;
+mod backbone;
+mod batch;
+mod closing;
+mod disturbances;
+mod embedded;
+mod epochs;
+mod field_client;
+mod handshake;
+mod limits;
+mod operations;
+mod overrides;
+mod recorded_market;
+mod redis_layout;
+mod replay;
+mod replies;
+mod rest;
+mod resume;
+mod slow_clients;
+mod soak;
+mod start;
+mod subscriptions;
+mod token_endpoint;

@@ -1,0 +1,56 @@
+//! The binaries under test, built once per test run with the profile of the tests themselves.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// Where to take the binaries from instead of building them.
+pub const BIN_DIR_VARIABLE: &str = "KMARKET_BIN_DIR";
+
+/// The path of `gateway` or `publisher`.
+#[must_use]
+pub fn path(name: &str) -> PathBuf {
+    static DIR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let given = || env::var_os(BIN_DIR_VARIABLE).map(PathBuf::from);
+    let dir = DIR.get_or_init(|| given().map_or_else(build, Ok));
+    let path = dir.as_ref().unwrap_or_else(|problem| panic!("{problem}")).join(name);
+    assert!(path.is_file(), "{} is not there", path.display());
+    path
+}
+
+/// Builds both binaries into the target directory that this test binary lies in.
+fn build() -> Result<PathBuf, String> {
+    let this = env::current_exe().expect("a test binary knows its path");
+    let dir = this.ancestors().nth(2).expect("target/PROFILE/deps/it-HASH").to_owned();
+    let profile = match dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => panic!("{} does not lie in target/PROFILE/deps", this.display()),
+    };
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "gateway",
+            "--package",
+            "publisher",
+            "--bins",
+            "--profile",
+            profile,
+        ])
+        .arg("--target-dir")
+        .arg(dir.parent().expect("target/PROFILE"))
+        .current_dir(manifest)
+        .output()
+        .expect("cargo, which built this test, runs");
+    if output.status.success() {
+        Ok(dir)
+    } else {
+        Err(format!("the services do not build:\n{}", String::from_utf8_lossy(&output.stderr)))
+    }
+}

@@ -1,0 +1,253 @@
+//! What a gateway sends (contract, section 3), read strictly: a member that the contract does not name is an error.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
+
+/// One server → client message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// `ack`.
+    Ack(Ack),
+    /// `odds_update`.
+    Update(Update),
+    /// `snapshot`.
+    Snapshot(Snapshot),
+    /// `pong`.
+    Pong(Pong),
+    /// `ping`.
+    Ping(Ping),
+    /// `status`.
+    Status(Status),
+    /// `error`.
+    Error(ErrorMessage),
+    /// `bye`.
+    Bye(Bye),
+}
+
+/// JSON text, byte for byte as it came.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Raw(String);
+
+/// `{"type":"ack",…}`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    #[serde(rename = "type")]
+    _type: String,
+    /// Whether nothing was refused.
+    pub ok: bool,
+    /// The request's id.
+    pub id: Option<Value>,
+    /// Markets of the request that are now subscribed.
+    pub subscribed: Option<Vec<u64>>,
+    /// Where live delivery starts, by market id.
+    pub positions: Option<BTreeMap<String, AckPosition>>,
+    /// What was refused.
+    #[serde(default)]
+    pub rejected: Vec<Rejected>,
+    /// Markets that unsubscribe ended.
+    pub unsubscribed: Option<Vec<u64>>,
+}
+
+/// A position in an ack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AckPosition {
+    /// Which history.
+    pub epoch: u64,
+    /// The last update before live delivery.
+    pub seq: u64,
+    /// Resume only: whether what was missed is replayed.
+    pub recovered: Option<bool>,
+}
+
+/// A market refused in an ack.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rejected {
+    /// Which.
+    pub market_id: u64,
+    /// Why.
+    pub code: String,
+}
+
+/// `{"type":"odds_update",…}`, also what REST lists.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Update {
+    #[serde(rename = "type")]
+    _type: OddsUpdate,
+    /// Which market.
+    pub market_id: u64,
+    /// Its number in the market's log.
+    pub seq: u64,
+    /// When it was accepted, Unix milliseconds.
+    pub ts: u64,
+    /// The lines it carries.
+    pub payload: Raw,
+}
+
+/// `{"type":"snapshot",…}`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Snapshot {
+    #[serde(rename = "type", default)]
+    _type: Option<String>,
+    /// Which market.
+    pub market_id: u64,
+    /// The last update in it.
+    pub seq: u64,
+    /// That update's time, Unix milliseconds.
+    pub ts: u64,
+    /// Every line as last set.
+    pub payload: Raw,
+    /// Which history.
+    pub epoch: u64,
+    /// History was lost or is too old.
+    #[serde(default)]
+    pub reset: bool,
+    /// The client was too slow.
+    #[serde(default)]
+    pub conflated: bool,
+}
+
+/// `{"type":"pong",…}`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pong {
+    #[serde(rename = "type")]
+    _type: String,
+    /// The ping's.
+    pub ts: Option<Value>,
+    /// The ping's.
+    pub id: Option<Value>,
+}
+
+/// `{"type":"ping",…}`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ping {
+    #[serde(rename = "type")]
+    _type: String,
+    /// The server's clock, Unix milliseconds.
+    pub ts: u64,
+}
+
+/// `{"type":"status",…}`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    #[serde(rename = "type")]
+    _type: String,
+    /// Whether the pod cannot vouch for fresh prices.
+    pub stale: bool,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when, Unix milliseconds.
+    pub since: Option<u64>,
+}
+
+/// `{"type":"error",…}`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ErrorMessage {
+    #[serde(rename = "type")]
+    _type: String,
+    /// The message's id, where one could be read.
+    pub id: Option<Value>,
+    /// What kind.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// `{"type":"bye",…}`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Bye {
+    #[serde(rename = "type")]
+    _type: String,
+    /// The close code that follows.
+    pub code: u16,
+    /// Its name.
+    pub reason: String,
+    /// Whether to come back.
+    pub reconnect: bool,
+    /// When to.
+    pub after_ms: Option<u64>,
+}
+
+impl Message {
+    /// Reads a text frame.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Envelope {
+            #[serde(rename = "type")]
+            kind: String,
+        }
+
+        let Envelope { kind } = parse(text);
+        match kind.as_str() {
+            "ack" => Self::Ack(parse(text)),
+            "odds_update" => Self::Update(parse(text)),
+            "snapshot" => Self::Snapshot(parse(text)),
+            "pong" => Self::Pong(parse(text)),
+            "ping" => Self::Ping(parse(text)),
+            "status" => Self::Status(parse(text)),
+            "error" => Self::Error(parse(text)),
+            "bye" => Self::Bye(parse(text)),
+            _ => panic!("no such server message in the contract: {text}"),
+        }
+    }
+}
+
+impl Ack {
+    /// The position of one market.
+    #[must_use]
+    pub fn position(&self, market: u64) -> AckPosition {
+        let position = self.positions.as_ref().and_then(|positions| positions.get(&market.to_string()));
+        *position.unwrap_or_else(|| panic!("no position of market {market} in {self:?}"))
+    }
+}
+
+impl Raw {
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PartialEq<&str> for Raw {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == *other
+    }
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.get().to_owned()))
+    }
+}
+
+/// Reads JSON; panics with the text when it has another shape.
+#[must_use]
+pub fn parse<T: DeserializeOwned>(text: &str) -> T {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+/// `"odds_update"` and nothing else: REST lists the very objects that the socket sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OddsUpdate {
+    OddsUpdate,
+}

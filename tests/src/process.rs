@@ -1,0 +1,181 @@
+//! A child process: what it says is kept as it comes, and it dies with its handle.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::DEADLINE;
+
+/// Lines shown of each process when a test fails.
+const SHOWN_LINES: usize = 60;
+
+/// A running child process. Dropping it kills it (SIGKILL) and, in a failing test, prints its last lines.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Mutex<Child>,
+    pid: Pid,
+    output: Arc<Output>,
+}
+
+/// Which of a process' two outputs a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    said: Mutex<Said>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    lines: Vec<(Stream, String)>,
+    ended_streams: u8,
+}
+
+impl Process {
+    /// Starts `command` and begins to read what it says.
+    #[must_use]
+    pub fn spawn(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start ({command:?}): {error}"));
+        let output = Arc::new(Output::default());
+        output.read(Stream::Out, child.stdout.take().expect("stdout is piped"));
+        output.read(Stream::Err, child.stderr.take().expect("stderr is piped"));
+        Self { name: name.to_owned(), pid: Pid::from_child(&child), child: Mutex::new(child), output }
+    }
+
+    /// The first line, of those said and those still to come, in which `find` finds something; `None` when the
+    /// process ends without it. Panics after [`DEADLINE`].
+    ///
+    /// Blocks the thread, so not for lines that the calling test's own tasks must cause.
+    pub fn find_line<T>(&self, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut looked_at = 0;
+        let mut said = self.output.lock();
+        loop {
+            if let Some(found) = said.lines[looked_at..].iter().find_map(|(_, line)| find(line)) {
+                return Some(found);
+            }
+            if said.ended() {
+                return None;
+            }
+            looked_at = said.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{}: {what}: not within {DEADLINE:?}", self.name);
+            said = self.output.more.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Like [`Self::find_line`], and panics when the process ends without saying it.
+    pub fn expect_line<T>(&self, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
+        self.find_line(what, find)
+            .unwrap_or_else(|| panic!("{} ended without: {what}\n{}", self.name, self.last_lines()))
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(&self) -> ExitStatus {
+        let never: Option<()> = self.find_line("end of the process", |_| None);
+        assert!(never.is_none());
+        self.child.lock().expect("no test panics while it waits").wait().expect("a child can be waited for")
+    }
+
+    /// Asks it to stop (SIGTERM).
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Interrupts it as Ctrl-C does (SIGINT).
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
+    /// Stops it from running at all (SIGSTOP), as a machine that hangs does.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it run on after [`Self::pause`] (SIGCONT).
+    pub fn unpause(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Kills it on the spot (SIGKILL) and waits until it is gone, its sockets with it.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails only when it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    /// Everything it has said on `stream` so far.
+    #[must_use]
+    pub fn said(&self, stream: Stream) -> String {
+        let said = self.output.lock();
+        let lines = said.lines.iter().filter(|(from, _)| *from == stream);
+        lines.flat_map(|(_, line)| [line, "\n"]).collect()
+    }
+
+    /// The last lines of both outputs, for a failing test to show.
+    #[must_use]
+    pub fn last_lines(&self) -> String {
+        let said = self.output.lock();
+        let from = said.lines.len().saturating_sub(SHOWN_LINES);
+        let lines: String = said.lines[from..].iter().flat_map(|(_, line)| ["  ", line, "\n"]).collect();
+        format!("--- last lines of {} (pid {:?})\n{lines}", self.name, self.pid)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid, signal).unwrap_or_else(|error| panic!("{}: {signal:?}: {error}", self.name));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("{}", self.last_lines());
+        }
+    }
+}
+
+impl Output {
+    fn read(self: &Arc<Self>, stream: Stream, pipe: impl Read + Send + 'static) {
+        let output = Arc::clone(self);
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                output.lock().lines.push((stream, line));
+                output.more.notify_all();
+            }
+            output.lock().ended_streams += 1;
+            output.more.notify_all();
+        });
+    }
+
+    /// A panicking test must still be able to show the lines.
+    fn lock(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Said {
+    fn ended(&self) -> bool {
+        self.ended_streams == 2
+    }
+}

@@ -1,0 +1,78 @@
+//! Reads over REST (contract, section 4).
+
+use serde::Deserialize;
+
+use crate::{
+    http::{Answer, Http},
+    launch::Service,
+    message::{Snapshot, Update},
+};
+
+/// Reads from one gateway.
+#[derive(Clone, Debug)]
+pub struct Rest {
+    http: Http,
+    base: String,
+}
+
+/// The answer to `GET /api/markets/{id}/odds/updates`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Updates {
+    /// Which market.
+    pub market_id: u64,
+    /// `since_seq`.
+    pub from_seq: u64,
+    /// The last update's seq, or `from_seq`.
+    pub to_seq: u64,
+    /// Oldest first.
+    pub updates: Vec<Update>,
+    /// Which history.
+    pub epoch: u64,
+    /// The log's top.
+    pub latest_seq: u64,
+    /// Whether there are more than `limit`.
+    pub has_more: bool,
+    /// Whether everything after `since_seq` was still kept.
+    pub complete: bool,
+}
+
+/// The answer to `GET /api/ws/health`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// Open connections.
+    pub connections: u64,
+    /// Markets with a subscriber.
+    pub topics: u64,
+    /// Messages delivered since start.
+    pub messages_sent: u64,
+}
+
+impl Rest {
+    /// Reads from this gateway.
+    #[must_use]
+    pub fn of(gateway: &Service) -> Self {
+        Self { http: Http::default(), base: gateway.url("") }
+    }
+
+    /// The market's snapshot.
+    pub async fn snapshot(&self, market: u64) -> Snapshot {
+        self.get(&format!("/api/markets/{market}/odds/snapshot")).await.ok()
+    }
+
+    /// The market's updates; `query` is `since_seq=…&limit=…`.
+    pub async fn updates(&self, market: u64, query: &str) -> Updates {
+        self.get(&format!("/api/markets/{market}/odds/updates?{query}")).await.ok()
+    }
+
+    /// The pod's counters.
+    pub async fn health(&self) -> Health {
+        self.get("/api/ws/health").await.ok()
+    }
+
+    /// Any path.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.http.get(&format!("{}{path}", self.base)).await
+    }
+}

@@ -1,0 +1,31 @@
+//! Waiting for an event, under one deadline.
+
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// How long any one event may take. Generous: only a failing test ever waits this long.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often [`eventually`] looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What `future` gives; panics with `what` when it takes longer than [`DEADLINE`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
+/// Looks again and again until `look` finds something, for what nobody announces (a counter, a Redis key).
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    within(what, async {
+        loop {
+            ticks.tick().await;
+            if let Some(found) = look().await {
+                return found;
+            }
+        }
+    })
+    .await
+}
