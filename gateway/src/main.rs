@@ -55,7 +55,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
             (Arc::new(RedisBackbone::new(url.expose(), retention).context("REDIS_URL")?), Router::new())
         }
     };
-    let running = server::start(settings, Arc::clone(&backbone), admin, metrics)?;
+    let running = server::start(settings, Arc::clone(&backbone), admin, metrics).await?;
     if settings.redis_url.is_none() {
         standalone::introduce(&settings.admin_keys);
     }

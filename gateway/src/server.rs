@@ -40,6 +40,8 @@ const BACKLOG: i32 = 4096;
 /// A client's send buffer in the kernel, bytes: what a stalled phone may cost there, and how far it may fall behind
 /// before updates are conflated.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// How long the listeners wait for the backbone at start.
+const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How often slow things are looked at: staleness, gauges.
 const TICK: Duration = Duration::from_millis(250);
 /// How often forgotten rate limits are thrown away.
@@ -59,10 +61,7 @@ pub struct Running {
 ///
 /// # Errors
 /// When an address cannot be listened on, or the kernel has no more threads or descriptors.
-///
-/// # Panics
-/// Outside a tokio runtime.
-pub fn start(
+pub async fn start(
     settings: &Settings,
     backbone: Arc<dyn Backbone>,
     more: Router,
@@ -87,6 +86,8 @@ pub fn start(
     let mut tasks = tail::start(&markets, &backbone, &health, tail_settings);
     let gateway = Gateway::new(settings, files.sockets, backbone, markets, (handles, stats), health);
 
+    // Who connects at once should find a pod that is ready. One that cannot be says so when asked.
+    let _ = tokio::time::timeout(START_PATIENCE, gateway.health.listened()).await;
     let (stop, stopped) = watch::channel(false);
     let api = listen(settings.listen, "api")?;
     let ops = listen(settings.ops_listen, "ops")?;

@@ -43,7 +43,7 @@ use self::{
 use crate::{
     frame::{self, Encoded, Message},
     limits::Place,
-    market::{Begin, Markets, Start, Watcher},
+    market::{Begin, Markets, Start, Wanted, Watcher},
     metrics as names,
     session::{Action, Rules, Session, Subscribe},
 };
@@ -58,7 +58,7 @@ const READS_A_ROUND: usize = 4;
 const WRITE_BYTES: usize = 64 * 1024;
 /// Connections written to in a round: beyond it the sockets, the clock and other threads come first again.
 const WRITES_A_ROUND: usize = 1024;
-/// How long a request may wait for the backbone before what is not there is refused.
+/// How long a request may wait for the backbone before its client is sent elsewhere.
 const REQUEST_TIMEOUT_MS: u64 = 5_000;
 /// How long a closed connection may take to read its bye and close its side.
 const CLOSE_LINGER_MS: u64 = 5_000;
@@ -476,7 +476,7 @@ impl Shard {
             Action::Subscribe(subscribe) => {
                 let until_ms = self.now_ms + REQUEST_TIMEOUT_MS;
                 self.connections[key].waiting = Some(Box::new(Waiting { subscribe, until_ms }));
-                self.try_subscribe(key, false);
+                self.try_subscribe(key);
             }
             Action::Unsubscribe { id, markets } => {
                 for &market in &markets {
@@ -504,52 +504,48 @@ impl Shard {
 
     // Subscribing: one path for subscribe and resume, live and replay, keyed by position.
 
-    /// Begins delivery of what connection `key` waits for once all of it is there; whether it did. With `now`, what
-    /// is not there is refused.
-    fn try_subscribe(&mut self, key: usize, now: bool) -> bool {
+    /// Begins delivery of what connection `key` waits for once all of it is there; whether it did.
+    fn try_subscribe(&mut self, key: usize) -> bool {
         let Some(mut waiting) =
             self.connections.get_mut(key).and_then(|connection| connection.waiting.take())
         else {
             return false;
         };
-        let begins: Vec<Option<Begin>> = waiting
-            .subscribe
-            .wanted
-            .iter_mut()
-            .map(|wanted| {
-                let market = self.subscriptions.open(wanted.market);
-                if wanted.start == Start::Live
-                    && let Some(cursor) = self.subscriptions.cursor(key, wanted.market)
-                {
-                    return Some(Begin { cursor, top: cursor, snapshot: None });
-                }
-                self.markets.begin(&market, wanted, self.settings.resume_max)
-            })
-            .collect();
-        if !now && begins.contains(&None) {
-            for (wanted, _) in
-                waiting.subscribe.wanted.iter().zip(&begins).filter(|(_, begin)| begin.is_none())
-            {
-                self.subscriptions.wait(key, wanted.market);
+        let mut begins = Vec::with_capacity(waiting.subscribe.wanted.len());
+        let mut missing = Vec::new();
+        for wanted in &mut waiting.subscribe.wanted {
+            match self.begin(key, wanted) {
+                Some(begin) => begins.push(begin),
+                None => missing.push(wanted.market),
             }
-            self.connections[key].waiting = Some(waiting);
-            self.schedule(key);
-            return false;
         }
-        self.subscribe(key, waiting.subscribe, begins);
-        true
+        if missing.is_empty() {
+            self.subscribe(key, waiting.subscribe, begins);
+            return true;
+        }
+        for market in missing {
+            self.subscriptions.wait(key, market);
+        }
+        self.connections[key].waiting = Some(waiting);
+        self.schedule(key);
+        false
     }
 
-    fn subscribe(&mut self, key: usize, subscribe: Subscribe, begins: Vec<Option<Begin>>) {
-        let Subscribe { id, resume, wanted, mut rejected } = subscribe;
+    fn begin(&mut self, key: usize, wanted: &mut Wanted) -> Option<Begin> {
+        let market = self.subscriptions.open(wanted.market);
+        match self.subscriptions.cursor(key, wanted.market) {
+            Some(cursor) if wanted.start == Start::Live => {
+                Some(Begin { cursor, top: cursor, snapshot: None })
+            }
+            _ => self.markets.begin(&market, wanted, self.settings.resume_max),
+        }
+    }
+
+    fn subscribe(&mut self, key: usize, subscribe: Subscribe, begins: Vec<Begin>) {
+        let Subscribe { id, resume, wanted, rejected } = subscribe;
         let mut subscribed = Vec::with_capacity(wanted.len());
         for (wanted, begin) in wanted.into_iter().zip(begins) {
             let market = wanted.market;
-            let Some(begin) = begin else {
-                self.subscriptions.stop_waiting(key, market);
-                rejected.push((market, Refusal::Unavailable));
-                continue;
-            };
             if wanted.start != Start::Live || self.subscriptions.cursor(key, market).is_none() {
                 self.subscriptions.subscribe(key, market, begin);
             }
@@ -568,7 +564,7 @@ impl Shard {
         let Self { subscriptions, connections, to_write, .. } = self;
         let waiters = subscriptions.look(market, |key| queue(connections, to_write, key));
         for key in waiters {
-            if self.try_subscribe(key, false) {
+            if self.try_subscribe(key) {
                 self.unpause(key);
             }
         }
@@ -728,11 +724,6 @@ impl Shard {
                 connection.out.extend_from_slice(&frame::PING);
                 self.queue_write(key);
             }
-        }
-        let overdue =
-            self.connections[key].waiting.as_ref().is_some_and(|waiting| now_ms >= waiting.until_ms);
-        if overdue && self.try_subscribe(key, true) {
-            self.unpause(key);
         }
     }
 

@@ -1,30 +1,26 @@
 //! The admin API (contract, section 5): the router, its handlers, and the one table from errors to answers.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Router,
-    body::{Body, Bytes},
     extract::{MatchedPath, Query, Request, State},
-    http::{
-        HeaderMap, HeaderName, HeaderValue, Uri,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
-        request::Parts,
-    },
+    http::{HeaderMap, HeaderName, HeaderValue, Uri, header::CONTENT_TYPE, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use shared::{
     Epoch, MarketId, Seq,
     backbone::{Appended, Backbone},
-    http::{json, json_text, refuse},
+    http::{
+        body::{self, BodyError},
+        json, json_text, refuse,
+    },
     protocol::error::{ErrorBody, ErrorCode},
     token::{Keyring, Role},
 };
-use tokio::time::timeout;
 
 use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
@@ -63,8 +59,6 @@ fn routes(admin: Admin) -> Router {
         .with_state(Arc::new(admin))
 }
 
-/// How long a request's body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest idempotency key, visible ASCII characters.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 /// The longest request id that is taken over from a client, visible ASCII characters.
@@ -78,7 +72,7 @@ async fn override_one(State(admin): State<Arc<Admin>>, request: Request) -> Resu
     let (parts, body) = request.into_parts();
     let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
     let key = idempotency_key(&parts.headers)?;
-    let body = read_body(&parts, body, MAX_OVERRIDE_BYTES).await?;
+    let body = body::read(body, MAX_OVERRIDE_BYTES).await?;
     let text = std::str::from_utf8(&body).map_err(|_| InvalidOverride::NotUtf8);
     let parsed = text.and_then(Override::parse).inspect_err(|_| metrics::count_override("invalid"))?;
     let idempotency = key.map(|key| overrides::idempotency(key.to_owned(), &claims.sub, &body));
@@ -97,7 +91,7 @@ async fn override_many(State(admin): State<Arc<Admin>>, request: Request) -> Res
     let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
     let idempotency_key = idempotency_key(&parts.headers)?;
     let format = Format::of(parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
-    let body = read_body(&parts, body, MAX_BATCH_BYTES).await?;
+    let body = body::read(body, MAX_BATCH_BYTES).await?;
     let items = batch::split(&body, format)?;
     let sender = batch::Sender { actor: &claims.sub, request_id: request_id(&parts), idempotency_key };
     let results = batch::run(&*admin.backbone, sender, items).await;
@@ -162,30 +156,9 @@ fn is_visible_ascii(value: &HeaderValue, max: usize) -> bool {
     (1..=max).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
-/// The whole body, of at most `max` bytes. One that says it is longer is not read at all.
-async fn read_body(parts: &Parts, body: Body, max: usize) -> Result<Bytes, RequestError> {
-    let announced =
-        parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > max) {
-        return Err(RequestError::BodyTooLarge { max });
-    }
-    match timeout(BODY_TIMEOUT, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(RequestError::BodyTooLarge { max }),
-        Ok(Err(_)) => Err(RequestError::BodyBroken),
-        Err(_) => Err(RequestError::BodyTooSlow),
-    }
-}
-
 /// What is wrong with a request around its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum RequestError {
-    #[error("the body has at most {max} bytes here")]
-    BodyTooLarge { max: usize },
-    #[error("the body broke off")]
-    BodyBroken,
-    #[error("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())]
-    BodyTooSlow,
     #[error("Idempotency-Key: one header of 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters")]
     IdempotencyKey,
     #[error("the query cannot be read: a parameter stands twice")]
@@ -269,11 +242,11 @@ problems! {
         auth::Refused::Token(_) => Unauthorized,
         auth::Refused::Role { .. } => Forbidden,
     }
-    RequestError: {
-        RequestError::BodyTooLarge { .. } => PayloadTooLarge,
-        RequestError::BodyBroken | RequestError::BodyTooSlow | RequestError::IdempotencyKey | RequestError::Query =>
-            BadRequest,
+    BodyError: {
+        BodyError::TooLarge { .. } => PayloadTooLarge,
+        BodyError::Broken | BodyError::TooSlow => BadRequest,
     }
+    RequestError: { _ => BadRequest }
     InvalidOverride: {
         InvalidOverride::TooLarge => PayloadTooLarge,
         InvalidOverride::Reason | InvalidOverride::Payload(_) => Unprocessable,

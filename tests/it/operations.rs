@@ -72,6 +72,19 @@ async fn a_pod_that_has_never_reached_redis_answers_503_with_retry_after() {
 }
 
 #[tokio::test]
+async fn a_client_whose_request_cannot_be_answered_is_sent_elsewhere() {
+    let redis = Redis::start();
+    let gateway = Launch::gateway(&redis).start();
+    ready(&gateway).await;
+    let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    redis.kill();
+    socket.send(&format!(r#"{{"type":"resume","offsets":{{"{}":5}}}}"#, fresh_market())).await;
+    let bye = socket.closed().await;
+    assert_eq!((bye.code, bye.reason.as_str(), bye.reconnect), (1013, "TRY_AGAIN_LATER", true));
+    assert_eq!(bye.after_ms, Some(1000));
+}
+
+#[tokio::test]
 async fn on_sigterm_every_connection_gets_bye_and_1012_and_the_process_exits_0() {
     let stack = Stack::shared();
     let gateway = stack.another_gateway(&[("DRAIN_SECONDS", "1")]);

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::State,
     http::{HeaderMap, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::{
     MarketId,
-    http::json,
+    http::{body, json},
     protocol::error::ErrorCode,
     time::unix_ms,
     token::{WsClaims, bearer, same_secret},
@@ -23,8 +22,6 @@ use super::{Gateway, error::Problem};
 
 /// The longest request body, bytes: a scope of some thousand markets.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// How long the body may take.
-const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// The longest user id, characters.
 const MAX_USER_ID_CHARS: usize = 128;
 /// The most markets in a scope, so that the token fits into a handshake's header.
@@ -62,27 +59,14 @@ pub(super) async fn issue(
         let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
         return Err(Problem(ErrorCode::Unauthorized, message.to_owned()));
     }
-    let claims =
-        read_claims(&read_body(body).await?).map_err(|message| Problem(ErrorCode::BadRequest, message))?;
+    let claims = read_claims(&body::read(body, MAX_BODY_BYTES).await?)
+        .map_err(|message| Problem(ErrorCode::BadRequest, message))?;
     if gateway.token_rate.as_ref().is_some_and(|rate| rate.check_key(&claims.sub).is_err()) {
         let message = "too many tokens for this user: use the one you have, or retry later";
         return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
     }
     let issued = Issued { token: gateway.keys.sign(&claims), expires_at: claims.exp * 1000 };
     Ok(([(CACHE_CONTROL, "no-store")], json(&issued)).into_response())
-}
-
-async fn read_body(body: Body) -> Result<Bytes, Problem> {
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem(
-            ErrorCode::PayloadTooLarge,
-            format!("the body has at most {MAX_BODY_BYTES} bytes here"),
-        )),
-        Ok(Err(_)) | Err(_) => {
-            Err(Problem(ErrorCode::BadRequest, "the body did not arrive whole in time".to_owned()))
-        }
-    }
 }
 
 fn read_claims(body: &[u8]) -> Result<WsClaims, String> {

@@ -56,7 +56,7 @@ pub enum Phase {
 /// A request that waits for the tail.
 pub struct Waiting {
     pub(super) subscribe: Subscribe,
-    /// When what is not there is refused, shard milliseconds.
+    /// When it has waited too long, shard milliseconds.
     pub(super) until_ms: u64,
 }
 
@@ -132,6 +132,8 @@ impl Connection {
             Some(CloseCode::TooSlow)
         } else if passed(deadlines.heard_ms + timing.heartbeat_timeout_ms) {
             Some(CloseCode::Silent)
+        } else if self.waiting.as_ref().is_some_and(|waiting| passed(waiting.until_ms)) {
+            Some(CloseCode::Unavailable)
         } else {
             None
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use shared::{backbone::BackboneError, time::unix_ms};
+use tokio::sync::watch;
 
 /// What of the tail succeeds or fails on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(super) enum Part {
 pub struct Health {
     stale_after: Duration,
     inner: Mutex<Inner>,
+    /// The doorbell has been connected.
+    has_listened: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -31,8 +34,6 @@ struct Inner {
     failing: [Option<u64>; 3],
     /// Since when the prices are stale, if they are.
     stale_since: Option<u64>,
-    /// The doorbell has been connected.
-    has_listened: bool,
 }
 
 impl Health {
@@ -42,7 +43,7 @@ impl Health {
     /// Healthy, until something has failed for `stale_after`.
     #[must_use]
     pub fn new(stale_after: Duration) -> Self {
-        Self { stale_after, inner: Mutex::default() }
+        Self { stale_after, inner: Mutex::default(), has_listened: watch::Sender::new(false) }
     }
 
     /// An attempt of `part` that began at `started_ms` has failed.
@@ -57,8 +58,10 @@ impl Health {
     }
 
     pub(super) fn succeeded(&self, part: Part) {
+        if part == Part::Doorbell {
+            self.has_listened.send_if_modified(|has_listened| !std::mem::replace(has_listened, true));
+        }
         let mut inner = self.lock();
-        inner.has_listened |= part == Part::Doorbell;
         let since = inner.failing[part as usize].take();
         drop(inner);
         if let Some(since) = since {
@@ -70,8 +73,13 @@ impl Health {
     /// balancer or a retry finds a pod that can serve.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let inner = self.lock();
-        inner.has_listened && inner.stale_since.is_none()
+        *self.has_listened.borrow() && self.stale_since().is_none()
+    }
+
+    /// Waits until the tail has been connected.
+    pub async fn listened(&self) {
+        // The sender lives as long as this does.
+        let _ = self.has_listened.subscribe().wait_for(|has_listened| *has_listened).await;
     }
 
     /// Since when prices are stale, Unix milliseconds.

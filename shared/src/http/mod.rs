@@ -1,5 +1,6 @@
-//! What both services' HTTP sides have in common: listening, the error answer, and what operators ask.
+//! What both services' HTTP sides have in common: listening, bodies, the error answer, and what operators ask.
 
+pub mod body;
 pub mod ops;
 pub mod serve;
 

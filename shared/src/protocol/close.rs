@@ -15,6 +15,8 @@ pub enum CloseCode {
     TooBig,
     /// The pod is draining.
     Draining,
+    /// The pod could not answer a request in time: another one may, or this one later.
+    Unavailable,
     /// The token has expired.
     TokenExpired,
     /// Not allowed any more.
@@ -29,13 +31,14 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Every code, for tables and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Normal,
         Self::ProtocolError,
         Self::Unsupported,
         Self::InvalidUtf8,
         Self::TooBig,
         Self::Draining,
+        Self::Unavailable,
         Self::TokenExpired,
         Self::NotAllowed,
         Self::Silent,
@@ -52,6 +55,7 @@ impl CloseCode {
             Self::InvalidUtf8 => (1007, "INVALID_UTF8", false),
             Self::TooBig => (1009, "MESSAGE_TOO_BIG", false),
             Self::Draining => (1012, "DRAINING", true),
+            Self::Unavailable => (1013, "TRY_AGAIN_LATER", true),
             Self::TokenExpired => (4401, "TOKEN_EXPIRED", true),
             Self::NotAllowed => (4403, "NOT_ALLOWED", false),
             Self::Silent => (4408, "HEARTBEAT_TIMEOUT", true),
@@ -83,7 +87,7 @@ impl CloseCode {
     pub const fn after_ms(self) -> u64 {
         match self {
             Self::TooManyMessages => 5_000,
-            Self::TooSlow => 1_000,
+            Self::TooSlow | Self::Unavailable => 1_000,
             _ => 0,
         }
     }

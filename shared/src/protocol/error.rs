@@ -85,8 +85,6 @@ pub enum Refusal {
     RateLimited,
     /// The new token is not good, or somebody else's.
     Unauthorized,
-    /// The market cannot be read now; ask again later.
-    Unavailable,
 }
 
 impl Refusal {
@@ -99,7 +97,6 @@ impl Refusal {
             Self::LimitExceeded => "LIMIT_EXCEEDED",
             Self::RateLimited => "RATE_LIMITED",
             Self::Unauthorized => "UNAUTHORIZED",
-            Self::Unavailable => "SERVICE_UNAVAILABLE",
         }
     }
 }
