@@ -48,15 +48,15 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     let signals = Signals::listen().context("signals")?;
-    let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis_url {
+    let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis {
         None => standalone::embed(settings),
-        Some(url) => {
+        Some(config) => {
             let retention = Retention { history_len: settings.history_len, ..Retention::default() };
-            (Arc::new(RedisBackbone::new(url.expose(), retention).context("REDIS_URL")?), Router::new())
+            (Arc::new(RedisBackbone::new(config, retention).context("REDIS_URL")?), Router::new())
         }
     };
     let running = server::start(settings, Arc::clone(&backbone), admin, metrics).await?;
-    if settings.redis_url.is_none() {
+    if settings.redis.is_none() {
         standalone::introduce(&settings.admin_keys);
     }
     if settings.demo {

@@ -4,7 +4,7 @@
 //! lets go of one that nobody else has held for [`GRACE`].
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -38,9 +38,13 @@ pub trait Watcher: Send + Sync + 'static {
     fn flush(&self);
 }
 
+/// Says which part of the backbone holds a market; each part is read on its own.
+pub type PartOf = Box<dyn Fn(MarketId) -> usize + Send + Sync>;
+
 /// Every market this pod follows, and what the tail is to do about them.
 pub struct Markets {
     bound: Bound,
+    part_of: PartOf,
     watchers: OnceLock<Vec<Arc<dyn Watcher>>>,
     watcher_count: usize,
     markets: Mutex<HashMap<MarketId, Arc<Market>>>,
@@ -54,8 +58,20 @@ pub struct Markets {
 /// Work for the tail: at most one mark a followed market, of each kind.
 #[derive(Default)]
 struct Todo {
-    rung: BTreeSet<MarketId>,
+    /// By part.
+    rung: BTreeMap<usize, BTreeSet<MarketId>>,
     loads: BTreeSet<MarketId>,
+}
+
+impl Todo {
+    fn take_part(&mut self, max: usize, busy: &HashSet<usize>) -> Option<(usize, Vec<MarketId>)> {
+        let (&part, marks) = self.rung.iter_mut().find(|(part, _)| !busy.contains(part))?;
+        let ids = std::iter::from_fn(|| marks.pop_first()).take(max).collect();
+        if marks.is_empty() {
+            self.rung.remove(&part);
+        }
+        Some((part, ids))
+    }
 }
 
 /// One market: its log and its state, at the same position.
@@ -148,9 +164,10 @@ pub struct Begin {
 impl Markets {
     /// An empty registry for `watcher_count` shards.
     #[must_use]
-    pub fn new(bound: Bound, watcher_count: usize) -> Arc<Self> {
+    pub fn new(bound: Bound, watcher_count: usize, part_of: PartOf) -> Arc<Self> {
         Arc::new(Self {
             bound,
+            part_of,
             watchers: OnceLock::new(),
             watcher_count,
             markets: Mutex::default(),
@@ -245,7 +262,11 @@ impl Markets {
 
     /// Marks markets as changed. Those that are not followed are passed over when the tail takes them.
     pub fn mark(&self, ids: impl IntoIterator<Item = MarketId>) {
-        lock(&self.todo).rung.extend(ids);
+        let mut todo = lock(&self.todo);
+        for id in ids {
+            todo.rung.entry((self.part_of)(id)).or_default().insert(id);
+        }
+        drop(todo);
         self.rung.notify_one();
     }
 
@@ -266,20 +287,22 @@ impl Markets {
         self.mark(all);
     }
 
-    /// Up to `max` changed markets to read, with the cursor of each.
+    /// Up to `max` changed markets of one part that is not `busy`, with the cursor of each.
     #[must_use]
-    pub fn take_rung(&self, max: usize) -> Vec<(MarketId, Position)> {
-        let mut batch = Vec::new();
-        while batch.len() < max {
-            let Some(id) = lock(&self.todo).rung.pop_first() else { break };
-            let Some(market) = self.get(id) else { continue };
-            let mut inner = market.lock();
-            if inner.live {
-                inner.reads_begun += 1;
-                batch.push((id, inner.log.top()));
+    pub fn take_rung(&self, max: usize, busy: &HashSet<usize>) -> Option<(usize, Vec<(MarketId, Position)>)> {
+        loop {
+            let (part, ids) = lock(&self.todo).take_part(max, busy)?;
+            let cursor = |id: MarketId| {
+                let market = self.get(id)?;
+                let mut inner = market.lock();
+                inner.reads_begun += u64::from(inner.live);
+                inner.live.then(|| (id, inner.log.top()))
+            };
+            let batch: Vec<_> = ids.into_iter().filter_map(cursor).collect();
+            if !batch.is_empty() {
+                return Some((part, batch));
             }
         }
-        batch
     }
 
     /// Up to `max` markets to load, and whether their history is wanted.
@@ -533,7 +556,7 @@ mod tests {
 
     #[test]
     fn a_resume_waits_for_the_load_and_then_replays() {
-        let markets = Markets::new(BOUND, 0);
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let market = markets.follow(id());
         let mut wanted = resume(None, 3);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
@@ -545,7 +568,7 @@ mod tests {
 
     #[test]
     fn history_is_read_once_and_joins_what_is_live() {
-        let markets = Markets::new(BOUND, 0);
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let market = markets.follow(id());
         let all = loaded(7, 1..=6);
         markets.loaded(id(), Loaded { state: all.state.clone(), updates: Vec::new() }, false);
@@ -559,27 +582,27 @@ mod tests {
 
     #[test]
     fn a_client_ahead_is_reset_only_after_a_read_that_began_after_it_came() {
-        let markets = Markets::new(BOUND, 0);
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let market = markets.follow(id());
         markets.loaded(id(), loaded(7, 1..=5), true);
-        let _ = markets.take_rung(9);
+        let _ = markets.take_rung(9, &HashSet::new());
         let mut wanted = resume(Some(7), 6);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
         markets.read(id(), &[]);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
-        assert_eq!(markets.take_rung(9), [(id(), Position::new(7, 5))]);
+        assert_eq!(markets.take_rung(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
         markets.read(id(), &[update(7, 6)]);
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None, "the pod was behind");
         let mut wanted = resume(Some(7), 9);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-        let _ = markets.take_rung(9);
+        let _ = markets.take_rung(9, &HashSet::new());
         markets.read(id(), &[]);
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
     }
 
     #[test]
     fn another_epoch_is_loaded_anew() {
-        let markets = Markets::new(BOUND, 0);
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let market = markets.follow(id());
         markets.loaded(id(), loaded(7, 1..=5), true);
         assert_eq!(markets.read(id(), &[update(8, 6)]), 0);
@@ -594,7 +617,7 @@ mod tests {
 
     #[test]
     fn a_market_that_nobody_holds_is_let_go_after_a_grace() {
-        let markets = Markets::new(BOUND, 0);
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let held = markets.follow(id());
         let now = Instant::now();
         markets.sweep(now);

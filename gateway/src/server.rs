@@ -70,7 +70,8 @@ pub async fn start(
     names::describe();
     let files = settings.file_budget();
     let bound = Bound { updates: settings.history_len.max(settings.resume_max), bytes: MARKET_BYTES };
-    let markets = Markets::new(bound, settings.workers);
+    let for_parts = Arc::clone(&backbone);
+    let markets = Markets::new(bound, settings.workers, Box::new(move |id| for_parts.part(id)));
     let stats = Arc::new(Stats::default());
     let shard_settings = Arc::new(shard_settings(settings));
     let (mut handles, mut shards) = (Vec::new(), Vec::new());

@@ -8,6 +8,7 @@ use std::{
 use axum::http::HeaderValue;
 use ipnet::IpNet;
 use shared::{
+    backbone::RedisConfig,
     settings::{FromSetting, Secret, Setting, Settings as Source, Stop},
     telemetry::LogFormat,
     token::{Audience, Keyring},
@@ -22,8 +23,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where operators ask.
     pub ops_listen: SocketAddr,
-    /// The backbone, `None` for the embedded one; may hold a password.
-    pub redis_url: Option<Secret>,
+    /// The backbone, `None` for the embedded one.
+    pub redis: Option<RedisConfig>,
     /// Verifies, and at the token endpoint signs, tokens for sockets.
     pub keys: Keyring,
     /// Embedded only: verifies admin tokens.
@@ -96,7 +97,12 @@ const fn row(name: &'static str, default: &'static str, help: &'static str) -> S
 const TABLE: &[Setting] = &[
     row("LISTEN", "127.0.0.1:8080", "address for clients"),
     row("OPS_LISTEN", "127.0.0.1:9180", "address of /livez, /readyz and /metrics"),
-    row("REDIS_URL", "", "redis://host:6379; not set = embedded: one process, in memory, admin API included"),
+    row(
+        "REDIS_URL",
+        "",
+        "redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001; not set = embedded: one process, in memory, admin API included",
+    ),
+    row("REDIS_CA", "", "PEM of the authorities to trust instead of the system's, for rediss://"),
     row(
         "JWT_SECRET",
         "",
@@ -155,8 +161,9 @@ impl Settings {
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
         let mut source = Source::read(USAGE, TABLE, args, env)?;
-        let redis_url: Option<Secret> = source.optional("REDIS_URL");
-        let embedded = redis_url.is_none();
+        let ca_pem = source.optional("REDIS_CA");
+        let redis = source.optional("REDIS_URL").map(|url| RedisConfig { url, ca_pem });
+        let embedded = redis.is_none();
         let listen: SocketAddr = source.value("LISTEN");
         let token_api_key: Option<Secret> = source.optional("TOKEN_API_KEY");
         let allow_open_tokens: bool = source.value("ALLOW_OPEN_TOKENS");
@@ -182,7 +189,7 @@ impl Settings {
         let settings = Self {
             listen,
             ops_listen: source.value("OPS_LISTEN"),
-            redis_url,
+            redis,
             keys,
             admin_keys,
             demo,
@@ -367,7 +374,7 @@ mod tests {
     #[test]
     fn with_nothing_set_it_is_the_whole_system_on_loopback() {
         let settings = read(&[]).unwrap();
-        assert!(settings.redis_url.is_none() && settings.listen.ip().is_loopback());
+        assert!(settings.redis.is_none() && settings.listen.ip().is_loopback());
         assert_eq!(
             (settings.history_len, settings.resume_max, settings.max_message_bytes),
             (1000, 500, 16_384)

@@ -1,22 +1,27 @@
 //! Follows the logs of the markets that are wanted.
 //!
 //! Three loops: the doorbell marks what changed, one reader reads what is marked, one loader loads what is new here.
-//! At most one read is in flight; what rings meanwhile is the next batch, so that the tail clocks itself. The cursor
+//! At most one read of each part of the backbone is in flight; what rings meanwhile is its next batch, so that the tail clocks itself. The cursor
 //! is the truth: a lost ring is repaired by the sweep.
 
 mod doorbell;
 mod health;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use shared::{MarketId, Position, Update, backbone::Backbone, time::unix_ms};
+use shared::{
+    MarketId, Position, Update,
+    backbone::{Backbone, Tails},
+    time::unix_ms,
+};
 use tokio::task::JoinSet;
 
 pub use self::health::Health;
+use self::health::Part;
 use crate::{market::Markets, metrics as names};
 
 /// Markets in one read.
@@ -62,42 +67,75 @@ pub fn start(
     tasks
 }
 
-async fn read_loop(
-    markets: Arc<Markets>,
-    backbone: Arc<dyn Backbone>,
-    health: Arc<Health>,
-    linger: Duration,
-) {
-    let mut backoff = Backoff::default();
+/// At most one read of each part in flight; one that hangs or fails holds up nobody else.
+async fn read_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, linger: Duration) {
+    let mut reads: JoinSet<(usize, Backoff)> = JoinSet::new();
+    // What is known of each part's failures; a part that is being read has none here.
+    let mut idle: HashMap<usize, Backoff> = HashMap::new();
+    let mut busy = HashSet::new();
     loop {
-        markets.rung.notified().await;
-        if !linger.is_zero() {
-            tokio::time::sleep(linger).await;
+        tokio::select! {
+            () = markets.rung.notified() => {
+                if !linger.is_zero() {
+                    tokio::time::sleep(linger).await;
+                }
+            }
+            Some(ended) = reads.join_next() => {
+                // A read does not panic; if it did, its part would stay busy and the sweep's marks would pile up.
+                let (part, backoff) = ended.expect("a read of the tail does not panic");
+                busy.remove(&part);
+                idle.insert(part, backoff);
+            }
         }
-        loop {
-            let batch = markets.take_rung(MAX_READ_MARKETS);
-            if batch.is_empty() {
-                break;
-            }
-            let (started, started_ms) = (Instant::now(), unix_ms());
-            match backbone.read_tails(&batch, MAX_READ_UPDATES).await {
-                Ok(news) => {
-                    backoff.reset();
-                    health.succeeded(health::Part::Read);
-                    metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
-                    take_news(&markets, &batch, news);
-                }
-                Err(error) => {
-                    health.failed(health::Part::Read, started_ms, &error);
-                    markets.mark(batch.into_iter().map(|(id, _)| id));
-                    backoff.wait().await;
-                }
-            }
+        while let Some((part, batch)) = markets.take_rung(MAX_READ_MARKETS, &busy) {
+            busy.insert(part);
+            let mut backoff = idle.remove(&part).unwrap_or_default();
+            let (markets, backbone, health) = (Arc::clone(&markets), Arc::clone(&backbone), Arc::clone(&health));
+            reads.spawn(async move {
+                read_part(part, &batch, &markets, &*backbone, &health, &mut backoff).await;
+                (part, backoff)
+            });
         }
     }
 }
 
-fn take_news(markets: &Markets, batch: &[(MarketId, Position)], news: Vec<(MarketId, Vec<Update>)>) {
+/// One read of one part. It stays the part's only one until a failure has been waited out.
+async fn read_part(
+    part: usize,
+    batch: &[(MarketId, Position)],
+    markets: &Markets,
+    backbone: &dyn Backbone,
+    health: &Health,
+    backoff: &mut Backoff,
+) {
+    let (started, started_ms) = (Instant::now(), unix_ms());
+    let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
+        Ok(Tails { news, unread, error }) => {
+            metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
+            take_news(markets, batch, news, &unread);
+            (unread, error)
+        }
+        Err(error) => (batch.iter().map(|(id, _)| *id).collect(), Some(error)),
+    };
+    match error {
+        None => {
+            backoff.reset();
+            health.succeeded(Part::Read(part));
+        }
+        Some(error) => {
+            health.failed(Part::Read(part), started_ms, &error);
+            backoff.wait().await;
+            markets.mark(unread);
+        }
+    }
+}
+
+fn take_news(
+    markets: &Markets,
+    batch: &[(MarketId, Position)],
+    news: Vec<(MarketId, Vec<Update>)>,
+    unread: &[MarketId],
+) {
     let mut quiet: HashSet<MarketId> = batch.iter().map(|(id, _)| *id).collect();
     let mut new = 0;
     for (id, updates) in news {
@@ -106,6 +144,9 @@ fn take_news(markets: &Markets, batch: &[(MarketId, Position)], news: Vec<(Marke
         if updates.len() >= MAX_READ_UPDATES {
             markets.mark([id]);
         }
+    }
+    for id in unread {
+        quiet.remove(id);
     }
     for id in quiet {
         markets.read(id, &[]);
@@ -127,14 +168,14 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
             match backbone.load(&batch, if with_history { history } else { 0 }).await {
                 Ok(loads) => {
                     backoff.reset();
-                    health.succeeded(health::Part::Load);
+                    health.succeeded(Part::Load);
                     metrics::counter!(names::MARKET_LOADS).increment(loads.len() as u64);
                     for (&id, loaded) in batch.iter().zip(loads) {
                         markets.loaded(id, loaded, with_history);
                     }
                 }
                 Err(error) => {
-                    health.failed(health::Part::Load, started_ms, &error);
+                    health.failed(Part::Load, started_ms, &error);
                     markets.put_back_loads(&batch);
                     backoff.wait().await;
                 }

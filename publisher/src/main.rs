@@ -59,7 +59,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
-    let backbone = connect(&settings.redis_url, settings.retention)?;
+    let backbone = connect(&settings.redis, settings.retention)?;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let stop = stop_signal().context("signals")?;
     let api =
@@ -102,7 +102,7 @@ fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
 async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let settings = Replay::read(args, variable)?;
     telemetry::init_logs(settings.log_format);
-    let backbone = connect(&settings.redis_url, settings.retention)?;
+    let backbone = connect(&settings.redis, settings.retention)?;
     let stop = stop_signal().context("signals")?;
     let file = settings.options.file.display();
     let summary = replay::run(&*backbone, &settings.options, stop).await.with_context(|| file.to_string())?;

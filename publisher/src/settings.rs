@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shared::{
     MarketId,
-    backbone::Retention,
+    backbone::{RedisConfig, Retention},
     settings::{FromSetting, Secret, Setting, Settings, Stop},
     telemetry::LogFormat,
     token::{Audience, Keyring, Role},
@@ -19,8 +19,8 @@ pub struct Serve {
     pub listen: SocketAddr,
     /// The listener of `/livez`, `/readyz` and `/metrics`.
     pub ops_listen: SocketAddr,
-    /// Where the logs are; may hold a password.
-    pub redis_url: Secret,
+    /// Where the logs are.
+    pub redis: RedisConfig,
     /// Who is let in.
     pub keys: Keyring,
     /// How much is kept.
@@ -45,8 +45,8 @@ pub struct Token {
 /// What `publisher replay` needs.
 #[derive(Debug)]
 pub struct Replay {
-    /// Where the logs are; may hold a password.
-    pub redis_url: Secret,
+    /// Where the logs are.
+    pub redis: RedisConfig,
     /// How much is kept.
     pub retention: Retention,
     /// How log lines are written.
@@ -67,6 +67,11 @@ const REDIS_URL: Setting = Setting {
     default: "",
     help: "required: where the markets' logs are, redis://host:6379",
 };
+const REDIS_CA: Setting = Setting {
+    name: "REDIS_CA",
+    default: "",
+    help: "PEM of the authorities to trust instead of the system's, for rediss://",
+};
 const ADMIN_JWT_SECRET: Setting = Setting {
     name: "ADMIN_JWT_SECRET",
     default: "",
@@ -80,7 +85,7 @@ const LOG_FORMAT: Setting =
     Setting { name: "LOG_FORMAT", default: "(text on a terminal, else json)", help: "text or json" };
 
 const SERVE: &[Setting] =
-    &[LISTEN, OPS_LISTEN, REDIS_URL, ADMIN_JWT_SECRET, HISTORY_LEN, AUDIT_LEN, LOG_FORMAT];
+    &[LISTEN, OPS_LISTEN, REDIS_URL, REDIS_CA, ADMIN_JWT_SECRET, HISTORY_LEN, AUDIT_LEN, LOG_FORMAT];
 const SERVE_USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
 
@@ -119,6 +124,7 @@ const REPLAY: &[Setting] = &[
     },
     Setting { name: "FROM", default: "1", help: "append from this line on; earlier ones are only read" },
     REDIS_URL,
+    REDIS_CA,
     HISTORY_LEN,
     AUDIT_LEN,
     LOG_FORMAT,
@@ -144,12 +150,12 @@ impl Serve {
         let mut settings = Settings::read(SERVE_USAGE, SERVE, args, env)?;
         let listen = settings.value("LISTEN");
         let ops_listen = settings.value("OPS_LISTEN");
-        let redis_url = required(&mut settings, "REDIS_URL");
+        let redis = redis(&mut settings);
         let keys = keyring(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         settings.finish()?;
-        let (redis_url, keys) = (reported(redis_url), reported(keys));
-        Ok(Self { listen, ops_listen, redis_url, keys, retention, log_format })
+        let (redis, keys) = (reported(redis), reported(keys));
+        Ok(Self { listen, ops_listen, redis, keys, retention, log_format })
     }
 }
 
@@ -197,7 +203,7 @@ impl Replay {
         let mut args = args.into_iter().peekable();
         let file = args.next_if(|arg| !arg.starts_with('-')).map(PathBuf::from);
         let shared = |name: &str| {
-            [REDIS_URL, HISTORY_LEN, AUDIT_LEN, LOG_FORMAT].iter().any(|s| name.starts_with(s.name))
+            [REDIS_URL, REDIS_CA, HISTORY_LEN, AUDIT_LEN, LOG_FORMAT].iter().any(|s| name.starts_with(s.name))
         };
         let env = |name: &str| if shared(name) { env(name) } else { None };
         let mut settings = Settings::read(REPLAY_USAGE, REPLAY, args, env)?;
@@ -217,11 +223,11 @@ impl Replay {
             }
         });
         let from = settings.value("FROM");
-        let redis_url = required(&mut settings, "REDIS_URL");
+        let redis = redis(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         settings.finish()?;
         let options = Options { file: reported(file), speed, market, from };
-        Ok(Self { redis_url: reported(redis_url), retention, log_format, options })
+        Ok(Self { redis: reported(redis), retention, log_format, options })
     }
 }
 
@@ -249,6 +255,11 @@ fn required<T: FromSetting>(settings: &mut Settings, name: &'static str) -> Opti
 /// What [`Settings::finish`] has just let pass.
 fn reported<T>(value: Option<T>) -> T {
     value.expect("a missing value is a problem, and problems end the reading")
+}
+
+fn redis(settings: &mut Settings) -> Option<RedisConfig> {
+    let ca_pem = settings.optional("REDIS_CA");
+    Some(RedisConfig { url: required(settings, "REDIS_URL")?, ca_pem })
 }
 
 fn keyring(settings: &mut Settings) -> Option<Keyring> {

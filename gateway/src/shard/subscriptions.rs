@@ -620,7 +620,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let registry = Markets::new(BOUND, 1);
+            let registry = Markets::new(BOUND, 1, Box::new(|_| 0));
             let mut subscriptions = Subscriptions::new(0, Arc::clone(&registry));
             for client in 0..CLIENTS {
                 subscriptions.add_connection(client);

@@ -7,14 +7,10 @@ use shared::{
     time::unix_ms,
 };
 
-use super::{
-    Backoff,
-    health::{Health, Part},
-};
+use super::health::{Health, Part};
 use crate::{market::Markets, metrics as names};
 
 pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, health: Arc<Health>) {
-    let mut backoff = Backoff::default();
     loop {
         match doorbell.wait().await {
             Ok(Ring::Markets(ids)) => {
@@ -22,14 +18,10 @@ pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, 
                 markets.mark(ids);
             }
             Ok(Ring::All) => {
-                backoff.reset();
                 health.succeeded(Part::Doorbell);
                 markets.sweep(std::time::Instant::now());
             }
-            Err(error) => {
-                health.failed(Part::Doorbell, unix_ms(), &error);
-                backoff.wait().await;
-            }
+            Err(error) => health.failed(Part::Doorbell, unix_ms(), &error),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Whether this pod can vouch for fresh prices.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,12 +10,12 @@ use shared::{backbone::BackboneError, time::unix_ms};
 use tokio::sync::watch;
 
 /// What of the tail succeeds or fails on its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     /// Listening for changes.
     Doorbell,
-    /// Reading what changed.
-    Read,
+    /// Reading what changed in this part of the backbone.
+    Read(usize),
     /// Loading markets that are new here.
     Load,
 }
@@ -31,7 +32,7 @@ pub struct Health {
 #[derive(Debug, Default)]
 struct Inner {
     /// Since when each part fails, Unix milliseconds.
-    failing: [Option<u64>; 3],
+    failing: HashMap<Part, u64>,
     /// Since when the prices are stale, if they are.
     stale_since: Option<u64>,
 }
@@ -49,9 +50,8 @@ impl Health {
     /// An attempt of `part` that began at `started_ms` has failed.
     pub(super) fn failed(&self, part: Part, started_ms: u64, error: &BackboneError) {
         let mut inner = self.lock();
-        let since = &mut inner.failing[part as usize];
-        if since.is_none() {
-            *since = Some(started_ms);
+        if let Entry::Vacant(since) = inner.failing.entry(part) {
+            since.insert(started_ms);
             drop(inner);
             tracing::warn!(?part, %error, "the backbone does not answer: retrying, clients stay connected");
         }
@@ -62,7 +62,7 @@ impl Health {
             self.has_listened.send_if_modified(|has_listened| !std::mem::replace(has_listened, true));
         }
         let mut inner = self.lock();
-        let since = inner.failing[part as usize].take();
+        let since = inner.failing.remove(&part);
         drop(inner);
         if let Some(since) = since {
             tracing::info!(?part, after_ms = unix_ms().saturating_sub(since), "the backbone answers again");
@@ -93,7 +93,7 @@ impl Health {
     pub fn review(&self) -> Option<(bool, u64)> {
         let mut inner = self.lock();
         let now = unix_ms();
-        let failing_since = inner.failing.iter().flatten().min().copied();
+        let failing_since = inner.failing.values().min().copied();
         let stale = failing_since
             .is_some_and(|since| u128::from(now.saturating_sub(since)) >= self.stale_after.as_millis());
         match (stale, inner.stale_since) {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded, LogPage,
-    Retention, Ring,
+    Retention, Ring, Tails,
 };
 use crate::{
     ids::MarketId,
@@ -97,23 +97,22 @@ impl Backbone for MemoryBackbone {
         Ok(markets.iter().map(|id| load(id).unwrap_or_default()).collect())
     }
 
+    fn part(&self, _: MarketId) -> usize {
+        0
+    }
+
     async fn read_tails(
         &self,
         cursors: &[(MarketId, Position)],
         limit: usize,
-    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
+    ) -> Result<Tails, BackboneError> {
         let inner = self.lock();
         let read = |&(id, cursor): &(MarketId, Position)| {
             let log = &inner.markets.get(&id)?.log;
-            let newer: Vec<_> = log
-                .iter()
-                .skip(log.partition_point(|update| update.position <= cursor))
-                .take(limit)
-                .cloned()
-                .collect();
-            (!newer.is_empty()).then_some((id, newer))
+            let newer = log.partition_point(|update| update.position <= cursor);
+            (newer < log.len()).then(|| (id, log.iter().skip(newer).take(limit).cloned().collect()))
         };
-        Ok(cursors.iter().filter_map(read).collect())
+        Ok(Tails { news: cursors.iter().filter_map(read).collect(), ..Tails::default() })
     }
 
     async fn audit(

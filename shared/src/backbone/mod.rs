@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::{memory::MemoryBackbone, redis::RedisBackbone};
+pub use self::{
+    memory::MemoryBackbone,
+    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig},
+};
 use crate::{
     ids::MarketId,
     position::{Position, Seq},
@@ -33,13 +36,15 @@ pub trait Backbone: Send + Sync + 'static {
     /// Each market's state with the last `history` updates that led to it, from the same moment, in the order asked.
     async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError>;
 
-    /// For each cursor, up to `limit` updates past it (of its epoch or a later one), oldest first; markets with
-    /// nothing new are left out.
+    /// Which part of the backbone holds `market` now. Parts answer, and fail, on their own.
+    fn part(&self, market: MarketId) -> usize;
+
+    /// For each cursor, all of one part, up to `limit` updates past it (of its epoch or a later one), oldest first.
     async fn read_tails(
         &self,
         cursors: &[(MarketId, Position)],
         limit: usize,
-    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError>;
+    ) -> Result<Tails, BackboneError>;
 
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
     async fn audit(
@@ -59,7 +64,8 @@ pub trait Backbone: Send + Sync + 'static {
 /// Tells which markets have changed. Rings are hints: several changes may ring once, and the log is the truth.
 #[async_trait]
 pub trait Doorbell: Send {
-    /// Waits for the next ring. The first, and the first after an error, is always [`Ring::All`].
+    /// Waits for the next ring. Each time listening begins somewhere, it is [`Ring::All`]. An error says that rings
+    /// may be lost until then; it listens again by itself, without haste.
     async fn wait(&mut self) -> Result<Ring, BackboneError>;
 }
 
@@ -154,6 +160,17 @@ pub struct LogPage {
     pub top: Position,
     /// Updates, oldest first, each the next one's predecessor.
     pub updates: Vec<Update>,
+}
+
+/// What a read of several logs brought.
+#[derive(Debug, Default)]
+pub struct Tails {
+    /// New updates, by market; one that has nothing new is left out.
+    pub news: Vec<(MarketId, Vec<Update>)>,
+    /// Markets that could not be read just now.
+    pub unread: Vec<MarketId>,
+    /// Why not.
+    pub error: Option<BackboneError>,
 }
 
 /// A market as loaded.

@@ -1,0 +1,351 @@
+//! The backbone on Redis Streams (contract, section 6).
+
+mod decode;
+mod doorbell;
+mod nodes;
+mod url;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ::redis::{
+    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script, ServerErrorKind, Value, cmd,
+    pipe,
+};
+use async_trait::async_trait;
+use deadpool_redis::PoolError;
+use futures_util::future::{join_all, try_join_all};
+use tokio::time::sleep;
+
+pub use self::url::{InvalidRedisUrl, RedisConfig};
+use self::{
+    decode::{malformed, read_answer, read_audit_entry, read_loaded, read_updates},
+    doorbell::TrackingDoorbell,
+    nodes::{Node, Nodes},
+};
+use super::{
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded, LogPage,
+    Retention, Tails, keys,
+};
+use crate::{
+    ids::MarketId,
+    position::{Position, Seq},
+    update::{Update, quoted},
+};
+
+/// How long to wait before a command is asked again that a node refused without carrying it out: because another
+/// holds the slot, the slot is on its way, or a failover is. After the last, the refusal is the answer.
+const RETRY_AFTER_MS: [u64; 7] = [0, 10, 25, 50, 100, 200, 400];
+
+/// Logs, states and audits in one Redis, behind sentinels, or in a cluster.
+pub struct RedisBackbone {
+    nodes: Arc<Nodes>,
+    append: Script,
+    retention: Retention,
+    /// The highest position acknowledged per market: a log whose top is below has lost history. One entry a market.
+    remembered: Mutex<HashMap<MarketId, Position>>,
+}
+
+impl RedisBackbone {
+    /// A backbone where `config` says. Connects when first used.
+    ///
+    /// # Errors
+    /// When the URL or the certificates cannot be used.
+    pub fn new(config: &RedisConfig, retention: Retention) -> Result<Self, InvalidRedisUrl> {
+        let (topology, dialer) = config.parse()?;
+        Ok(Self {
+            nodes: Arc::new(Nodes::new(topology, dialer)),
+            append: Script::new(include_str!("../append.lua")),
+            retention,
+            remembered: Mutex::default(),
+        })
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<MarketId, Position>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, market: MarketId, position: Position) {
+        let mut remembered = self.remembered();
+        let known = remembered.entry(market).or_default();
+        *known = (*known).max(position);
+    }
+
+    /// One round of appends: a pipeline to each node concerned. Each answer stands at its append's place.
+    async fn append_round(&self, appends: &[&Append]) -> Vec<RedisResult<Value>> {
+        let mut results: Vec<Option<RedisResult<Value>>> = appends.iter().map(|_| None).collect();
+        let mut by_node: BTreeMap<String, (Arc<Node>, Vec<usize>)> = BTreeMap::new();
+        for (index, append) in appends.iter().enumerate() {
+            match self.nodes.of(append.market).await {
+                Ok(node) => {
+                    by_node.entry(node.address.clone()).or_insert_with(|| (node, Vec::new())).1.push(index);
+                }
+                Err(error) => results[index] = Some(Err(error)),
+            }
+        }
+        let pipelines = by_node.into_values().map(|(node, indices)| self.append_at(node, appends, indices));
+        for (indices, answers) in join_all(pipelines).await {
+            match answers {
+                Ok(answers) => {
+                    for (index, answer) in indices.into_iter().zip(answers) {
+                        results[index] = Some(answer);
+                    }
+                }
+                Err(error) => indices.into_iter().for_each(|index| results[index] = Some(Err(error.clone()))),
+            }
+        }
+        results.into_iter().map(|result| result.unwrap_or_else(|| Err(unanswered()))).collect()
+    }
+
+    /// One pipeline to one node.
+    async fn append_at(
+        &self,
+        node: Arc<Node>,
+        appends: &[&Append],
+        indices: Vec<usize>,
+    ) -> (Vec<usize>, RedisResult<Vec<RedisResult<Value>>>) {
+        let mut pipeline = Pipeline::with_capacity(indices.len());
+        pipeline.ignore_errors();
+        for &index in &indices {
+            pipeline.add_command(self.append_command(appends[index]));
+        }
+        let answers: RedisResult<Vec<RedisResult<Value>>> =
+            pipeline.query_async(&mut node.writes.clone()).await;
+        let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
+        if answers.as_ref().is_ok_and(|answers| answers.iter().any(unknown)) {
+            let mut load = cmd("SCRIPT");
+            load.arg("LOAD").arg(include_str!("../append.lua"));
+            // When this fails, the next round's answers say so.
+            let _: RedisResult<String> = load.query_async(&mut node.writes.clone()).await;
+        }
+        (indices, answers)
+    }
+
+    fn append_command(&self, append: &Append) -> Cmd {
+        let market = append.market;
+        let known = self.remembered().get(&market).copied().unwrap_or(Position::ORIGIN);
+        let mut call = cmd("EVALSHA");
+        call.arg(self.append.get_hash()).arg(if append.idempotency.is_some() { 4 } else { 3 });
+        call.arg(keys::log(market)).arg(keys::state(market)).arg(keys::audit(market));
+        if let Some(idempotency) = &append.idempotency {
+            call.arg(keys::idempotency(market, &idempotency.key));
+        }
+        call.arg(append.payload.text())
+            .arg(append.expected_seq.map_or(String::new(), |seq| seq.to_string()))
+            .arg(append.idempotency.as_ref().map_or("", |idempotency| &idempotency.fingerprint))
+            .arg(self.retention.idempotency_ttl.as_secs().max(1))
+            .arg(known.epoch.get())
+            .arg(known.seq.get())
+            .arg(self.retention.history_len)
+            .arg(self.retention.audit_len)
+            .arg(&append.actor)
+            .arg(&append.reason)
+            .arg(&append.request_id);
+        for line in append.payload.lines() {
+            call.arg(&*line.name).arg(quoted(&line.name)).arg(line.text.as_deref().unwrap_or_default());
+        }
+        call
+    }
+
+    /// Reads of one market in one round trip, asked again while the node says that it is not the one to ask.
+    async fn read<T: FromRedisValue>(&self, market: MarketId, reads: &Pipeline) -> Result<T, BackboneError> {
+        let mut pauses = RETRY_AFTER_MS.into_iter();
+        loop {
+            let node = self.nodes.of(market).await?;
+            let result = match node.reads.get().await {
+                Ok(mut connection) => reads.query_async(&mut connection).await,
+                Err(PoolError::Backend(error)) => Err(error),
+                Err(error) => return Err(error.into()),
+            };
+            match (result, pauses.next()) {
+                (Err(error), Some(pause_ms)) if self.nodes.learn(&error) => {
+                    sleep(Duration::from_millis(pause_ms)).await;
+                }
+                (result, _) => return Ok(result?),
+            }
+        }
+    }
+
+    /// Up to `count` entries of a market's log between two ids.
+    async fn range(
+        &self,
+        command: &str,
+        market: MarketId,
+        (from, to): (&str, &str),
+        count: usize,
+    ) -> Result<Vec<Update>, BackboneError> {
+        let key = keys::log(market);
+        let mut range = pipe();
+        range.cmd(command).arg(&key).arg(from).arg(to).arg("COUNT").arg(count);
+        let (entries,): (Value,) = self.read(market, &range).await?;
+        read_updates(&key, entries)
+    }
+
+    async fn load_one(&self, market: MarketId, history: usize) -> Result<Loaded, BackboneError> {
+        let mut transaction = pipe();
+        // State and log from the same moment.
+        transaction.atomic().cmd("HGETALL").arg(keys::state(market));
+        transaction
+            .cmd("XREVRANGE")
+            .arg(keys::log(market))
+            .arg("+")
+            .arg("-")
+            .arg("COUNT")
+            .arg(history.max(1));
+        let (state, log) = self.read(market, &transaction).await?;
+        read_loaded(market, state, log, history)
+    }
+
+    async fn ping_node(&self, node: &Node) -> RedisResult<()> {
+        let ping = cmd("PING").query_async::<Value>(&mut node.tails.clone()).await;
+        ping.map(|_| ()).inspect_err(|error| _ = self.nodes.learn(error))
+    }
+}
+
+#[async_trait]
+impl Backbone for RedisBackbone {
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
+        let mut answers: Vec<Option<Result<Appended, AppendError>>> = appends.iter().map(|_| None).collect();
+        let mut pending: Vec<usize> = (0..appends.len()).collect();
+        let mut pauses = RETRY_AFTER_MS.into_iter();
+        while !pending.is_empty() {
+            let asked: Vec<&Append> = pending.iter().map(|&index| &appends[index]).collect();
+            let results = self.append_round(&asked).await;
+            let pause_ms = pauses.next();
+            let mut again = Vec::new();
+            for (index, result) in pending.into_iter().zip(results) {
+                // Refused without having been carried out: asking again appends once.
+                if let Err(error) = &result
+                    && (self.nodes.learn(error) || error.kind() == ServerErrorKind::NoScript.into())
+                    && pause_ms.is_some()
+                {
+                    again.push(index);
+                    continue;
+                }
+                let market = appends[index].market;
+                let answer = result.map_err(|error| AppendError::from(BackboneError::from(error)));
+                let answer = answer.and_then(|value| read_answer(market, value));
+                if let Ok(appended) = &answer {
+                    self.remember(market, appended.position);
+                }
+                answers[index] = Some(answer);
+            }
+            pending = again;
+            if let Some(pause_ms) = pause_ms.filter(|_| !pending.is_empty()) {
+                sleep(Duration::from_millis(pause_ms)).await;
+            }
+        }
+        answers
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|| Err(BackboneError::from(unanswered()).into())))
+            .collect()
+    }
+
+    async fn read_after(&self, market: MarketId, after: Seq, limit: usize) -> Result<LogPage, BackboneError> {
+        let Some(newest) = self.range("XREVRANGE", market, ("+", "-"), 1).await?.pop() else {
+            return Ok(LogPage::default());
+        };
+        let top = newest.position;
+        if after >= top.seq {
+            return Ok(LogPage { top, updates: Vec::new() });
+        }
+        let from = Position { epoch: top.epoch, seq: after.next() };
+        let mut updates = self.range("XRANGE", market, (&from.to_string(), "+"), limit).await?;
+        // A new epoch may have begun between the two reads: what is of it does not belong to this page.
+        updates.retain(|update| update.position.epoch == top.epoch);
+        let top = updates.last().map_or(top, |last| last.position.max(top));
+        Ok(LogPage { top, updates })
+    }
+
+    async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError> {
+        try_join_all(markets.iter().map(|&market| self.load_one(market, history))).await
+    }
+
+    fn part(&self, market: MarketId) -> usize {
+        self.nodes.part_of(market)
+    }
+
+    async fn read_tails(
+        &self,
+        cursors: &[(MarketId, Position)],
+        limit: usize,
+    ) -> Result<Tails, BackboneError> {
+        let Some(&(first, _)) = cursors.first() else { return Ok(Tails::default()) };
+        let node = self.nodes.of(first).await?;
+        let mut reads = Pipeline::new();
+        reads.ignore_errors();
+        // In a cluster a command's keys share a slot.
+        let group = if self.nodes.is_cluster() { 1 } else { cursors.len() };
+        let groups: Vec<_> = cursors.chunks(group).collect();
+        for group in &groups {
+            reads.add_command(xread(group, limit));
+        }
+        let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
+        let answers = answers.inspect_err(|error| _ = self.nodes.learn(error))?;
+        let mut tails = Tails::default();
+        for (group, answer) in groups.into_iter().zip(answers) {
+            match answer {
+                Ok(streams) => tails.news.extend(read_streams(streams)?),
+                Err(error) => {
+                    self.nodes.learn(&error);
+                    tails.unread.extend(group.iter().map(|(market, _)| *market));
+                    tails.error = Some(error.into());
+                }
+            }
+        }
+        Ok(tails)
+    }
+
+    async fn audit(
+        &self,
+        market: MarketId,
+        before: Option<AuditId>,
+        limit: usize,
+    ) -> Result<Vec<AuditEntry>, BackboneError> {
+        let key = keys::audit(market);
+        let end = before.map_or("+".to_owned(), |id| format!("({}", id.entry()));
+        let mut range = pipe();
+        range.cmd("XREVRANGE").arg(&key).arg(end).arg("-").arg("COUNT").arg(limit);
+        let (entries,): (Vec<(String, HashMap<String, String>)>,) = self.read(market, &range).await?;
+        entries.into_iter().map(|(id, fields)| read_audit_entry(market, &key, &id, fields)).collect()
+    }
+
+    fn doorbell(&self) -> Box<dyn Doorbell> {
+        Box::new(TrackingDoorbell::new(Arc::clone(&self.nodes)))
+    }
+
+    async fn ping(&self) -> Result<(), BackboneError> {
+        let map = self.nodes.map().await?;
+        try_join_all(map.nodes().iter().map(|node| self.ping_node(node))).await?;
+        Ok(())
+    }
+}
+
+fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {
+    let mut read = cmd("XREAD");
+    read.arg("COUNT").arg(limit).arg("STREAMS");
+    for (market, _) in cursors {
+        read.arg(keys::log(*market));
+    }
+    for (_, cursor) in cursors {
+        read.arg(cursor.to_string());
+    }
+    read
+}
+
+fn read_streams(streams: Value) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
+    let streams: Option<Vec<(String, Value)>> =
+        FromRedisValue::from_redis_value(streams).map_err(RedisError::from)?;
+    let read = |(key, entries): (String, Value)| {
+        let market = keys::market_of_log(&key).ok_or_else(|| malformed(&key, "not a log's key"))?;
+        Ok((market, read_updates(&key, entries)?))
+    };
+    streams.into_iter().flatten().map(read).collect()
+}
+
+fn unanswered() -> RedisError {
+    (ErrorKind::Client, "Redis answered fewer commands than it was asked").into()
+}

@@ -1,0 +1,362 @@
+//! Which Redis holds which market, and the connections there.
+//!
+//! Every topology comes down to primaries and the slots each holds: one for all slots, or a cluster's. What they are
+//! is asked anew when a node says that it is not the one (`MOVED`, `READONLY`), when it cannot be reached, and every
+//! few seconds.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ::redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value,
+    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+    cmd,
+};
+use deadpool_redis::{Manager, Pool, Runtime};
+use tokio::sync::watch;
+
+use super::url::{Address, Dialer, Topology};
+use crate::ids::MarketId;
+
+/// How long Redis may take to answer before the call fails. No command here blocks.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a sentinel or a cluster node may take to say who holds what.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
+/// that this also bounds the reads in flight.
+const POOL_SIZE: usize = 8;
+/// Slots of a cluster.
+const SLOTS: u16 = 16_384;
+
+/// The primaries, as last known.
+pub(super) struct Nodes {
+    topology: Topology,
+    dialer: Dialer,
+    /// Changes when the primaries or their slots do.
+    map: watch::Sender<Arc<Map>>,
+    /// One resolution at a time; whoever waited for it uses its result.
+    resolving: tokio::sync::Mutex<()>,
+    /// The map is in doubt.
+    doubted: Mutex<bool>,
+}
+
+/// Who holds what.
+#[derive(Default)]
+pub(super) struct Map {
+    nodes: Vec<Arc<Node>>,
+    /// Slot ranges with the index of their node; empty = one node for all.
+    ranges: Vec<(u16, u16, usize)>,
+    by_slot: bool,
+}
+
+/// One primary.
+pub(super) struct Node {
+    pub(super) address: Address,
+    pub(super) client: Client,
+    /// Appends: multiplexed, so that concurrent requests share round trips.
+    pub(super) writes: ConnectionManager,
+    /// Reads of the tail.
+    pub(super) tails: ConnectionManager,
+    /// Reads that a request waits for.
+    pub(super) reads: Pool,
+}
+
+impl Nodes {
+    pub(super) fn new(topology: Topology, dialer: Dialer) -> Self {
+        Self {
+            topology,
+            dialer,
+            map: watch::Sender::new(Arc::default()),
+            resolving: tokio::sync::Mutex::new(()),
+            doubted: Mutex::new(true),
+        }
+    }
+
+    /// Whether a market's keys each need a command of their own unless they share a slot.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.topology, Topology::Cluster { .. })
+    }
+
+    /// Tells when the primaries or their slots change.
+    pub(super) fn changes(&self) -> watch::Receiver<Arc<Map>> {
+        self.map.subscribe()
+    }
+
+    /// The map, resolved anew if it is in doubt.
+    pub(super) async fn map(&self) -> RedisResult<Arc<Map>> {
+        if self.is_doubted() {
+            let _one_at_a_time = self.resolving.lock().await;
+            if self.is_doubted() {
+                self.resolve().await?;
+            }
+        }
+        Ok(Arc::clone(&self.map.borrow()))
+    }
+
+    /// Asks anew who holds what.
+    pub(super) async fn refresh(&self) -> RedisResult<()> {
+        self.doubt();
+        self.map().await.map(|_| ())
+    }
+
+    /// The primary that holds `market`.
+    pub(super) async fn of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
+        let map = self.map().await?;
+        map.node_of(market).ok_or_else(|| {
+            self.doubt();
+            RedisError::from((ErrorKind::Client, "no node of the cluster holds this market's slot"))
+        })
+    }
+
+    /// Which primary holds `market` as far as is known, as a small number; parts fail on their own.
+    pub(super) fn part_of(&self, market: MarketId) -> usize {
+        self.map.borrow().index_of(market).unwrap_or_default()
+    }
+
+    /// Notes an error of a node; whether the command was not carried out there, and may be asked again.
+    pub(super) fn learn(&self, error: &RedisError) -> bool {
+        let not_the_one = matches!(
+            error.kind(),
+            ErrorKind::Server(
+                ServerErrorKind::Moved
+                    | ServerErrorKind::Ask
+                    | ServerErrorKind::TryAgain
+                    | ServerErrorKind::ReadOnly
+                    | ServerErrorKind::ClusterDown
+            )
+        );
+        let down = error.is_io_error()
+            || error.is_connection_dropped()
+            || error.is_timeout()
+            || matches!(
+                error.kind(),
+                ErrorKind::Server(ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
+            );
+        if not_the_one || down {
+            self.doubt();
+        }
+        not_the_one
+    }
+
+    fn doubt(&self) {
+        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    fn is_doubted(&self) -> bool {
+        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn resolve(&self) -> RedisResult<()> {
+        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        match self.find_primaries().await {
+            Ok(primaries) => self.take(&primaries),
+            Err(error) => {
+                self.doubt();
+                Err(error)
+            }
+        }
+    }
+
+    /// Each primary with its slot ranges.
+    async fn find_primaries(&self) -> RedisResult<Vec<(Address, Vec<(u16, u16)>)>> {
+        match &self.topology {
+            Topology::Single(address) => Ok(vec![(address.clone(), Vec::new())]),
+            Topology::Sentinel { sentinels, name } => {
+                let mut last = None;
+                for sentinel in sentinels {
+                    match self.ask_sentinel(sentinel, name).await {
+                        Ok(primary) => return Ok(vec![(primary, Vec::new())]),
+                        Err(error) => last = Some(error),
+                    }
+                }
+                Err(last.unwrap_or_else(|| (ErrorKind::Client, "no sentinels").into()))
+            }
+            Topology::Cluster { seeds } => {
+                let known: Vec<Address> =
+                    self.map.borrow().nodes.iter().map(|node| node.address.clone()).collect();
+                let mut last = None;
+                for address in known.iter().chain(seeds) {
+                    match self.ask_cluster(address).await {
+                        Ok(primaries) => return Ok(primaries),
+                        Err(error) => last = Some(error),
+                    }
+                }
+                Err(last.unwrap_or_else(|| (ErrorKind::Client, "no cluster nodes").into()))
+            }
+        }
+    }
+
+    /// The primary that a sentinel names, if that one agrees.
+    async fn ask_sentinel(&self, sentinel: &str, name: &str) -> RedisResult<Address> {
+        let mut connection = connect(&self.dialer.sentinel(sentinel)?).await?;
+        let primary: Option<(String, u16)> =
+            cmd("SENTINEL").arg("get-master-addr-by-name").arg(name).query_async(&mut connection).await?;
+        let (host, port) =
+            primary.ok_or((ErrorKind::Client, "the sentinel knows no primary of this name"))?;
+        let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let mut connection = connect(&self.dialer.node(&address)?).await?;
+        let role: Vec<Value> = cmd("ROLE").query_async(&mut connection).await?;
+        match role.first() {
+            Some(Value::BulkString(role)) if role == b"master" => Ok(address),
+            _ => {
+                Err((ErrorKind::Client, "the sentinel's primary is a replica: a failover is under way")
+                    .into())
+            }
+        }
+    }
+
+    /// The primaries that a cluster node knows.
+    async fn ask_cluster(&self, address: &str) -> RedisResult<Vec<(Address, Vec<(u16, u16)>)>> {
+        let mut connection = connect(&self.dialer.node(address)?).await?;
+        let rows: Vec<Vec<Value>> = cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+        let asked_host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let mut primaries: Vec<(Address, Vec<(u16, u16)>)> = Vec::new();
+        for row in rows {
+            let mut row = row.into_iter();
+            let (Some(first), Some(last), Some(primary)) = (row.next(), row.next(), row.next()) else {
+                continue;
+            };
+            let (first, last): (u16, u16) =
+                (::redis::from_redis_value(first)?, ::redis::from_redis_value(last)?);
+            let Value::Array(primary) = primary else { continue };
+            let mut primary = primary.into_iter();
+            let host: Option<String> = ::redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
+            let port: u16 = ::redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
+            // A node that does not know its own address means the one it was asked at.
+            let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| asked_host.to_owned());
+            let address = if host.contains(':') && !host.starts_with('[') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            };
+            match primaries.iter_mut().find(|(known, _)| *known == address) {
+                Some((_, ranges)) => ranges.push((first, last)),
+                None => primaries.push((address, vec![(first, last)])),
+            }
+        }
+        if primaries.is_empty() {
+            return Err((ErrorKind::Client, "the cluster has no slots yet").into());
+        }
+        primaries.sort();
+        Ok(primaries)
+    }
+
+    /// Makes the map of these, keeping the connections to nodes that stay.
+    fn take(&self, primaries: &[(Address, Vec<(u16, u16)>)]) -> RedisResult<()> {
+        let old = Arc::clone(&self.map.borrow());
+        let mut nodes = Vec::with_capacity(primaries.len());
+        let mut ranges = Vec::new();
+        for (index, (address, slots)) in primaries.iter().enumerate() {
+            let kept = old.nodes.iter().find(|node| node.address == *address).map(Arc::clone);
+            nodes.push(match kept {
+                Some(node) => node,
+                None => Arc::new(Node::new(address, self.dialer.node(address)?)?),
+            });
+            ranges.extend(slots.iter().map(|&(first, last)| (first, last, index)));
+        }
+        let same = old.ranges == ranges
+            && old.nodes.len() == nodes.len()
+            && old.nodes.iter().zip(&nodes).all(|(old, new)| Arc::ptr_eq(old, new));
+        if !same {
+            if !old.nodes.is_empty() {
+                let primaries: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
+                tracing::warn!(?primaries, "the primaries or their slots have changed");
+            }
+            self.map.send_replace(Arc::new(Map { nodes, ranges, by_slot: self.is_cluster() }));
+        }
+        Ok(())
+    }
+}
+
+impl Map {
+    /// Every primary.
+    pub(super) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// The primary that holds `market`, if one does.
+    fn node_of(&self, market: MarketId) -> Option<Arc<Node>> {
+        self.nodes.get(self.index_of(market)?).map(Arc::clone)
+    }
+
+    fn index_of(&self, market: MarketId) -> Option<usize> {
+        if !self.by_slot {
+            return Some(0);
+        }
+        let slot = slot(market);
+        self.ranges
+            .iter()
+            .find(|(first, last, _)| (*first..=*last).contains(&slot))
+            .map(|&(_, _, index)| index)
+    }
+}
+
+impl Node {
+    fn new(address: &str, client: Client) -> RedisResult<Self> {
+        let managed = ConnectionManagerConfig::new()
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            // Who asks decides whether to ask again.
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_secs(1));
+        let pooled = Manager::new_with_config(client.get_connection_info().clone(), connection_config())?;
+        let reads = Pool::builder(pooled)
+            .max_size(POOL_SIZE)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(RESPONSE_TIMEOUT))
+            .create_timeout(Some(CONNECT_TIMEOUT))
+            .recycle_timeout(Some(RESPONSE_TIMEOUT))
+            .build()
+            .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
+        Ok(Self {
+            address: address.to_owned(),
+            writes: ConnectionManager::new_lazy_with_config(client.clone(), managed.clone())?,
+            tails: ConnectionManager::new_lazy_with_config(client.clone(), managed)?,
+            client,
+            reads,
+        })
+    }
+}
+
+pub(super) fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+}
+
+/// A connection for one question about the topology.
+async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(Some(RESOLVE_TIMEOUT))
+        .set_connection_timeout(Some(RESOLVE_TIMEOUT));
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// The cluster slot of a market's keys, all of which have the hash tag `{id}`.
+pub(super) fn slot(market: MarketId) -> u16 {
+    crc16(market.to_string().as_bytes()) % SLOTS
+}
+
+/// CRC-16/XMODEM, as the cluster specification says.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, &byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+        assert_eq!(slot(MarketId::new(1001).unwrap()), crc16(b"1001") % 16_384);
+    }
+}
