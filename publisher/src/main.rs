@@ -12,12 +12,12 @@ use publisher::{
     settings::{Replay, Serve, Token},
 };
 use shared::{
-    backbone::{Backbone, RedisBackbone, Retention},
+    backbone::{Backbone, RedisBackbone, RedisConfig, Retention},
     http::{
         ops,
         serve::{Limits, serve},
     },
-    settings::{Secret, Stop},
+    settings::Stop,
     telemetry,
 };
 use tokio::{
@@ -111,8 +111,8 @@ async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
 }
 
 /// Does not wait for Redis: readiness does.
-fn connect(url: &Secret, retention: Retention) -> anyhow::Result<Arc<dyn Backbone>> {
-    let backbone = RedisBackbone::new(url.expose(), retention)
+fn connect(config: &RedisConfig, retention: Retention) -> anyhow::Result<Arc<dyn Backbone>> {
+    let backbone = RedisBackbone::new(config, retention)
         .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
     Ok(Arc::new(backbone))
 }

@@ -65,7 +65,7 @@ const OPS_LISTEN: Setting = Setting {
 const REDIS_URL: Setting = Setting {
     name: "REDIS_URL",
     default: "",
-    help: "required: where the markets' logs are, redis://host:6379",
+    help: "required: where the markets' logs are: redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001",
 };
 const REDIS_CA: Setting = Setting {
     name: "REDIS_CA",

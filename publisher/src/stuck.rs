@@ -4,10 +4,10 @@ use std::io;
 
 use async_trait::async_trait;
 use shared::{
-    MarketId, Position, Seq, Update,
+    MarketId, Position, Seq,
     backbone::{
         Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded,
-        LogPage,
+        LogPage, Tails,
     },
 };
 
@@ -54,11 +54,15 @@ impl Backbone for Stuck {
         self.fail().await
     }
 
+    fn part(&self, _: MarketId) -> usize {
+        0
+    }
+
     async fn read_tails(
         &self,
         _: &[(MarketId, Position)],
         _: usize,
-    ) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
+    ) -> Result<Tails, BackboneError> {
         self.fail().await
     }
 
