@@ -79,6 +79,8 @@ pub struct Market {
     /// Which.
     pub id: MarketId,
     inner: Mutex<Inner>,
+    /// A read has ended.
+    read_ended: Notify,
     /// Per watcher: whether it serves the market, and whether it has been rung and has not looked yet.
     bells: Box<[Bell]>,
 }
@@ -270,6 +272,23 @@ impl Markets {
         self.rung.notify_one();
     }
 
+    /// Waits until everything that was in the market's log when this was called is in memory: so that no answer is
+    /// older than what any client, on any pod, has been shown. All who wait for one market share one read.
+    pub async fn freshen(&self, market: &Market) {
+        let ticket = market.lock().reads_begun + 1;
+        self.mark([market.id]);
+        let mut ended = std::pin::pin!(market.read_ended.notified());
+        loop {
+            // Before the look, so that a read which ends right after it is noticed.
+            ended.as_mut().enable();
+            if market.has_read(ticket) {
+                return;
+            }
+            ended.as_mut().await;
+            ended.set(market.read_ended.notified());
+        }
+    }
+
     /// Marks every followed market as changed, and lets go of those that nobody has held for [`GRACE`].
     pub fn sweep(&self, now: Instant) {
         let mut markets = lock(&self.markets);
@@ -369,6 +388,7 @@ impl Markets {
         let Some(market) = self.get(id) else { return 0 };
         let mut inner = market.lock();
         inner.reads_ended = inner.reads_begun;
+        market.read_ended.notify_waiters();
         let awaited = std::mem::take(&mut inner.read_awaited);
         let mut new = 0;
         for update in updates {
@@ -451,12 +471,19 @@ impl Market {
                 read_awaited: false,
                 unheld_since: None,
             }),
+            read_ended: Notify::new(),
             bells: (0..watcher_count).map(|_| Bell::default()).collect(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
+    }
+
+    /// Whether the read with this number has ended, or the market is not read at all yet.
+    fn has_read(&self, ticket: u64) -> bool {
+        let inner = self.lock();
+        inner.reads_ended >= ticket || !inner.live
     }
 
     fn is_watched(&self) -> bool {

@@ -1,6 +1,7 @@
-//! REST reads: from memory where the market is followed and its past is kept, else from the backbone.
+//! REST reads: from memory where the market is followed and its past is kept, else from the backbone; never older
+//! than the log at the time of the request.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering};
+use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use axum::{
     extract::{FromRequestParts, Path, Query, State},
@@ -16,9 +17,13 @@ use shared::{
     token::{WsClaims, bearer},
 };
 
-use super::{Gateway, error::Problem};
-use crate::market::Page;
+use tokio::time::timeout;
 
+use super::{Gateway, error::Problem};
+use crate::market::{Market, Page};
+
+/// How long an answer from memory waits to be as fresh as the log.
+const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Updates in an answer when the client does not say.
 const DEFAULT_LIMIT: usize = 200;
 /// Updates in an answer at most.
@@ -50,16 +55,17 @@ pub(super) async fn snapshot(
     State(gateway): State<Arc<Gateway>>,
     MarketRead { market, .. }: MarketRead,
 ) -> Result<Response, Problem> {
-    let followed = gateway.markets.get(market).and_then(|market| market.state());
-    let from_memory = followed.is_some();
-    let state = match followed {
+    let (state, stale) = match followed(&gateway, market).await {
+        Some((followed, stale)) => (followed.state(), stale),
+        None => (None, ""),
+    };
+    let state = match state {
         Some(state) => state,
         None => {
             let loaded = gateway.backbone.load(&[market], 0).await.map_err(|error| unavailable(&error))?;
             loaded.into_iter().next().unwrap_or_default().state
         }
     };
-    let stale = stale_mark(&gateway, from_memory);
     Ok(json_text(format!("{{{}{stale}}}", server::state_members(market, &state))))
 }
 
@@ -71,9 +77,9 @@ pub(super) async fn updates(
     let since = Seq::new(number(&query, "since_seq", 0..=shared::ids::MAX_SAFE_INTEGER, None)?);
     let limit = number(&query, "limit", 1..=MAX_LIMIT as u64, Some(DEFAULT_LIMIT as u64))?;
     let limit = usize::try_from(limit).unwrap_or(MAX_LIMIT);
-    let kept = gateway.markets.get(market).map_or(Page::Unknown, |market| market.page(since, limit));
-    if let Page::Updates(updates, top) = kept {
-        let stale = stale_mark(&gateway, true);
+    if let Some((followed, stale)) = followed(&gateway, market).await
+        && let Page::Updates(updates, top) = followed.page(since, limit)
+    {
         return Ok(json_text(page_json(market, since, &updates, since.next(), top, stale)));
     }
     let page =
@@ -82,6 +88,15 @@ pub(super) async fn updates(
     let updates: Vec<String> =
         page.updates.iter().map(|update| server::odds_update(market, update)).collect();
     Ok(json_text(page_json(market, since, &updates, first, page.top, "")))
+}
+
+/// The market if it is in memory, as fresh as the log is now, with what its answer adds when nobody can say that it
+/// is.
+async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, &'static str)> {
+    let market = gateway.markets.get(market)?;
+    let known_stale = gateway.health.stale_since().is_some();
+    let fresh = !known_stale && timeout(FRESHEN_TIMEOUT, gateway.markets.freshen(&market)).await.is_ok();
+    Some((market, if fresh { "" } else { r#","stale":true"# }))
 }
 
 /// `first` is the seq of the first of `updates`.
@@ -124,11 +139,6 @@ pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
         topics: gateway.markets.watched(),
         messages_sent: gateway.stats.messages_sent.load(Ordering::Relaxed),
     })
-}
-
-/// What an answer from memory adds while nobody can say that memory is fresh.
-fn stale_mark(gateway: &Gateway, from_memory: bool) -> &'static str {
-    if from_memory && gateway.health.stale_since().is_some() { r#","stale":true"# } else { "" }
 }
 
 fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
