@@ -121,6 +121,8 @@ impl Dialer {
         if !self.tls {
             return Client::open(info);
         }
+        // rustls panics at the first connection unless it was told whose cryptography to use. Fails only when it was.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let root_cert = self.ca_pem.as_ref().map(|pem| pem.expose().as_bytes().to_vec());
         Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })
     }
