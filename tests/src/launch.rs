@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     binaries,
     process::{Process, Stream},
-    redis::Redis,
+    redis::Access,
     tokens::{ADMIN_JWT_SECRET, JWT_SECRET},
     wait::DEADLINE,
 };
@@ -54,8 +54,8 @@ pub struct Finished {
 impl Launch {
     /// A gateway on this Redis, with the limits that get in the way of tests off.
     #[must_use]
-    pub fn gateway(redis: &Redis) -> Self {
-        Self::embedded().env("REDIS_URL", &redis.url()).env("JWT_SECRET", JWT_SECRET)
+    pub fn gateway(redis: impl Into<Access>) -> Self {
+        Self::embedded().on(&redis.into()).env("JWT_SECRET", JWT_SECRET)
     }
 
     /// A gateway without Redis: the whole system in one process.
@@ -66,8 +66,16 @@ impl Launch {
 
     /// A publisher on this Redis.
     #[must_use]
-    pub fn publisher(redis: &Redis) -> Self {
-        Self::new("publisher").env("REDIS_URL", &redis.url()).env("ADMIN_JWT_SECRET", ADMIN_JWT_SECRET)
+    pub fn publisher(redis: impl Into<Access>) -> Self {
+        Self::new("publisher").on(&redis.into()).env("ADMIN_JWT_SECRET", ADMIN_JWT_SECRET)
+    }
+
+    fn on(self, redis: &Access) -> Self {
+        let launch = self.env("REDIS_URL", &redis.url);
+        match &redis.ca_file {
+            Some(file) => launch.env("REDIS_CA_FILE", &file.display().to_string()),
+            None => launch,
+        }
     }
 
     fn new(program: &'static str) -> Self {

@@ -2,7 +2,8 @@
 //! the clients that talk to them.
 //!
 //! ```text
-//! Stack ──▶ Redis, Launch ──▶ Service (gateway, publisher) ──▶ Process (its log, signals, killed on drop)
+//! Stack ──▶ Redis, Services ──▶ Launch ──▶ Service (gateway, publisher) ──▶ Process (its log, signals, killed on drop)
+//! Redis, Cluster, Sentinels ──▶ Access: how the services get there
 //!   └─────▶ Socket, RawSocket, FieldClient, Http, Admin: the clients
 //! ```
 //!
@@ -11,29 +12,36 @@
 
 pub mod admin;
 pub mod binaries;
+pub mod cluster;
 pub mod field;
 pub mod http;
 pub mod launch;
 pub mod lines;
 pub mod message;
+pub mod ports;
 pub mod process;
 pub mod raw;
 pub mod redis;
 pub mod rest;
+pub mod sentinels;
+pub mod shared_set;
 pub mod socket;
 pub mod stack;
 pub mod tokens;
 pub mod wait;
 
 pub use admin::Admin;
+pub use cluster::Cluster;
 pub use field::FieldClient;
 pub use http::{Answer, Http};
 pub use launch::{Launch, Service};
 pub use lines::Lines;
 pub use message::Message;
 pub use raw::RawSocket;
-pub use redis::Redis;
+pub use redis::{Access, Redis};
 pub use rest::Rest;
+pub use sentinels::Sentinels;
+pub use shared_set::SharedSet;
 pub use socket::{Event, Socket};
-pub use stack::{Stack, fresh_market, fresh_user};
+pub use stack::{Services, Stack, fresh_market, fresh_user};
 pub use wait::{DEADLINE, eventually, within};

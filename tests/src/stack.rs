@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -11,7 +11,8 @@ use std::{
 use crate::{
     admin::Admin,
     launch::{Launch, Service},
-    redis::Redis,
+    redis::{Access, Redis},
+    shared_set::SharedSet,
     socket::Socket,
     tokens,
 };
@@ -22,13 +23,17 @@ pub struct Stack(Arc<Parts>);
 
 /// What a [`Stack`] consists of.
 #[derive(Debug)]
-pub struct Parts {
-    /// Two gateways with the same settings.
-    pub gateways: [Service; 2],
-    /// The publisher.
-    pub publisher: Service,
+struct Parts {
+    services: Services,
     /// The Redis between them. Last, so that it outlives the others.
-    pub redis: Redis,
+    redis: Redis,
+}
+
+/// Two gateways with the same settings and a publisher, on a Redis of whatever kind.
+#[derive(Debug)]
+pub struct Services {
+    gateways: [Service; 2],
+    publisher: Service,
 }
 
 impl Stack {
@@ -36,11 +41,8 @@ impl Stack {
     /// its own ([`fresh_market`], [`fresh_user`]) and breaks nothing.
     #[must_use]
     pub fn shared() -> Self {
-        static SHARED: Mutex<Weak<Parts>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let parts = shared.upgrade().unwrap_or_else(|| Arc::new(Parts::start(&[], &[])));
-        *shared = Arc::downgrade(&parts);
-        Self(parts)
+        static SHARED: SharedSet<Parts> = SharedSet::new(|| Parts::start(&[], &[]));
+        Self(SHARED.get())
     }
 
     /// A system of the test's own, with these settings.
@@ -58,13 +60,13 @@ impl Stack {
     /// The first or second gateway.
     #[must_use]
     pub fn gateway(&self, index: usize) -> &Service {
-        &self.0.gateways[index]
+        self.0.services.gateway(index)
     }
 
     /// The publisher.
     #[must_use]
     pub fn publisher(&self) -> &Service {
-        &self.0.publisher
+        self.0.services.publisher()
     }
 
     /// A further gateway on the same Redis, with these settings.
@@ -94,9 +96,42 @@ impl Stack {
 impl Parts {
     fn start(gateway: &[(&str, &str)], publisher: &[(&str, &str)]) -> Self {
         let redis = Redis::start();
-        let gateways = [0, 1].map(|_| Launch::gateway(&redis).envs(gateway).start());
-        let publisher = Launch::publisher(&redis).envs(publisher).start();
-        Self { gateways, publisher, redis }
+        Self { services: Services::start(&redis, gateway, publisher), redis }
+    }
+}
+
+impl Services {
+    /// Starts them with these settings.
+    #[must_use]
+    pub fn start(redis: impl Into<Access>, gateway: &[(&str, &str)], publisher: &[(&str, &str)]) -> Self {
+        let redis = redis.into();
+        Self {
+            gateways: [0, 1].map(|_| Launch::gateway(&redis).envs(gateway).start()),
+            publisher: Launch::publisher(&redis).envs(publisher).start(),
+        }
+    }
+
+    /// The first or second gateway.
+    #[must_use]
+    pub fn gateway(&self, index: usize) -> &Service {
+        &self.gateways[index]
+    }
+
+    /// The publisher.
+    #[must_use]
+    pub fn publisher(&self) -> &Service {
+        &self.publisher
+    }
+
+    /// A trader.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.publisher.url(""))
+    }
+
+    /// A new user's connection to the first or second gateway.
+    pub async fn socket(&self, index: usize) -> Socket {
+        Socket::connect(self.gateways[index].api, &tokens::for_user(fresh_user())).await
     }
 }
 
@@ -104,7 +139,8 @@ impl Drop for Stack {
     fn drop(&mut self) {
         // The processes say their last lines by themselves when this is the last handle.
         if thread::panicking() && Arc::strong_count(&self.0) > 1 {
-            for service in self.0.gateways.iter().chain([&self.0.publisher]) {
+            let Services { gateways, publisher } = &self.0.services;
+            for service in gateways.iter().chain([publisher]) {
                 eprintln!("{}", service.process.last_lines());
             }
         }

@@ -1,0 +1,160 @@
+//! A real Redis Cluster: three primaries with a replica each.
+
+use ::redis::{FromRedisValue, RedisResult, Value};
+
+use crate::{
+    redis::{Access, Redis, until},
+    stack::fresh_market,
+};
+
+/// Primaries, and replicas: the replica of node `n` is node `n + PRIMARIES`.
+pub const PRIMARIES: usize = 3;
+/// The slots of each primary at the start.
+const SLOTS: [(u16, u16); PRIMARIES] = [(0, 5460), (5461, 10922), (10923, 16383)];
+
+/// Without full coverage required, the loss of one primary leaves the others' slots in service.
+const ARGS: &str = "--cluster-enabled yes --cluster-node-timeout 1000 --cluster-require-full-coverage no \
+                    --repl-diskless-sync-delay 0 --repl-ping-replica-period 1";
+
+/// Six nodes; killed on drop.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Redis>,
+}
+
+impl Cluster {
+    /// Starts one and waits until every node knows it whole.
+    #[must_use]
+    pub fn start() -> Self {
+        let args: Vec<&str> = ARGS.split(' ').collect();
+        let nodes: Vec<Redis> = (0..2 * PRIMARIES).map(|_| Redis::with(&args)).collect();
+        for (index, (node, (first, last))) in nodes.iter().zip(SLOTS).enumerate() {
+            node.tell::<()>(&format!("CLUSTER SET-CONFIG-EPOCH {}", index + 1));
+            node.tell::<()>(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
+        }
+        for node in &nodes[1..] {
+            node.tell::<()>(&format!("CLUSTER MEET 127.0.0.1 {}", nodes[0].port()));
+        }
+        for node in &nodes {
+            until("every node knows every other", || {
+                let known = cluster_info(node, "cluster_known_nodes")? == nodes.len().to_string();
+                let whole = cluster_info(node, "cluster_slots_assigned")? == "16384";
+                (known && whole).then_some(())
+            });
+        }
+        for (primary, replica) in nodes.iter().zip(&nodes[PRIMARIES..]) {
+            let id: String = primary.tell("CLUSTER MYID");
+            replica.tell::<()>(&format!("CLUSTER REPLICATE {id}"));
+        }
+        let cluster = Self { nodes };
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            until("the cluster is in service", || {
+                (cluster_info(node, "cluster_state")? == "ok").then_some(())
+            });
+            if index >= PRIMARIES {
+                until("the replica follows its primary", || {
+                    (node.info("master_link_status")? == "up").then_some(())
+                });
+                // Every node must know it for a replica, or nobody votes for it.
+                let id: String = node.tell("CLUSTER MYID");
+                until("every node knows the replica", || {
+                    cluster.nodes.iter().all(|other| knows_as_replica(other, &id)).then_some(())
+                });
+            }
+        }
+        cluster
+    }
+
+    /// One of the nodes: first the primaries of the start, then their replicas.
+    #[must_use]
+    pub fn node(&self, index: usize) -> &Redis {
+        &self.nodes[index]
+    }
+
+    /// The node that holds `market` now, as the living ones agree. Blocks the thread.
+    #[must_use]
+    pub fn holder_of(&self, market: u64) -> usize {
+        until("the nodes agree who holds the market", || {
+            let views: Vec<Option<u16>> =
+                self.nodes.iter().filter_map(|node| holder_port(node, market).ok()).collect();
+            let port = (*views.first()?)?;
+            if views.iter().any(|view| *view != Some(port)) {
+                return None;
+            }
+            self.nodes.iter().position(|node| node.port() == port)
+        })
+    }
+
+    /// A market that no other test uses, held by this primary of the start.
+    #[must_use]
+    pub fn fresh_market_at(&self, primary: usize) -> u64 {
+        let (first, last) = SLOTS[primary];
+        std::iter::repeat_with(fresh_market)
+            .find(|market| (first..=last).contains(&self.slot_of(*market)))
+            .expect("every third market is there")
+    }
+
+    /// The slot of a market.
+    #[must_use]
+    pub fn slot_of(&self, market: u64) -> u16 {
+        let living = self
+            .nodes
+            .iter()
+            .find_map(|node| node.ask(&format!("CLUSTER KEYSLOT odds:log:{{{market}}}")).ok());
+        living.expect("some node lives")
+    }
+
+    /// Moves the slot of `market` with all its keys from one living primary to another, as `redis-cli --cluster
+    /// reshard` does. Blocks the thread.
+    pub fn move_slot_of(&self, market: u64, from: usize, to: usize) {
+        let slot = self.slot_of(market);
+        let (from, to) = (&self.nodes[from], &self.nodes[to]);
+        let (from_id, to_id): (String, String) = (from.tell("CLUSTER MYID"), to.tell("CLUSTER MYID"));
+        to.tell::<()>(&format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}"));
+        from.tell::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}"));
+        loop {
+            let keys: Vec<String> = from.tell(&format!("CLUSTER GETKEYSINSLOT {slot} 1"));
+            let Some(key) = keys.first() else { break };
+            from.tell::<Value>(&format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port()));
+        }
+        for node in [to, from] {
+            node.tell::<()>(&format!("CLUSTER SETSLOT {slot} NODE {to_id}"));
+        }
+    }
+}
+
+impl From<&Cluster> for Access {
+    fn from(cluster: &Cluster) -> Self {
+        let hosts: Vec<String> =
+            cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        Self { url: format!("redis-cluster://{}", hosts.join(",")), ca_file: None }
+    }
+}
+
+fn cluster_info(node: &Redis, field: &str) -> Option<String> {
+    let info: String = node.ask("CLUSTER INFO").ok()?;
+    info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::to_owned)
+}
+
+fn knows_as_replica(node: &Redis, id: &str) -> bool {
+    let nodes: String = node.ask("CLUSTER NODES").unwrap_or_default();
+    nodes.lines().any(|line| line.starts_with(id) && line.contains("slave") && !line.contains("fail"))
+}
+
+/// The port of the primary that `node` believes to hold `market`.
+fn holder_port(node: &Redis, market: u64) -> RedisResult<Option<u16>> {
+    let slot: u16 = node.ask(&format!("CLUSTER KEYSLOT odds:log:{{{market}}}"))?;
+    let rows: Vec<Vec<Value>> = node.ask("CLUSTER SLOTS")?;
+    for row in rows {
+        if let [first, last, Value::Array(primary), ..] = row.as_slice()
+            && (number(first)?..=number(last)?).contains(&slot)
+        {
+            return primary.get(1).map(number).transpose();
+        }
+    }
+    Ok(None)
+}
+
+fn number(value: &Value) -> RedisResult<u16> {
+    Ok(u16::from_redis_value_ref(value)?)
+}

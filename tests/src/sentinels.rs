@@ -1,0 +1,113 @@
+//! A real primary with two replicas, watched by three sentinels.
+
+use std::fs;
+
+use ::redis::Client;
+use tempfile::TempDir;
+
+use crate::{
+    ports,
+    process::Process,
+    redis::{Access, Redis, directory, server, until},
+};
+
+/// The name that the sentinels know the primary by.
+const NAME: &str = "kmarket";
+const REPLICAS: usize = 2;
+const SENTINELS: usize = 3;
+const ARGS: &str = "--repl-diskless-sync-delay 0 --repl-ping-replica-period 1";
+
+/// Six processes; killed on drop.
+#[derive(Debug)]
+pub struct Sentinels {
+    sentinels: Vec<Sentinel>,
+    /// First the primary of the start.
+    nodes: Vec<Redis>,
+}
+
+#[derive(Debug)]
+struct Sentinel {
+    port: u16,
+    _process: Process,
+    _dir: TempDir,
+}
+
+impl Sentinels {
+    /// Starts them and waits until every sentinel knows the others and the replicas.
+    #[must_use]
+    pub fn start() -> Self {
+        let mut args: Vec<&str> = ARGS.split(' ').collect();
+        let primary = Redis::with(&args);
+        let port = primary.port().to_string();
+        args.extend(["--replicaof", "127.0.0.1", &port]);
+        let mut nodes = vec![primary];
+        nodes.extend((0..REPLICAS).map(|_| Redis::with(&args)));
+        for replica in &nodes[1..] {
+            until("the replica follows its primary", || {
+                (replica.info("master_link_status")? == "up").then_some(())
+            });
+        }
+        let sentinels: Vec<Sentinel> = (0..SENTINELS).map(|_| Sentinel::start(&port)).collect();
+        for sentinel in &sentinels {
+            until("the sentinels know everybody", || {
+                let others = sentinel.told("num-other-sentinels")? == (SENTINELS - 1).to_string();
+                (others && sentinel.told("num-slaves")? == REPLICAS.to_string()).then_some(())
+            });
+        }
+        Self { sentinels, nodes }
+    }
+
+    /// One of the nodes: first the primary of the start, then its replicas.
+    #[must_use]
+    pub fn node(&self, index: usize) -> &Redis {
+        &self.nodes[index]
+    }
+
+    /// The node that every sentinel names as the primary now, and that agrees. Blocks the thread.
+    #[must_use]
+    pub fn primary(&self) -> usize {
+        until("the sentinels agree who is the primary", || {
+            let ports: Vec<String> =
+                self.sentinels.iter().map(|sentinel| sentinel.told("port")).collect::<Option<_>>()?;
+            let index = self.nodes.iter().position(|node| node.port().to_string() == ports[0])?;
+            let agreed = ports.iter().all(|port| *port == ports[0]);
+            (agreed && self.nodes[index].info("role")? == "master").then_some(index)
+        })
+    }
+}
+
+impl From<&Sentinels> for Access {
+    fn from(set: &Sentinels) -> Self {
+        let hosts: Vec<String> =
+            set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+        Self { url: format!("redis-sentinel://{}/{NAME}", hosts.join(",")), ca_file: None }
+    }
+}
+
+impl Sentinel {
+    fn start(primary_port: &str) -> Self {
+        let (port, dir) = (ports::free(), directory());
+        let file = dir.path().join("sentinel.conf");
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\n\
+             sentinel monitor {NAME} 127.0.0.1 {primary_port} 2\n\
+             sentinel down-after-milliseconds {NAME} 500\n\
+             sentinel failover-timeout {NAME} 2000\n\
+             sentinel parallel-syncs {NAME} 2\n",
+            dir.path().display()
+        );
+        fs::write(&file, settings).expect("the directory is writable");
+        let process = Process::spawn("sentinel", server().arg(&file).arg("--sentinel"));
+        process.expect_line("the sentinel monitors", |line| line.contains("+monitor master").then_some(()));
+        Self { port, _process: process, _dir: dir }
+    }
+
+    /// What it says of the primary.
+    fn told(&self, field: &str) -> Option<String> {
+        let client = Client::open(Access::at_port(self.port).url).ok()?;
+        let mut connection = client.get_connection().ok()?;
+        let said: Vec<String> =
+            ::redis::cmd("SENTINEL").arg("MASTER").arg(NAME).query(&mut connection).ok()?;
+        said.chunks_exact(2).find(|pair| pair[0] == field).map(|pair| pair[1].clone())
+    }
+}
