@@ -25,6 +25,8 @@ pub struct Log {
     frames: VecDeque<Encoded>,
     bytes: usize,
     bound: Bound,
+    /// Which log this is: one that was loaded anew is another, even where its positions look alike.
+    incarnation: u32,
 }
 
 /// How much a log keeps; memory for one market is bounded by both.
@@ -63,7 +65,7 @@ impl Log {
     /// An empty log whose last update, not kept, is at `top`.
     #[must_use]
     pub fn at(top: Position, bound: Bound) -> Self {
-        Self { top, frames: VecDeque::new(), bytes: 0, bound }
+        Self { top, frames: VecDeque::new(), bytes: 0, bound, incarnation: 0 }
     }
 
     /// The last update's position.
@@ -134,10 +136,20 @@ impl Log {
         }
     }
 
-    /// Makes this log the same as `source`; cheap when `source` is this log some updates later.
-    pub fn catch_up(&mut self, source: &Self) {
+    /// Becomes the log that takes the place of `former`.
+    #[must_use]
+    pub fn in_place_of(self, former: &Self) -> Self {
+        Self { incarnation: former.incarnation.wrapping_add(1), ..self }
+    }
+
+    /// Makes this log the same as `source`; cheap when `source` is this log some updates later. Says whether it was
+    /// another log, of which what this one held is not a part.
+    pub fn catch_up(&mut self, source: &Self) -> bool {
+        let another = self.incarnation != source.incarnation;
         match source.after(self.top) {
-            _ if source.start() < self.start() => *self = source.clone(),
+            After::CaughtUp | After::Updates(_) if another || source.start() < self.start() => {
+                *self = source.clone();
+            }
             After::CaughtUp => self.top = source.top,
             After::Updates(newer) => {
                 for frame in newer {
@@ -149,6 +161,7 @@ impl Log {
             }
             After::Ahead | After::Trimmed | After::OtherEpoch => *self = source.clone(),
         }
+        another
     }
 
     fn trim(&mut self) {

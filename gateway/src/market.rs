@@ -102,13 +102,20 @@ struct Inner {
     history_loaded: bool,
     /// What the next load is for.
     load: Option<LoadKind>,
-    /// Reads of this market begun, and the last of them that ended.
-    reads_begun: u64,
-    reads_ended: u64,
-    /// Somebody waits for a read to end, whatever it brings.
-    read_awaited: bool,
+    /// The log may have lost history that is here: its top is to be looked at.
+    doubted: bool,
+    reads: Reads,
     /// When the registry was found to be the only holder.
     unheld_since: Option<Instant>,
+}
+
+/// The tail's reads of a market, by number; one at a time.
+#[derive(Default)]
+struct Reads {
+    begun: u64,
+    ended: u64,
+    /// A shard waits for one to end, whatever it brings.
+    awaited: bool,
 }
 
 /// What a load is for. A later kind includes the earlier.
@@ -242,11 +249,11 @@ impl Markets {
                 None
             }
             Recovery::NeedsFresh => {
-                let ticket = *wanted.fresh_after.get_or_insert(inner.reads_begun + 1);
-                if inner.reads_ended >= ticket {
+                let ticket = *wanted.fresh_after.get_or_insert(inner.reads.begun + 1);
+                if inner.reads.ended >= ticket {
                     return at_top(Some(SnapshotCause::Reset));
                 }
-                inner.read_awaited = true;
+                inner.reads.awaited = true;
                 self.mark([market.id]);
                 None
             }
@@ -275,7 +282,7 @@ impl Markets {
     /// Waits until everything that was in the market's log when this was called is in memory: so that no answer is
     /// older than what any client, on any pod, has been shown. All who wait for one market share one read.
     pub async fn freshen(&self, market: &Market) {
-        let ticket = market.lock().reads_begun + 1;
+        let ticket = market.lock().reads.begun + 1;
         self.mark([market.id]);
         let mut ended = std::pin::pin!(market.read_ended.notified());
         loop {
@@ -314,7 +321,7 @@ impl Markets {
             let cursor = |id: MarketId| {
                 let market = self.get(id)?;
                 let mut inner = market.lock();
-                inner.reads_begun += u64::from(inner.live);
+                inner.reads.begun += u64::from(inner.live);
                 inner.live.then(|| (id, inner.log.top()))
             };
             let batch: Vec<_> = ids.into_iter().filter_map(cursor).collect();
@@ -370,7 +377,7 @@ impl Markets {
         {
             inner.log.prepend(&log);
         } else {
-            inner.log = log;
+            inner.log = log.in_place_of(&inner.log);
             inner.state = loaded.state;
             inner.snapshots.clear();
             inner.live = true;
@@ -387,9 +394,9 @@ impl Markets {
     pub fn read(&self, id: MarketId, updates: &[Update]) -> usize {
         let Some(market) = self.get(id) else { return 0 };
         let mut inner = market.lock();
-        inner.reads_ended = inner.reads_begun;
+        inner.reads.ended = inner.reads.begun;
         market.read_ended.notify_waiters();
-        let awaited = std::mem::take(&mut inner.read_awaited);
+        let awaited = std::mem::take(&mut inner.reads.awaited);
         let mut new = 0;
         for update in updates {
             let top = inner.log.top();
@@ -410,6 +417,43 @@ impl Markets {
             self.ring(&market);
         }
         new
+    }
+
+    /// Doubts every log: the backbone was away, or is another one.
+    pub fn doubt_all(&self) {
+        let all: Vec<MarketId> = lock(&self.markets).keys().copied().collect();
+        self.doubt(all);
+    }
+
+    /// Doubts these logs, until a read brings something or their tops have been looked at.
+    pub fn doubt(&self, ids: impl IntoIterator<Item = MarketId>) {
+        for id in ids {
+            if let Some(market) = self.get(id) {
+                market.lock().doubted = true;
+                self.mark([id]);
+            }
+        }
+    }
+
+    /// Which of these markets, of which a read has brought nothing, are doubted; they no longer are.
+    #[must_use]
+    pub fn take_doubted(&self, ids: impl IntoIterator<Item = MarketId>) -> Vec<MarketId> {
+        let doubted =
+            |id: &MarketId| self.get(*id).is_some_and(|market| std::mem::take(&mut market.lock().doubted));
+        ids.into_iter().filter(doubted).collect()
+    }
+
+    /// Takes a log's top that was asked for in doubt. One below what is here has lost history: it is loaded anew. An
+    /// empty one says nothing that clients could be shown; its next update opens a new epoch.
+    pub fn check_top(&self, id: MarketId, top: Position) {
+        let Some(market) = self.get(id) else { return };
+        let mut inner = market.lock();
+        let have = inner.log.top();
+        if inner.live && top != Position::ORIGIN && top < have {
+            tracing::warn!(market = %id, %have, %top, "the log has lost history: loading it anew");
+            metrics::counter!(crate::metrics::GAPS_HEALED).increment(1);
+            self.want_load(id, &mut inner, LoadKind::Everything);
+        }
     }
 
     /// Tells the watchers that a batch is complete.
@@ -466,9 +510,8 @@ impl Market {
                 snapshots: HashMap::new(),
                 history_loaded: false,
                 load: None,
-                reads_begun: 0,
-                reads_ended: 0,
-                read_awaited: false,
+                doubted: false,
+                reads: Reads::default(),
                 unheld_since: None,
             }),
             read_ended: Notify::new(),
@@ -483,7 +526,7 @@ impl Market {
     /// Whether the read with this number has ended, or the market is not read at all yet.
     fn has_read(&self, ticket: u64) -> bool {
         let inner = self.lock();
-        inner.reads_ended >= ticket || !inner.live
+        inner.reads.ended >= ticket || !inner.live
     }
 
     fn is_watched(&self) -> bool {
@@ -495,24 +538,25 @@ impl Market {
         self.bells[index].watching.store(watching, Ordering::SeqCst);
     }
 
-    /// Watcher `index` looks: its view becomes the log.
-    pub fn look(&self, index: usize, view: &mut Log) {
+    /// Watcher `index` looks: its view becomes the log. Says whether it was another one.
+    pub fn look(&self, index: usize, view: &mut Log) -> bool {
         self.bells[index].rung.store(false, Ordering::SeqCst);
-        view.catch_up(&self.lock().log);
+        view.catch_up(&self.lock().log)
     }
 
-    /// An empty view, to [`Market::look`] with.
+    /// The log as it is, to [`Market::look`] with from now on.
     #[must_use]
-    pub fn empty_view(&self) -> Log {
-        Log::at(Position::ORIGIN, self.lock().log.bound())
+    pub fn view(&self) -> Log {
+        self.lock().log.clone()
     }
 
-    /// The state as a snapshot frame; `view` becomes the log that leads up to it.
+    /// The state as a snapshot frame; `view` becomes the log that leads up to it, and `another` true if it was
+    /// another one.
     #[must_use]
-    pub fn snapshot(&self, cause: SnapshotCause, view: &mut Log) -> Encoded {
+    pub fn snapshot(&self, cause: SnapshotCause, view: &mut Log, another: &mut bool) -> Encoded {
         let mut inner = self.lock();
         let Inner { snapshots, state, log, .. } = &mut *inner;
-        view.catch_up(log);
+        *another |= view.catch_up(log);
         let frame =
             snapshots.entry(cause).or_insert_with(|| frame::text(&server::snapshot(self.id, state, cause)));
         Encoded::clone(frame)

@@ -15,7 +15,7 @@ use std::{
 
 use shared::{
     MarketId, Position, Update,
-    backbone::{Backbone, Tails},
+    backbone::{Backbone, BackboneError, Tails},
     time::unix_ms,
 };
 use tokio::task::JoinSet;
@@ -68,7 +68,12 @@ pub fn start(
 }
 
 /// At most one read of each part in flight; one that hangs or fails holds up nobody else.
-async fn read_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, linger: Duration) {
+async fn read_loop(
+    markets: Arc<Markets>,
+    backbone: Arc<dyn Backbone>,
+    health: Arc<Health>,
+    linger: Duration,
+) {
     let mut reads: JoinSet<(usize, Backoff)> = JoinSet::new();
     // What is known of each part's failures; a part that is being read has none here.
     let mut idle: HashMap<usize, Backoff> = HashMap::new();
@@ -90,7 +95,8 @@ async fn read_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
         while let Some((part, batch)) = markets.take_rung(MAX_READ_MARKETS, &busy) {
             busy.insert(part);
             let mut backoff = idle.remove(&part).unwrap_or_default();
-            let (markets, backbone, health) = (Arc::clone(&markets), Arc::clone(&backbone), Arc::clone(&health));
+            let (markets, backbone, health) =
+                (Arc::clone(&markets), Arc::clone(&backbone), Arc::clone(&health));
             reads.spawn(async move {
                 read_part(part, &batch, &markets, &*backbone, &health, &mut backoff).await;
                 (part, backoff)
@@ -112,8 +118,9 @@ async fn read_part(
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
         Ok(Tails { news, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
-            take_news(markets, batch, news, &unread);
-            (unread, error)
+            let quiet = take_news(markets, batch, news, &unread);
+            let doubted = markets.take_doubted(quiet);
+            (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
         }
         Err(error) => (batch.iter().map(|(id, _)| *id).collect(), Some(error)),
     };
@@ -130,12 +137,33 @@ async fn read_part(
     }
 }
 
+/// Asks where doubted logs end. What could not be asked stays doubted.
+async fn check_tops(
+    markets: &Markets,
+    backbone: &dyn Backbone,
+    ids: &[MarketId],
+) -> Result<(), BackboneError> {
+    match backbone.tops(ids).await {
+        Ok(tops) => {
+            for (&id, top) in ids.iter().zip(tops) {
+                markets.check_top(id, top);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            markets.doubt(ids.iter().copied());
+            Err(error)
+        }
+    }
+}
+
+/// Hands out what a read brought; answers with the markets of which it brought nothing.
 fn take_news(
     markets: &Markets,
     batch: &[(MarketId, Position)],
     news: Vec<(MarketId, Vec<Update>)>,
     unread: &[MarketId],
-) {
+) -> HashSet<MarketId> {
     let mut quiet: HashSet<MarketId> = batch.iter().map(|(id, _)| *id).collect();
     let mut new = 0;
     for (id, updates) in news {
@@ -148,11 +176,12 @@ fn take_news(
     for id in unread {
         quiet.remove(id);
     }
-    for id in quiet {
+    for &id in &quiet {
         markets.read(id, &[]);
     }
     markets.flush();
     metrics::counter!(names::TAIL_UPDATES).increment(new as u64);
+    quiet
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {

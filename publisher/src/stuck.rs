@@ -58,11 +58,11 @@ impl Backbone for Stuck {
         0
     }
 
-    async fn read_tails(
-        &self,
-        _: &[(MarketId, Position)],
-        _: usize,
-    ) -> Result<Tails, BackboneError> {
+    async fn read_tails(&self, _: &[(MarketId, Position)], _: usize) -> Result<Tails, BackboneError> {
+        self.fail().await
+    }
+
+    async fn tops(&self, _: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
         self.fail().await
     }
 

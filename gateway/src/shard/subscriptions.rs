@@ -41,6 +41,8 @@ struct Local {
     market: Arc<Market>,
     /// The log as of the last look.
     view: Log,
+    /// It was found to be another log between two looks: everyone here is to get its state.
+    another: bool,
     subscribers: Vec<u32>,
     /// Connections whose request waits for this market.
     waiters: Vec<usize>,
@@ -140,8 +142,14 @@ impl Subscriptions {
         let index = *self.by_id.entry(id).or_insert_with(|| {
             let market = self.registry.follow(id);
             market.watch(self.shard, true);
-            let view = market.empty_view();
-            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: Vec::new() })
+            let view = market.view();
+            self.markets.insert(Local {
+                market,
+                view,
+                another: false,
+                subscribers: Vec::new(),
+                waiters: Vec::new(),
+            })
         });
         Arc::clone(&self.markets[index].market)
     }
@@ -171,8 +179,8 @@ impl Subscriptions {
             None => self.insert(key, id),
         };
         let index = self.entries[entry as usize].market as usize;
-        let Local { market, view, .. } = &mut self.markets[index];
-        market.look(self.shard, view);
+        let Local { market, view, another, .. } = &mut self.markets[index];
+        *another |= market.look(self.shard, view);
         let subscription = &mut self.entries[entry as usize];
         subscription.cursor = begin.cursor;
         subscription.snapshot = begin.snapshot;
@@ -225,13 +233,16 @@ impl Subscriptions {
     /// another one each time, and answers with the connections whose requests waited for it.
     pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> Vec<usize> {
         let Some(&index) = self.by_id.get(&id) else { return Vec::new() };
-        let Local { market, view, subscribers, waiters } = &mut self.markets[index];
-        market.look(self.shard, view);
+        let Local { market, view, another, subscribers, waiters } = &mut self.markets[index];
+        let another = market.look(self.shard, view) | std::mem::take(another);
         let waiters = std::mem::take(waiters);
         let subscribers = std::mem::take(subscribers);
         let turn = usize::try_from(self.markets[index].view.top().seq.get()).unwrap_or(0);
         let (first, rest) = subscribers.split_at(turn.wrapping_mul(31) % subscribers.len().max(1));
         for &entry in rest.iter().chain(first) {
+            if another {
+                self.entries[entry as usize].snapshot = Some(SnapshotCause::Reset);
+            }
             if self.queue_if_behind(entry) {
                 pending(self.entries[entry as usize].connection as usize);
             }
@@ -258,10 +269,10 @@ impl Subscriptions {
         let mut link = self.heads[key].pending_first;
         while link != NONE && batch.bytes.len() < max_bytes {
             let Entry { market, mut cursor, mut snapshot, next_pending, .. } = self.entries[link as usize];
-            let Local { market, view, .. } = &mut self.markets[market as usize];
+            let Local { market, view, another, .. } = &mut self.markets[market as usize];
             while batch.bytes.len() < max_bytes {
                 if let Some(cause) = snapshot.take() {
-                    let frame = market.snapshot(cause, view);
+                    let frame = market.snapshot(cause, view, another);
                     cursor = view.top();
                     batch.bytes.extend_from_slice(&frame);
                     batch.parts.push(Part {
@@ -517,6 +528,11 @@ mod tests {
         NewEpoch {
             market: u64,
         },
+        /// History is lost, and its numbers are used again.
+        GoBack {
+            market: u64,
+            count: u64,
+        },
         Look {
             market: u64,
         },
@@ -549,6 +565,7 @@ mod tests {
         let step = prop_oneof![
             4 => (market.clone(), 1u64..5).prop_map(|(market, count)| Step::Publish { market, count }),
             1 => market.clone().prop_map(|market| Step::NewEpoch { market }),
+            1 => (market.clone(), 1u64..9).prop_map(|(market, count)| Step::GoBack { market, count }),
             4 => market.clone().prop_map(|market| Step::Look { market }),
             2 => (client.clone(), market.clone(), any::<bool>()).prop_map(|(client, market, snapshot)| Step::Subscribe { client, market, snapshot }),
             1 => (client.clone(), market.clone()).prop_map(|(client, market)| Step::Resume { client, market }),
@@ -564,7 +581,14 @@ mod tests {
     struct Client {
         cut: Vec<u8>,
         received: Vec<u8>,
-        at: HashMap<u64, Position>,
+        at: HashMap<u64, At>,
+    }
+
+    /// Where a client is, and in which history: an epoch may be used twice.
+    #[derive(Clone, Copy, Debug)]
+    struct At {
+        position: Position,
+        history: u64,
     }
 
     impl Client {
@@ -585,17 +609,16 @@ mod tests {
                 let (market, seq) = (number("marketId").unwrap(), number("seq").unwrap());
                 let at =
                     self.at.get_mut(&market).expect("nothing comes from a market that is not subscribed");
+                let history = message["payload"]["l"]["history"].as_u64();
                 match message["type"].as_str() {
-                    Some("snapshot") => *at = Position::new(number("epoch").unwrap(), seq),
+                    Some("snapshot") => {
+                        at.position = Position::new(number("epoch").unwrap(), seq);
+                        at.history = history.unwrap_or(at.history);
+                    }
                     _ => {
-                        assert_eq!(seq, at.seq.get() + 1, "a hole or a duplicate in {market}");
-                        // The price says which epoch it was published in.
-                        let epoch = message["payload"]["l"]["epoch"].as_u64().unwrap();
-                        assert!(
-                            at.epoch.get() == epoch || *at == Position::ORIGIN,
-                            "another epoch without a reset"
-                        );
-                        *at = Position::new(epoch, seq);
+                        assert_eq!(seq, at.position.seq.get() + 1, "a hole or a duplicate in {market}");
+                        assert_eq!(Some(at.history), history, "another history without a reset");
+                        at.position.seq = at.position.seq.next();
                     }
                 }
             }
@@ -605,7 +628,7 @@ mod tests {
     struct World {
         registry: Arc<Markets>,
         subscriptions: Subscriptions,
-        tops: HashMap<u64, Position>,
+        tops: HashMap<u64, At>,
         clients: Vec<Client>,
     }
 
@@ -613,9 +636,9 @@ mod tests {
         MarketId::new(market).unwrap()
     }
 
-    fn update(position: Position) -> Update {
-        let payload = format!(r#"{{"l":{{"epoch":{},"p":1.50}}}}"#, position.epoch);
-        Update { position, ts: 1, payload: payload.into() }
+    fn update(at: At) -> Update {
+        let payload = format!(r#"{{"l":{{"history":{},"p":1.50}}}}"#, at.history);
+        Update { position: at.position, ts: 1, payload: payload.into() }
     }
 
     impl World {
@@ -633,20 +656,43 @@ mod tests {
             Self { registry, subscriptions, tops: HashMap::new(), clients }
         }
 
+        fn top(&mut self, market: u64) -> &mut At {
+            self.tops.entry(market).or_insert(At { position: Position::new(100, 0), history: 0 })
+        }
+
         fn publish(&mut self, market: u64) {
-            let top = self.tops.entry(market).or_insert(Position::new(100, 0));
-            *top = Position { seq: top.seq.next(), ..*top };
-            assert_eq!(self.registry.read(id(market), &[update(*top)]), 1);
+            let top = self.top(market);
+            top.position.seq = top.position.seq.next();
+            let next = update(*top);
+            assert_eq!(self.registry.read(id(market), &[next]), 1);
         }
 
         fn new_epoch(&mut self, market: u64) {
-            let top = self.tops.entry(market).or_insert(Position::new(100, 0));
-            *top = Position::new(top.epoch.get() + 1, top.seq.get() + 3);
+            let top = self.top(market);
+            top.history += 1;
+            top.position = Position::new(top.position.epoch.get() + 1, top.position.seq.get() + 3);
             let first = update(*top);
             self.registry.read(id(market), std::slice::from_ref(&first));
+            self.load(market, first);
+        }
+
+        fn go_back(&mut self, market: u64, count: u64) {
+            let top = self.top(market);
+            if top.position.seq.get() <= count {
+                return;
+            }
+            top.history += 1;
+            top.position = Position::new(top.position.epoch.get(), top.position.seq.get() - count);
+            let (last, position) = (update(*top), top.position);
+            self.registry.check_top(id(market), position);
+            self.load(market, last);
+        }
+
+        /// The market as it is when the log has nothing but `last`.
+        fn load(&mut self, market: u64, last: Update) {
             let mut state = MarketState::default();
-            state.apply(first.position, 1, &Payload::parse(&first.payload).unwrap());
-            self.registry.loaded(id(market), Loaded { state, updates: vec![first] }, true);
+            state.apply(last.position, 1, &Payload::parse(&last.payload).unwrap());
+            self.registry.loaded(id(market), Loaded { state, updates: vec![last] }, true);
         }
 
         fn begin(&mut self, client: usize, market: u64, start: Start) {
@@ -656,7 +702,8 @@ mod tests {
             };
             self.flush(client);
             self.subscriptions.subscribe(client, id(market), begin);
-            self.clients[client].at.insert(market, begin.cursor);
+            let history = self.top(market).history;
+            self.clients[client].at.insert(market, At { position: begin.cursor, history });
         }
 
         /// The rest of a cut frame goes out before an ack does.
@@ -687,6 +734,7 @@ mod tests {
             match *step {
                 Step::Publish { market, count } => (0..count).for_each(|_| self.publish(market)),
                 Step::NewEpoch { market } => self.new_epoch(market),
+                Step::GoBack { market, count } => self.go_back(market, count),
                 Step::Look { market } => {
                     self.subscriptions.look(id(market), |_| {});
                 }
@@ -695,8 +743,12 @@ mod tests {
                 }
                 Step::Resume { client, market } => {
                     if let Some(at) = self.clients[client].at.get(&market).copied() {
-                        let epoch = (at != Position::ORIGIN).then_some(at.epoch);
-                        self.begin(client, market, Start::After(Offset { epoch, seq: at.seq }));
+                        // A client whose history's epoch is used again could not be told from another.
+                        let position = at.position;
+                        let epoch = (position != Position::ORIGIN).then_some(position.epoch);
+                        if at.history == self.top(market).history {
+                            self.begin(client, market, Start::After(Offset { epoch, seq: position.seq }));
+                        }
                     }
                 }
                 Step::Unsubscribe { client, market } => {
@@ -732,8 +784,8 @@ mod tests {
                     world.write(client, 10_000);
                 }
                 for (market, at) in &world.clients[client].at {
-                    let top = world.tops.get(market).copied().unwrap_or(Position::ORIGIN);
-                    prop_assert_eq!(at.seq, top.seq, "client {} in {}", client, market);
+                    let top = world.tops.get(market).map_or(Position::ORIGIN, |top| top.position);
+                    prop_assert_eq!(at.position.seq, top.seq, "client {} in {}", client, market);
                 }
                 world.subscriptions.unsubscribe_all(client);
             }
@@ -756,8 +808,10 @@ mod tests {
         let mut batch = Batch::default();
         batch.begin(&[]);
         world.subscriptions.gather(0, &mut batch, 500);
-        let expected =
-            frame::text(&shared::protocol::server::odds_update(id(1), &update(Position::new(100, 1))));
+        let expected = frame::text(&shared::protocol::server::odds_update(
+            id(1),
+            &update(At { position: Position::new(100, 1), history: 0 }),
+        ));
         assert_eq!(batch.bytes(), &*expected);
     }
 }

@@ -19,7 +19,7 @@ pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, 
             }
             Ok(Ring::All) => {
                 health.succeeded(Part::Doorbell);
-                markets.sweep(std::time::Instant::now());
+                markets.doubt_all();
             }
             Err(error) => health.failed(Part::Doorbell, unix_ms(), &error),
         }

@@ -115,6 +115,12 @@ impl Backbone for MemoryBackbone {
         Ok(Tails { news: cursors.iter().filter_map(read).collect(), ..Tails::default() })
     }
 
+    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+        let inner = self.lock();
+        let top = |id| inner.markets.get(id).map(|market: &Market| market.state.position).unwrap_or_default();
+        Ok(markets.iter().map(top).collect())
+    }
+
     async fn audit(
         &self,
         market: MarketId,

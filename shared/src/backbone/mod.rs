@@ -46,6 +46,10 @@ pub trait Backbone: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Tails, BackboneError>;
 
+    /// The last update's position in each log, all of one part, in the order asked; [`Position::ORIGIN`] for an empty
+    /// one.
+    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
+
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
     async fn audit(
         &self,

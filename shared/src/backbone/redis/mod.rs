@@ -299,6 +299,22 @@ impl Backbone for RedisBackbone {
         Ok(tails)
     }
 
+    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+        let Some(&first) = markets.first() else { return Ok(Vec::new()) };
+        let node = self.nodes.of(first).await?;
+        let mut reads = Pipeline::with_capacity(markets.len());
+        for &market in markets {
+            reads.cmd("XREVRANGE").arg(keys::log(market)).arg("+").arg("-").arg("COUNT").arg(1);
+        }
+        let answers: RedisResult<Vec<Value>> = reads.query_async(&mut node.tails.clone()).await;
+        let answers = answers.inspect_err(|error| _ = self.nodes.learn(error))?;
+        let top = |(market, entries): (&MarketId, Value)| {
+            let newest = read_updates(&keys::log(*market), entries)?.pop();
+            Ok(newest.map_or(Position::ORIGIN, |update| update.position))
+        };
+        markets.iter().zip(answers).map(top).collect()
+    }
+
     async fn audit(
         &self,
         market: MarketId,
