@@ -59,6 +59,6 @@ mod tests {
         assert_eq!(reasons(Stuck(Way::Silent), false).await, ["BACKBONE_UNREACHABLE: no answer to a ping"]);
         assert_eq!(started.elapsed(), PING_TIMEOUT);
         let both = reasons(Stuck(Way::Refuses), true).await;
-        assert!(both.len() == 2 && both[1].starts_with("redis: "), "{both:?}");
+        assert!(both.len() == 2 && both[1].starts_with("BACKBONE_UNREACHABLE: redis: "), "{both:?}");
     }
 }
