@@ -177,7 +177,7 @@ async fn tick(gateway: Arc<Gateway>) {
         let now = ticks.tick().await;
         if let Some((stale, since_ms)) = gateway.health.review() {
             tracing::warn!(stale, since_ms, "clients are told whether prices are fresh");
-            let message = frame::text(&server::status(stale, Health::REASON, since_ms));
+            let message = frame::text(&server::status(stale, ops::BACKBONE_UNREACHABLE, since_ms));
             for shard in &gateway.shards {
                 shard.announce(stale, &message);
             }
@@ -201,10 +201,10 @@ impl Readiness for Ready {
     async fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.0.draining.load(Ordering::Relaxed) {
-            reasons.push("DRAINING".to_owned());
+            reasons.push(ops::DRAINING.to_owned());
         }
         if !self.0.health.is_ready() {
-            reasons.push(Health::REASON.to_owned());
+            reasons.push(ops::BACKBONE_UNREACHABLE.to_owned());
         }
         reasons
     }

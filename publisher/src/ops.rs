@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use shared::{backbone::Backbone, http::ops::Readiness};
+use shared::{
+    backbone::Backbone,
+    http::ops::{self, Readiness},
+};
 use tokio::{sync::watch, time::timeout};
 
 /// How long the backbone may take to answer a ping before the publisher is not ready.
@@ -22,12 +25,12 @@ impl Readiness for Publishing {
     async fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if *self.draining.borrow() {
-            reasons.push("draining".to_owned());
+            reasons.push(ops::DRAINING.to_owned());
         }
         match timeout(PING_TIMEOUT, self.backbone.ping()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => reasons.push(error.to_string()),
-            Err(_) => reasons.push("redis: no answer to a ping".to_owned()),
+            Ok(Err(error)) => reasons.push(format!("{}: {error}", ops::BACKBONE_UNREACHABLE)),
+            Err(_) => reasons.push(format!("{}: no answer to a ping", ops::BACKBONE_UNREACHABLE)),
         }
         reasons
     }
@@ -47,15 +50,15 @@ mod tests {
     #[tokio::test]
     async fn ready_while_the_backbone_answers_and_nothing_drains() {
         assert!(reasons(MemoryBackbone::new(Retention::default()), false).await.is_empty());
-        assert_eq!(reasons(MemoryBackbone::new(Retention::default()), true).await, ["draining"]);
+        assert_eq!(reasons(MemoryBackbone::new(Retention::default()), true).await, ["DRAINING"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn not_ready_when_the_backbone_is_silent_or_refuses() {
         let started = tokio::time::Instant::now();
-        assert_eq!(reasons(Stuck(Way::Silent), false).await, ["redis: no answer to a ping"]);
+        assert_eq!(reasons(Stuck(Way::Silent), false).await, ["BACKBONE_UNREACHABLE: no answer to a ping"]);
         assert_eq!(started.elapsed(), PING_TIMEOUT);
         let both = reasons(Stuck(Way::Refuses), true).await;
-        assert!(both.len() == 2 && both[1].starts_with("redis: "), "{both:?}");
+        assert!(both.len() == 2 && both[1].starts_with("BACKBONE_UNREACHABLE: redis: "), "{both:?}");
     }
 }

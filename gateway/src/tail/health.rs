@@ -38,9 +38,6 @@ struct Inner {
 }
 
 impl Health {
-    /// The reason in `status` messages and readiness.
-    pub const REASON: &str = "BACKBONE_UNREACHABLE";
-
     /// Healthy, until something has failed for `stale_after`.
     #[must_use]
     pub fn new(stale_after: Duration) -> Self {

@@ -19,6 +19,11 @@ use crate::protocol::error::ErrorCode;
 /// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// A reason not to be ready: the process is about to end.
+pub const DRAINING: &str = "DRAINING";
+/// A reason not to be ready, and of a `status` message: prices cannot be read, or written, now.
+pub const BACKBONE_UNREACHABLE: &str = "BACKBONE_UNREACHABLE";
+
 /// Whether a service can do its work now.
 #[async_trait]
 pub trait Readiness: Send + Sync + 'static {

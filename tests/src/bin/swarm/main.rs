@@ -1,6 +1,6 @@
 //! `swarm`: puts bounded load on a running KMarket and checks every update that comes back.
 //!
-//! It speaks the contract (docs/PROTOCOL.md) and knows nothing else about the services.
+//! It speaks the contract (docs/protocol.md) and knows nothing else about the services.
 //! One thread owns all the sockets through epoll; publishing happens on threads of its own:
 //!
 //! ```text
