@@ -174,6 +174,7 @@ pub struct Answer {
     seq: Seq,
     ts: u64,
     audit_id: String,
+    durability: &'static str,
 }
 
 impl From<&Appended> for Answer {
@@ -184,6 +185,7 @@ impl From<&Appended> for Answer {
             seq: appended.position.seq,
             ts: appended.ts,
             audit_id: appended.audit_id.to_string(),
+            durability: appended.durability.as_str(),
         }
     }
 }
@@ -264,9 +266,10 @@ impl From<NotAppended> for Problem {
         let code = match error {
             NotAppended::Conflict { .. } => ErrorCode::Conflict,
             NotAppended::KeyReused => ErrorCode::Unprocessable,
-            NotAppended::Unreachable | NotAppended::Unknown { .. } | NotAppended::NotSent => {
-                ErrorCode::ServiceUnavailable
-            }
+            NotAppended::Unreachable
+            | NotAppended::Unknown { .. }
+            | NotAppended::NotReplicated { .. }
+            | NotAppended::NotSent => ErrorCode::ServiceUnavailable,
         };
         let current_seq =
             if let NotAppended::Conflict { current } = error { Some(current.seq) } else { None };

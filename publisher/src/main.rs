@@ -59,7 +59,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
-    let backbone = connect(&settings.redis, settings.retention)?;
+    let backbone = connect(&settings.redis, settings.retention, settings.min_replicas)?;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let stop = stop_signal().context("signals")?;
     let api =
@@ -102,7 +102,7 @@ fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
 async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let settings = Replay::read(args, variable)?;
     telemetry::init_logs(settings.log_format);
-    let backbone = connect(&settings.redis, settings.retention)?;
+    let backbone = connect(&settings.redis, settings.retention, 0)?;
     let stop = stop_signal().context("signals")?;
     let file = settings.options.file.display();
     let summary = replay::run(&*backbone, &settings.options, stop).await.with_context(|| file.to_string())?;
@@ -111,10 +111,14 @@ async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
 }
 
 /// Does not wait for Redis: readiness does.
-fn connect(config: &RedisConfig, retention: Retention) -> anyhow::Result<Arc<dyn Backbone>> {
+fn connect(
+    config: &RedisConfig,
+    retention: Retention,
+    min_replicas: usize,
+) -> anyhow::Result<Arc<dyn Backbone>> {
     let backbone = RedisBackbone::new(config, retention)
         .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
-    Ok(Arc::new(backbone))
+    Ok(Arc::new(backbone.with_min_replicas(min_replicas)))
 }
 
 /// Ends at the first SIGTERM or SIGINT.

@@ -305,6 +305,19 @@ pub enum NotAppended {
         /// Whether the request had an idempotency key.
         keyed: bool,
     },
+    /// It is in the log, but too few replicas have it.
+    #[error(
+        "appended as seq {}, but only {replicas} of {wanted} replicas have it, so that a failover may lose it: retry with \
+         the same Idempotency-Key to wait for them again", position.seq
+    )]
+    NotReplicated {
+        /// Where it stands.
+        position: Position,
+        /// How many have it.
+        replicas: usize,
+        /// How many should.
+        wanted: usize,
+    },
     /// An earlier part of the same batch had no answer.
     #[error("the log is out of reach; this override was not sent to it: retry")]
     NotSent,
@@ -315,6 +328,9 @@ impl NotAppended {
         match error {
             AppendError::Conflict { current } => Self::Conflict { current },
             AppendError::KeyReused => Self::KeyReused,
+            AppendError::NotReplicated { position, replicas, wanted } => {
+                Self::NotReplicated { position, replicas, wanted }
+            }
             AppendError::Backbone(error) => {
                 tracing::error!(%error, "append failed");
                 let never_sent = match &error {
@@ -338,6 +354,7 @@ impl NotAppended {
         match self {
             Self::Conflict { .. } => "conflict",
             Self::KeyReused => "key_reused",
+            Self::NotReplicated { .. } => "not_replicated",
             Self::Unreachable | Self::Unknown { .. } | Self::NotSent => "unavailable",
         }
     }

@@ -25,6 +25,8 @@ pub struct Serve {
     pub keys: Keyring,
     /// How much is kept.
     pub retention: Retention,
+    /// Replicas that must have an override before it is acknowledged.
+    pub min_replicas: usize,
     /// How log lines are written.
     pub log_format: LogFormat,
 }
@@ -81,11 +83,25 @@ const HISTORY_LEN: Setting =
     Setting { name: "HISTORY_LEN", default: "1000", help: "updates that a market's log keeps, about" };
 const AUDIT_LEN: Setting =
     Setting { name: "AUDIT_LEN", default: "100000", help: "audit entries that a market keeps, about" };
+const PUBLISH_MIN_REPLICAS: Setting = Setting {
+    name: "PUBLISH_MIN_REPLICAS",
+    default: "0",
+    help: "replicas that must have an override before it is acknowledged",
+};
 const LOG_FORMAT: Setting =
     Setting { name: "LOG_FORMAT", default: "(text on a terminal, else json)", help: "text or json" };
 
-const SERVE: &[Setting] =
-    &[LISTEN, OPS_LISTEN, REDIS_URL, REDIS_CA, ADMIN_JWT_SECRET, HISTORY_LEN, AUDIT_LEN, LOG_FORMAT];
+const SERVE: &[Setting] = &[
+    LISTEN,
+    OPS_LISTEN,
+    REDIS_URL,
+    REDIS_CA,
+    ADMIN_JWT_SECRET,
+    HISTORY_LEN,
+    AUDIT_LEN,
+    PUBLISH_MIN_REPLICAS,
+    LOG_FORMAT,
+];
 const SERVE_USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
 
@@ -153,9 +169,10 @@ impl Serve {
         let redis = redis(&mut settings);
         let keys = keyring(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
+        let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
-        Ok(Self { listen, ops_listen, redis, keys, retention, log_format })
+        Ok(Self { listen, ops_listen, redis, keys, retention, min_replicas, log_format })
     }
 }
 

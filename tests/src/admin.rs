@@ -33,6 +33,8 @@ pub struct Accepted {
     pub ts: u64,
     /// Its audit entry.
     pub audit_id: String,
+    /// Who has it.
+    pub durability: String,
 }
 
 /// One page of the audit.

@@ -13,6 +13,8 @@ if idempotency then
     if first then
         local fingerprint, epoch, seq, ts, entry = string.match(first, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
         if fingerprint ~= ARGV[3] then return {'reused'} end
+        -- A write, so that waiting for replicas behind it waits for the first answer's as well.
+        redis.call('SET', idempotency, first, 'KEEPTTL')
         return {'replayed', epoch, seq, ts, entry}
     end
 end

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::{
-    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded, LogPage,
-    Retention, Ring, Tails,
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
+    Loaded, LogPage, Retention, Ring, Tails,
 };
 use crate::{
     ids::MarketId,
@@ -189,7 +189,7 @@ impl Market {
             },
         );
         self.state.apply(position, ts, &append.payload);
-        let appended = Appended { position, ts, audit_id, replayed: false };
+        let appended = Appended { position, ts, audit_id, replayed: false, durability: Durability::Memory };
         if let Some(idempotency) = append.idempotency {
             self.remember(
                 idempotency.key,

@@ -138,6 +138,28 @@ pub struct Appended {
     pub audit_id: AuditId,
     /// An earlier request with the same idempotency key had appended it already.
     pub replayed: bool,
+    /// Who has it.
+    pub durability: Durability,
+}
+
+/// Who has an update that was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The process that holds the log, and whatever it does about its disk.
+    Memory,
+    /// As many replicas as were asked for as well.
+    Replicated,
+}
+
+impl Durability {
+    /// As answers say it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Replicated => "replicated",
+        }
+    }
 }
 
 /// Why an update is not in the log.
@@ -152,6 +174,16 @@ pub enum AppendError {
     /// The idempotency key was used for another request.
     #[error("this idempotency key was used for a different request")]
     KeyReused,
+    /// It is in the log, but too few replicas had it in time: a failover may lose it.
+    #[error("appended as seq {}, but {replicas} of {wanted} replicas have it", position.seq)]
+    NotReplicated {
+        /// Where it stands.
+        position: Position,
+        /// How many replicas have it.
+        replicas: usize,
+        /// How many were asked for.
+        wanted: usize,
+    },
     /// It could not be asked; whether the update is in the log is not known.
     #[error(transparent)]
     Backbone(#[from] BackboneError),

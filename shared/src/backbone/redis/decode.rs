@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use ::redis::{FromRedisValue, RedisError, Value};
 
 use crate::{
-    backbone::{AppendError, Appended, AuditEntry, AuditId, BackboneError, Loaded, keys},
+    backbone::{AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, keys},
     ids::MarketId,
     position::{Epoch, Position, Seq},
     update::{MarketState, Update},
@@ -27,6 +27,7 @@ pub(super) fn read_answer(market: MarketId, value: Value) -> Result<Appended, Ap
             ts: number(3)?,
             audit_id: AuditId::new(market, answer.get(4)?),
             replayed: kind == "replayed",
+            durability: Durability::Memory,
         })),
         "conflict" => Some(Err(AppendError::Conflict { current: position()? })),
         "reused" => Some(Err(AppendError::KeyReused)),

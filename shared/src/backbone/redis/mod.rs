@@ -27,8 +27,8 @@ use self::{
     nodes::{Node, Nodes},
 };
 use super::{
-    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded, LogPage,
-    Retention, Tails, keys,
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
+    Loaded, LogPage, Retention, Tails, keys,
 };
 use crate::{
     ids::MarketId,
@@ -40,11 +40,16 @@ use crate::{
 /// holds the slot, the slot is on its way, or a failover is. After the last, the refusal is the answer.
 const RETRY_AFTER_MS: [u64; 7] = [0, 10, 25, 50, 100, 200, 400];
 
+/// How long replicas may take to have an append, milliseconds.
+const WAIT_MS: u32 = 1000;
+
 /// Logs, states and audits in one Redis, behind sentinels, or in a cluster.
 pub struct RedisBackbone {
     nodes: Arc<Nodes>,
     append: Script,
     retention: Retention,
+    /// Replicas that must have an append before it is acknowledged.
+    min_replicas: usize,
     /// The highest position acknowledged per market: a log whose top is below has lost history. One entry a market.
     remembered: Mutex<HashMap<MarketId, Position>>,
 }
@@ -60,8 +65,15 @@ impl RedisBackbone {
             nodes: Arc::new(Nodes::new(topology, dialer)),
             append: Script::new(include_str!("../append.lua")),
             retention,
+            min_replicas: 0,
             remembered: Mutex::default(),
         })
+    }
+
+    /// The same, which acknowledges an append only when `min_replicas` replicas have it (`PUBLISH_MIN_REPLICAS`).
+    #[must_use]
+    pub fn with_min_replicas(self, min_replicas: usize) -> Self {
+        Self { min_replicas, ..self }
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashMap<MarketId, Position>> {
@@ -74,54 +86,72 @@ impl RedisBackbone {
         *known = (*known).max(position);
     }
 
-    /// One round of appends: a pipeline to each node concerned. Each answer stands at its append's place.
-    async fn append_round(&self, appends: &[&Append]) -> Vec<RedisResult<Value>> {
-        let mut results: Vec<Option<RedisResult<Value>>> = appends.iter().map(|_| None).collect();
+    /// One round of appends: a pipeline to each node concerned. Each answer stands at its append's place, with the
+    /// number of replicas that have it.
+    async fn append_round(&self, appends: &[&Append]) -> Vec<(RedisResult<Value>, usize)> {
+        let mut results: Vec<Option<(RedisResult<Value>, usize)>> = appends.iter().map(|_| None).collect();
         let mut by_node: BTreeMap<String, (Arc<Node>, Vec<usize>)> = BTreeMap::new();
         for (index, append) in appends.iter().enumerate() {
             match self.nodes.of(append.market).await {
                 Ok(node) => {
                     by_node.entry(node.address.clone()).or_insert_with(|| (node, Vec::new())).1.push(index);
                 }
-                Err(error) => results[index] = Some(Err(error)),
+                Err(error) => results[index] = Some((Err(error), 0)),
             }
         }
         let pipelines = by_node.into_values().map(|(node, indices)| self.append_at(node, appends, indices));
         for (indices, answers) in join_all(pipelines).await {
             match answers {
-                Ok(answers) => {
+                Ok((answers, replicas)) => {
                     for (index, answer) in indices.into_iter().zip(answers) {
-                        results[index] = Some(answer);
+                        results[index] = Some((answer, replicas));
                     }
                 }
-                Err(error) => indices.into_iter().for_each(|index| results[index] = Some(Err(error.clone()))),
+                Err(error) => {
+                    for index in indices {
+                        results[index] = Some((Err(error.clone()), 0));
+                    }
+                }
             }
         }
-        results.into_iter().map(|result| result.unwrap_or_else(|| Err(unanswered()))).collect()
+        results.into_iter().map(|result| result.unwrap_or_else(|| (Err(unanswered()), 0))).collect()
     }
 
-    /// One pipeline to one node.
+    /// One pipeline to one node: the answers, and how many replicas have all of it.
     async fn append_at(
         &self,
         node: Arc<Node>,
         appends: &[&Append],
         indices: Vec<usize>,
-    ) -> (Vec<usize>, RedisResult<Vec<RedisResult<Value>>>) {
-        let mut pipeline = Pipeline::with_capacity(indices.len());
+    ) -> (Vec<usize>, RedisResult<(Vec<RedisResult<Value>>, usize)>) {
+        let mut pipeline = Pipeline::with_capacity(indices.len() + 1);
         pipeline.ignore_errors();
         for &index in &indices {
             pipeline.add_command(self.append_command(appends[index]));
         }
-        let answers: RedisResult<Vec<RedisResult<Value>>> =
-            pipeline.query_async(&mut node.writes.clone()).await;
+        let answers = if self.min_replicas == 0 {
+            pipeline.query_async(&mut node.writes.clone()).await.map(|answers| (answers, 0))
+        } else {
+            pipeline.cmd("WAIT").arg(self.min_replicas).arg(WAIT_MS);
+            replicated(&node, &pipeline).await
+        };
         let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
-        if answers.as_ref().is_ok_and(|answers| answers.iter().any(unknown)) {
+        if answers.as_ref().is_ok_and(|(answers, _)| answers.iter().any(unknown)) {
             let mut load = cmd("SCRIPT");
             load.arg("LOAD").arg(include_str!("../append.lua"));
             // When this fails, the next round's answers say so.
             let _: RedisResult<String> = load.query_async(&mut node.writes.clone()).await;
         }
         (indices, answers)
+    }
+
+    /// What was appended, if as many replicas have it as must.
+    fn promised(&self, appended: Appended, replicas: usize) -> Result<Appended, AppendError> {
+        match self.min_replicas {
+            0 => Ok(appended),
+            wanted if replicas >= wanted => Ok(Appended { durability: Durability::Replicated, ..appended }),
+            wanted => Err(AppendError::NotReplicated { position: appended.position, replicas, wanted }),
+        }
     }
 
     fn append_command(&self, append: &Append) -> Cmd {
@@ -216,7 +246,7 @@ impl Backbone for RedisBackbone {
             let results = self.append_round(&asked).await;
             let pause_ms = pauses.next();
             let mut again = Vec::new();
-            for (index, result) in pending.into_iter().zip(results) {
+            for (index, (result, replicas)) in pending.into_iter().zip(results) {
                 // Refused without having been carried out: asking again appends once.
                 if let Err(error) = &result
                     && (self.nodes.learn(error) || error.kind() == ServerErrorKind::NoScript.into())
@@ -231,7 +261,7 @@ impl Backbone for RedisBackbone {
                 if let Ok(appended) = &answer {
                     self.remember(market, appended.position);
                 }
-                answers[index] = Some(answer);
+                answers[index] = Some(answer.and_then(|appended| self.promised(appended, replicas)));
             }
             pending = again;
             if let Some(pause_ms) = pause_ms.filter(|_| !pending.is_empty()) {
@@ -338,6 +368,18 @@ impl Backbone for RedisBackbone {
         try_join_all(map.nodes().iter().map(|node| self.ping_node(node))).await?;
         Ok(())
     }
+}
+
+/// Runs a pipeline that ends with `WAIT` on a connection of its own, which alone it blocks.
+async fn replicated(node: &Node, pipeline: &Pipeline) -> RedisResult<(Vec<RedisResult<Value>>, usize)> {
+    let mut connection = match node.reads.get().await {
+        Ok(connection) => connection,
+        Err(PoolError::Backend(error)) => return Err(error),
+        Err(error) => return Err(std::io::Error::other(error).into()),
+    };
+    let mut answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut connection).await?;
+    let replicas = answers.pop().unwrap_or_else(|| Err(unanswered()))?;
+    Ok((answers, ::redis::from_redis_value(replicas)?))
 }
 
 fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {

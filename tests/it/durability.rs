@@ -1,0 +1,48 @@
+//! `PUBLISH_MIN_REPLICAS`: what an acknowledged override has reached.
+
+use shared::token::Role;
+use tests::{
+    Admin, Launch, Redis, Rest,
+    admin::{Accepted, numbered, override_body},
+    fresh_market,
+    redis::until,
+    tokens,
+};
+
+#[tokio::test]
+async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
+    let (primary, replica) = (Redis::start(), Redis::start());
+    let follow = |redis: &Redis| {
+        let _: String = redis.tell(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
+    };
+    follow(&replica);
+    until("the replica is in step", || (replica.info("master_link_status")? == "up").then_some(()));
+    let publisher = Launch::publisher(&primary).env("PUBLISH_MIN_REPLICAS", "1").start();
+    let gateway = Launch::gateway(&primary).start();
+    let admin = Admin::with_token(publisher.url(""), &tokens::admin(Role::Trader));
+    let market = fresh_market();
+    assert_eq!(admin.publish(market, &numbered(1)).await.durability, "replicated");
+
+    // The truth about what happened: it is in the log, and one replica too few has it.
+    replica.kill();
+    let body = override_body(market, &numbered(2));
+    let message = admin.send_with_key("again", &body).await.expect_error(503, "SERVICE_UNAVAILABLE");
+    assert!(message.contains("appended as seq 2") && message.contains("0 of 1"), "{message}");
+    assert_eq!(Rest::of(&gateway).snapshot(market).await.seq, 2);
+
+    // The same request again appends nothing, and waits for the replicas again.
+    let other = Redis::start();
+    follow(&other);
+    until("the other replica is in step", || (other.info("master_link_status")? == "up").then_some(()));
+    let answer = admin.send_with_key("again", &body).await;
+    let accepted: Accepted = answer.json();
+    assert_eq!((accepted.seq, accepted.durability.as_str()), (2, "replicated"));
+}
+
+#[tokio::test]
+async fn without_a_promise_an_override_is_in_memory() {
+    let redis = Redis::start();
+    let publisher = Launch::publisher(&redis).start();
+    let admin = Admin::with_token(publisher.url(""), &tokens::admin(Role::Trader));
+    assert_eq!(admin.publish(fresh_market(), &numbered(1)).await.durability, "memory");
+}
