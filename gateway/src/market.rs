@@ -310,6 +310,7 @@ impl Markets {
         });
         let all: Vec<MarketId> = markets.keys().copied().collect();
         drop(markets);
+        metrics::counter!(crate::metrics::TAIL_SWEPT).increment(all.len() as u64);
         self.mark(all);
     }
 

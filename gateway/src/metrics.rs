@@ -22,6 +22,14 @@ pub const SNAPSHOTS: &str = "gateway_snapshots_total";
 pub const MARKETS: &str = "gateway_markets_followed";
 /// Markets that rang.
 pub const TAIL_RUNG: &str = "gateway_tail_rung_total";
+/// Followed markets that the sweep marked, rung or not.
+pub const TAIL_SWEPT: &str = "gateway_tail_swept_total";
+/// Times that listening for changes began: the first, and each after a connection was lost.
+pub const TAIL_CONNECTS: &str = "gateway_tail_connects_total";
+/// Markets in one read of the tail.
+pub const TAIL_READ_MARKETS: &str = shared::telemetry::TAIL_READ_MARKETS;
+/// From an update's acceptance to its being in this pod's memory; clocks included.
+pub const TAIL_LAG_SECONDS: &str = "gateway_tail_lag_seconds";
 /// Updates the tail read.
 pub const TAIL_UPDATES: &str = "gateway_tail_updates_total";
 /// How long a read of the tail took.
@@ -45,6 +53,14 @@ pub fn describe() {
     describe_counter!(SNAPSHOTS, "Snapshots sent, by cause");
     describe_gauge!(MARKETS, "Markets this pod follows");
     describe_counter!(TAIL_RUNG, "Markets that rang");
+    describe_counter!(TAIL_SWEPT, "Followed markets that the sweep marked");
+    describe_counter!(TAIL_CONNECTS, "Times that listening for changes began");
+    describe_histogram!(TAIL_READ_MARKETS, "Markets in one read of the tail");
+    describe_histogram!(
+        TAIL_LAG_SECONDS,
+        Unit::Seconds,
+        "From an update's acceptance to its being in memory"
+    );
     describe_counter!(TAIL_UPDATES, "Updates the tail read");
     describe_histogram!(TAIL_READ_SECONDS, Unit::Seconds, "Time of one read of the tail");
     describe_counter!(MARKET_LOADS, "Markets loaded");

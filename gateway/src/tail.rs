@@ -118,6 +118,8 @@ async fn read_part(
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
         Ok(Tails { news, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
+            #[expect(clippy::cast_precision_loss, reason = "at most MAX_READ_MARKETS")]
+            metrics::histogram!(names::TAIL_READ_MARKETS).record(batch.len() as f64);
             let quiet = take_news(markets, batch, news, &unread);
             let doubted = markets.take_doubted(quiet);
             (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
@@ -168,7 +170,12 @@ fn take_news(
     let mut new = 0;
     for (id, updates) in news {
         quiet.remove(&id);
-        new += markets.read(id, &updates);
+        let added = markets.read(id, &updates);
+        if let Some(newest) = updates.last().filter(|_| added > 0) {
+            metrics::histogram!(names::TAIL_LAG_SECONDS)
+                .record(Duration::from_millis(unix_ms().saturating_sub(newest.ts)));
+        }
+        new += added;
         if updates.len() >= MAX_READ_UPDATES {
             markets.mark([id]);
         }

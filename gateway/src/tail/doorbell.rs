@@ -18,6 +18,7 @@ pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, 
                 markets.mark(ids);
             }
             Ok(Ring::All) => {
+                metrics::counter!(names::TAIL_CONNECTS).increment(1);
                 health.succeeded(Part::Doorbell);
                 markets.doubt_all();
             }
