@@ -25,7 +25,7 @@ pub struct Log {
     frames: VecDeque<Encoded>,
     bytes: usize,
     bound: Bound,
-    /// Which log this is: one that was loaded anew is another, even where its positions look alike.
+    /// Which log this is: one that was loaded anew is another, even where its positions look alike. 0 = none yet.
     incarnation: u32,
 }
 
@@ -139,13 +139,15 @@ impl Log {
     /// Becomes the log that takes the place of `former`.
     #[must_use]
     pub fn in_place_of(self, former: &Self) -> Self {
-        Self { incarnation: former.incarnation.wrapping_add(1), ..self }
+        Self { incarnation: former.incarnation.wrapping_add(1).max(1), ..self }
     }
 
     /// Makes this log the same as `source`; cheap when `source` is this log some updates later. Says whether it was
     /// another log, of which what this one held is not a part.
     pub fn catch_up(&mut self, source: &Self) -> bool {
         let another = self.incarnation != source.incarnation;
+        // A view that was never filled has shown nothing that could be of another log.
+        let had_shown = self.incarnation != 0;
         match source.after(self.top) {
             After::CaughtUp | After::Updates(_) if another || source.start() < self.start() => {
                 *self = source.clone();
@@ -161,7 +163,7 @@ impl Log {
             }
             After::Ahead | After::Trimmed | After::OtherEpoch => *self = source.clone(),
         }
-        another
+        another && had_shown
     }
 
     fn trim(&mut self) {

@@ -207,6 +207,18 @@ impl Markets {
         lock(&self.markets).get(&id).map(Arc::clone)
     }
 
+    /// Every market that is read, with its cursor, ordered by id.
+    #[must_use]
+    pub fn followed(&self) -> Vec<(MarketId, Position)> {
+        let mut markets: Vec<Arc<Market>> = lock(&self.markets).values().map(Arc::clone).collect();
+        markets.sort_by_key(|market| market.id);
+        let cursor = |market: &Arc<Market>| {
+            let inner = market.lock();
+            inner.live.then(|| (market.id, inner.log.top()))
+        };
+        markets.iter().filter_map(cursor).collect()
+    }
+
     /// How many are followed.
     #[must_use]
     pub fn len(&self) -> usize {

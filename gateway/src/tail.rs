@@ -51,7 +51,9 @@ pub fn start(
     settings: TailSettings,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(doorbell::run(Arc::clone(markets), backbone.doorbell(), Arc::clone(health)));
+    let for_doorbell = Arc::clone(markets);
+    let bell = backbone.doorbell(Arc::new(move || for_doorbell.followed()));
+    tasks.spawn(doorbell::run(Arc::clone(markets), bell, Arc::clone(health)));
     let (for_reader, for_loader, for_sweeper) =
         (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
     tasks.spawn(read_loop(for_reader, Arc::clone(backbone), Arc::clone(health), settings.linger));

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use shared::{
     MarketId, Position, Seq,
     backbone::{
-        Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Loaded,
-        LogPage, Tails,
+        Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Followed,
+        Loaded, LogPage, Tails,
     },
 };
 
@@ -75,7 +75,7 @@ impl Backbone for Stuck {
         self.fail().await
     }
 
-    fn doorbell(&self) -> Box<dyn Doorbell> {
+    fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
         unimplemented!("the publisher listens to no doorbell")
     }
 

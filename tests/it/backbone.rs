@@ -33,8 +33,8 @@ macro_rules! conformance {
         }
     };
     (on $topology:ident: $set:ty = $start:expr; $($sentence:ident)*) => {
-        mod $topology {
-            static SET: tests::SharedSet<$set> = tests::SharedSet::new($start);
+        pub mod $topology {
+            pub static SET: tests::SharedSet<$set> = tests::SharedSet::new($start);
 
             $(#[tokio::test]
             async fn $sentence() {
@@ -268,7 +268,7 @@ async fn the_log_keeps_about_as_much_as_it_should(backbone: &dyn Backbone) {
 
 async fn the_doorbell_rings_for_what_changes(backbone: &dyn Backbone) {
     let (a, b) = (new_market(), new_market());
-    let mut bell = backbone.doorbell();
+    let mut bell = backbone.doorbell(std::sync::Arc::new(Vec::new));
     assert_eq!(within("first ring", bell.wait()).await.unwrap(), Ring::All);
     // Listening begins at each primary by itself.
     let mut begun = 1;

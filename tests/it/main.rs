@@ -29,3 +29,4 @@ mod start;
 mod subscriptions;
 mod token_endpoint;
 mod topologies;
+mod tracking_refused;

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Loaded, LogPage, Retention, Ring, Tails,
+    Followed, Loaded, LogPage, Retention, Ring, Tails,
 };
 use crate::{
     ids::MarketId,
@@ -134,7 +134,7 @@ impl Backbone for MemoryBackbone {
         Ok(entries.rev().filter(|entry| entry_of(&entry.id) < before).take(limit).cloned().collect())
     }
 
-    fn doorbell(&self) -> Box<dyn Doorbell> {
+    fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
         let bell = Arc::new(Bell::default());
         self.lock().bells.push(Arc::downgrade(&bell));
         Box::new(Listener { bell, started: false })

@@ -7,7 +7,7 @@ pub mod keys;
 mod memory;
 mod redis;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -58,12 +58,16 @@ pub trait Backbone: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError>;
 
-    /// A new listener for changes of any market. It connects when first asked to [`Doorbell::wait`].
-    fn doorbell(&self) -> Box<dyn Doorbell>;
+    /// A new listener for changes of any market. It connects when first asked to [`Doorbell::wait`]. Where changes of
+    /// all markets cannot be listened for, it asks for those `followed` at the time.
+    fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell>;
 
     /// Whether the backbone answers now.
     async fn ping(&self) -> Result<(), BackboneError>;
 }
+
+/// Answers with the markets that are followed, each with the cursor up to which it has been read.
+pub type Followed = Arc<dyn Fn() -> Vec<(MarketId, Position)> + Send + Sync>;
 
 /// Tells which markets have changed. Rings are hints: several changes may ring once, and the log is the truth.
 #[async_trait]

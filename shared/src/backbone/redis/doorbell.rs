@@ -1,5 +1,6 @@
 //! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each primary. Redis pushes
-//! the key of every log that changes; the loss of a connection means that rings were lost.
+//! the key of every log that changes; the loss of a connection means that rings were lost. A Redis that refuses
+//! tracking is asked with blocking reads instead.
 
 use std::{
     collections::BTreeSet,
@@ -8,8 +9,8 @@ use std::{
 };
 
 use ::redis::{
-    Client, FromRedisValue, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection, cmd,
+    Client, ErrorKind, FromRedisValue, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
+    ServerErrorKind, Value, aio::MultiplexedConnection, cmd,
 };
 use async_trait::async_trait;
 use tokio::{
@@ -18,9 +19,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::nodes::{Map, Node, Nodes, connection_config};
+use super::{
+    blocking,
+    nodes::{Map, Node, Nodes, connection_config},
+};
 use crate::{
-    backbone::{BackboneError, Doorbell, Ring, keys},
+    backbone::{BackboneError, Doorbell, Followed, Ring, keys},
     ids::MarketId,
 };
 
@@ -30,7 +34,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Listens at every primary.
-pub(super) struct TrackingDoorbell {
+pub(super) struct NodesDoorbell {
+    followed: Followed,
     nodes: Arc<Nodes>,
     changes: watch::Receiver<Arc<Map>>,
     rung: Arc<Rung>,
@@ -41,7 +46,7 @@ pub(super) struct TrackingDoorbell {
 
 /// What rang and was not heard yet: at most one mark a market, and one error.
 #[derive(Default)]
-struct Rung {
+pub(super) struct Rung {
     marks: Mutex<Marks>,
     notify: Notify,
 }
@@ -53,10 +58,17 @@ struct Marks {
     failed: Option<RedisError>,
 }
 
-impl TrackingDoorbell {
-    pub(super) fn new(nodes: Arc<Nodes>) -> Self {
+impl NodesDoorbell {
+    pub(super) fn new(nodes: Arc<Nodes>, followed: Followed) -> Self {
         let changes = nodes.changes();
-        Self { nodes, changes, rung: Arc::default(), listeners: JoinSet::new(), listened_to: Vec::new() }
+        Self {
+            followed,
+            nodes,
+            changes,
+            rung: Arc::default(),
+            listeners: JoinSet::new(),
+            listened_to: Vec::new(),
+        }
     }
 
     /// Listens at exactly the primaries of the map.
@@ -67,11 +79,8 @@ impl TrackingDoorbell {
         if self.listened_to != primaries {
             self.listeners = JoinSet::new();
             for node in map.nodes() {
-                self.listeners.spawn(listen(
-                    Arc::clone(node),
-                    Arc::clone(&self.nodes),
-                    Arc::clone(&self.rung),
-                ));
+                let (node, nodes, rung) = (Arc::clone(node), Arc::clone(&self.nodes), Arc::clone(&self.rung));
+                self.listeners.spawn(listen(node, nodes, rung, Arc::clone(&self.followed)));
             }
             self.listened_to = primaries;
         }
@@ -80,7 +89,7 @@ impl TrackingDoorbell {
 }
 
 #[async_trait]
-impl Doorbell for TrackingDoorbell {
+impl Doorbell for NodesDoorbell {
     async fn wait(&mut self) -> Result<Ring, BackboneError> {
         loop {
             if (self.listened_to.is_empty() || self.changes.has_changed().unwrap_or(false))
@@ -114,18 +123,37 @@ impl Doorbell for TrackingDoorbell {
 }
 
 /// Listens at `node` for ever.
-async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, rung: Arc<Rung>) {
+async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, rung: Arc<Rung>, followed: Followed) {
     loop {
-        let error = match Listening::begin(&node.client, &rung).await {
-            Ok(mut listening) => {
-                rung.mark(|marks| marks.all = true);
-                listening.until_lost().await
+        let begun = Listening::begin(&node.client, &rung).await;
+        if matches!(begun, Ok(_) | Err(Begin::Refused(_))) {
+            rung.mark(|marks| marks.all = true);
+        }
+        let error = match begun {
+            Ok(mut listening) => listening.until_lost().await,
+            Err(Begin::Refused(error)) => {
+                tracing::warn!(node = node.address, %error, "CLIENT TRACKING is refused: asking with blocking reads, which cost Redis more");
+                blocking::listen(&node, &nodes, &rung, &followed).await
             }
-            Err(error) => error,
+            Err(Begin::Failed(error)) => error,
         };
         nodes.learn(&error);
         rung.mark(|marks| marks.failed = Some(error));
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
+    }
+}
+
+/// Why listening did not begin.
+enum Begin {
+    /// Redis does not allow tracking, or does not know of it.
+    Refused(RedisError),
+    /// Anything else.
+    Failed(RedisError),
+}
+
+impl From<RedisError> for Begin {
+    fn from(error: RedisError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -135,7 +163,7 @@ struct Listening {
 }
 
 impl Listening {
-    async fn begin(client: &Client, rung: &Arc<Rung>) -> RedisResult<Self> {
+    async fn begin(client: &Client, rung: &Arc<Rung>) -> Result<Self, Begin> {
         let (for_pushes, lost) = (Arc::clone(rung), Arc::new(Notify::new()));
         let for_loss = Arc::clone(&lost);
         let config = connection_config().set_push_sender(move |push: PushInfo| {
@@ -153,7 +181,12 @@ impl Listening {
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut track = cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(keys::LOG_PREFIX);
-        track.query_async::<()>(&mut connection).await?;
+        track.query_async::<()>(&mut connection).await.map_err(|error| match error.kind() {
+            ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError) => {
+                Begin::Refused(error)
+            }
+            _ => Begin::Failed(error),
+        })?;
         Ok(Self { connection, lost })
     }
 
@@ -173,6 +206,11 @@ impl Listening {
 impl Rung {
     fn marks(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rings for these.
+    pub(super) fn ring(&self, markets: impl IntoIterator<Item = MarketId>) {
+        self.mark(|marks| marks.markets.extend(markets));
     }
 
     fn mark(&self, change: impl FnOnce(&mut Marks)) {

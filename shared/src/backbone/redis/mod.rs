@@ -1,5 +1,6 @@
 //! The backbone on Redis Streams (contract, section 6).
 
+mod blocking;
 mod decode;
 mod doorbell;
 mod nodes;
@@ -23,12 +24,12 @@ use tokio::time::sleep;
 pub use self::url::{InvalidRedisUrl, RedisConfig};
 use self::{
     decode::{malformed, read_answer, read_audit_entry, read_loaded, read_updates},
-    doorbell::TrackingDoorbell,
+    doorbell::NodesDoorbell,
     nodes::{Node, Nodes},
 };
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Loaded, LogPage, Retention, Tails, keys,
+    Followed, Loaded, LogPage, Retention, Tails, keys,
 };
 use crate::{
     ids::MarketId,
@@ -359,8 +360,8 @@ impl Backbone for RedisBackbone {
         entries.into_iter().map(|(id, fields)| read_audit_entry(market, &key, &id, fields)).collect()
     }
 
-    fn doorbell(&self) -> Box<dyn Doorbell> {
-        Box::new(TrackingDoorbell::new(Arc::clone(&self.nodes)))
+    fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell> {
+        Box::new(NodesDoorbell::new(Arc::clone(&self.nodes), followed))
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {

@@ -112,6 +112,11 @@ impl Nodes {
         })
     }
 
+    /// Whether `node` holds `market`, as far as is known.
+    pub(super) fn holds(&self, node: &Node, market: MarketId) -> bool {
+        self.map.borrow().node_of(market).is_some_and(|holder| holder.address == node.address)
+    }
+
     /// Which primary holds `market` as far as is known, as a small number; parts fail on their own.
     pub(super) fn part_of(&self, market: MarketId) -> usize {
         self.map.borrow().index_of(market).unwrap_or_default()
