@@ -13,7 +13,9 @@
 pub mod admin;
 pub mod binaries;
 pub mod cluster;
+pub mod desk;
 pub mod field;
+pub mod follower;
 pub mod http;
 pub mod launch;
 pub mod lines;
@@ -32,7 +34,9 @@ pub mod wait;
 
 pub use admin::Admin;
 pub use cluster::Cluster;
+pub use desk::Desk;
 pub use field::FieldClient;
+pub use follower::Follower;
 pub use http::{Answer, Http};
 pub use launch::{Launch, Service};
 pub use lines::Lines;

@@ -1,0 +1,168 @@
+//! The whole system over every kind of Redis, through failovers and slot moves.
+
+use std::time::{Duration, Instant};
+
+use tests::{
+    Access, Cluster, Desk, Follower, Http, Rest, Sentinels, Services, cluster, eventually, fresh_market,
+};
+
+use crate::backbone;
+
+/// Far below every time-out of a call to Redis: whoever waits for another part's node takes longer.
+const NOT_HELD_UP: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_over_tls() {
+    deliver_and_resume_elsewhere(&*backbone::tls::SET.get()).await;
+}
+
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_with_an_acl_user() {
+    deliver_and_resume_elsewhere(&*backbone::acl_user::SET.get()).await;
+}
+
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_behind_sentinels() {
+    deliver_and_resume_elsewhere(&*backbone::sentinels::SET.get()).await;
+}
+
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_in_a_cluster() {
+    deliver_and_resume_elsewhere(&*backbone::cluster::SET.get()).await;
+}
+
+async fn deliver_and_resume_elsewhere(redis: impl Into<Access>) {
+    let services = Services::start(redis, &[], &[]);
+    let markets: Vec<u64> = (0..12).map(|_| fresh_market()).collect();
+    let mut desk = Desk::new(services.admin());
+    let mut follower = Follower::start(services.gateway(0).api, &markets).await;
+    for &market in &markets {
+        desk.publish_many(market, 3).await;
+    }
+    follower.reach_all_of(&desk).await;
+    follower.resume(services.gateway(1).api).await;
+    for &market in &markets {
+        desk.publish_many(market, 2).await;
+    }
+    follower.reach_all_of(&desk).await;
+    for market in markets {
+        let known = follower.known(market);
+        assert_eq!((known.seq, known.resets, known.updates.len()), (5, 0, 5));
+        let snapshot = Rest::of(services.gateway(0)).snapshot(market).await;
+        assert_eq!((snapshot.epoch, snapshot.seq), (known.epoch, known.seq));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market() {
+    let cluster = Cluster::start();
+    let services = Services::start(&cluster, &[("STALE_AFTER", "1s")], &[]);
+    let [lost, other, third] = [0, 1, 2].map(|primary| cluster.fresh_market_at(primary));
+    let (mut desk, mut others_desk) = (Desk::new(services.admin()), Desk::new(services.admin()));
+    let mut everything = Follower::start(services.gateway(0).api, &[lost, other, third]).await;
+    // Its pod has no market at the nodes that stay.
+    let mut only_lost = Follower::start(services.gateway(1).api, &[lost]).await;
+    let mut only_others = Follower::start(services.gateway(0).api, &[other, third]).await;
+    desk.publish_many(lost, 3).await;
+    let replicas: u64 = cluster.node(0).tell("WAIT 1 5000");
+    assert_eq!(replicas, 1, "the replica has it");
+    everything.reach_all_of(&desk).await;
+    only_lost.reach_all_of(&desk).await;
+
+    cluster.node(0).kill();
+    let (mut slowest, mut rounds) = (Duration::ZERO, 0);
+    let others = async {
+        loop {
+            for market in [other, third] {
+                let began = Instant::now();
+                others_desk.publish(market).await;
+                only_others.reach_all_of(&others_desk).await;
+                slowest = slowest.max(began.elapsed());
+            }
+            rounds += 1;
+        }
+    };
+    tokio::select! {
+        () = others => unreachable!("goes on until the failover is over"),
+        accepted = desk.publish(lost) => assert_eq!(accepted.seq, 4),
+    }
+    assert!(slowest < NOT_HELD_UP && rounds > 10, "{rounds} rounds, {slowest:?} the slowest");
+    desk.publish(lost).await;
+    assert_eq!(cluster.holder_of(lost), cluster::PRIMARIES, "its replica holds it");
+    let promoted = cluster.node(cluster::PRIMARIES);
+    for follower in [&mut everything, &mut only_lost] {
+        follower.reach_all_of(&desk).await;
+        assert_eq!(follower.known(lost).resets, 0, "nothing was lost");
+        follower.expect_as_in(promoted, lost);
+    }
+    everything.reach_all_of(&others_desk).await;
+    expect_ready(&services).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_to_another_primary_while_updates_flow_costs_none() {
+    const MOVES: [(usize, usize); 4] = [(0, 1), (1, 2), (2, 1), (1, 0)];
+    let cluster = std::sync::Arc::new(Cluster::start());
+    let services = Services::start(&*cluster, &[("STALE_AFTER", "60s")], &[]);
+    let market = cluster.fresh_market_at(0);
+    let mut desk = Desk::new(services.admin());
+    let mut followers = [
+        Follower::start(services.gateway(0).api, &[market]).await,
+        Follower::start(services.gateway(1).api, &[market]).await,
+    ];
+    desk.publish_many(market, 10).await;
+    for (from, to) in MOVES {
+        let moving = std::sync::Arc::clone(&cluster);
+        let moved = tokio::task::spawn_blocking(move || moving.move_slot_of(market, from, to));
+        while !moved.is_finished() {
+            desk.publish(market).await;
+        }
+        moved.await.unwrap();
+        desk.publish_many(market, 10).await;
+        assert_eq!(cluster.holder_of(market), to);
+        for follower in &mut followers {
+            follower.reach_all_of(&desk).await;
+            assert_eq!(follower.known(market).resets, 0);
+            follower.expect_as_in(cluster.node(to), market);
+        }
+    }
+    expect_ready(&services).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_primary_behind_sentinels_is_replaced_and_subscribers_go_on() {
+    let set = Sentinels::start();
+    let services = Services::start(&set, &[("STALE_AFTER", "1s")], &[]);
+    let markets = [fresh_market(), fresh_market()];
+    let mut desk = Desk::new(services.admin());
+    let mut followers = [
+        Follower::start(services.gateway(0).api, &markets).await,
+        Follower::start(services.gateway(1).api, &markets[..1]).await,
+    ];
+    for market in markets {
+        desk.publish_many(market, 5).await;
+    }
+    let replicas: u64 = set.node(0).tell("WAIT 2 5000");
+    assert_eq!(replicas, 2, "both replicas have it");
+    set.node(0).kill();
+    for market in markets {
+        desk.publish_many(market, 5).await;
+    }
+    let primary = set.primary();
+    assert_ne!(primary, 0);
+    for follower in &mut followers {
+        follower.reach_all_of(&desk).await;
+        assert_eq!(follower.known(markets[0]).resets, 0, "nothing was lost");
+        follower.expect_as_in(set.node(primary), markets[0]);
+    }
+    expect_ready(&services).await;
+}
+
+/// Both pods vouch for their prices again.
+async fn expect_ready(services: &Services) {
+    for index in [0, 1] {
+        let url = services.gateway(index).ops_url("/readyz");
+        let http = Http::default();
+        eventually("readiness", async || (http.get(&url).await.status == 200).then_some(())).await;
+    }
+}

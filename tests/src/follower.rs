@@ -1,0 +1,179 @@
+//! A client that holds the gateway to rule 1 (contract, section 3) whatever happens behind it.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use crate::{
+    desk::Desk,
+    lines::Lines,
+    message::{Message, Snapshot, Status, Update},
+    redis::Redis,
+    socket::Socket,
+    stack::fresh_user,
+    tokens,
+    wait::within,
+};
+
+/// Follows some markets on one connection, adds their state up, and panics at a hole, a duplicate or a reordering.
+#[derive(Debug)]
+pub struct Follower {
+    token: String,
+    socket: Socket,
+    known: BTreeMap<u64, Known>,
+    statuses: Vec<Status>,
+}
+
+/// What a [`Follower`] knows of a market.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Which history.
+    pub epoch: u64,
+    /// The last update in it.
+    pub seq: u64,
+    /// Every line as last set.
+    pub lines: Lines,
+    /// Payload of every update that came, by epoch and seq.
+    pub updates: BTreeMap<(u64, u64), String>,
+    /// Snapshots that said that history was lost.
+    pub resets: usize,
+}
+
+impl Follower {
+    /// Subscribes to `markets`, snapshot first.
+    pub async fn start(gateway: SocketAddr, markets: &[u64]) -> Self {
+        let token = tokens::for_user(fresh_user());
+        let mut socket = Socket::connect(gateway, &token).await;
+        socket.send(format_args!(r#"{{"type":"subscribe","markets":{markets:?},"snapshot":true}}"#)).await;
+        let ack = socket.ack().await;
+        assert!(ack.ok, "{ack:?}");
+        let mut follower = Self { token, socket, known: BTreeMap::new(), statuses: Vec::new() };
+        while follower.known.len() < markets.len() {
+            let Snapshot { market_id, epoch, seq, payload, reset, .. } = follower.socket.snapshot().await;
+            assert!(!reset && markets.contains(&market_id));
+            let lines = Lines::of(payload.text());
+            let known = Known { epoch, seq, lines, ..Known::default() };
+            assert!(follower.known.insert(market_id, known).is_none(), "one snapshot each");
+        }
+        follower
+    }
+
+    /// Vanishes, and resumes at this gateway.
+    pub async fn resume(&mut self, gateway: SocketAddr) {
+        let offset = |(market, Known { epoch, seq, .. }): (&u64, &Known)| {
+            format!(r#""{market}":{{"epoch":{epoch},"seq":{seq}}}"#)
+        };
+        let offsets: Vec<String> = self.known.iter().map(offset).collect();
+        self.socket = Socket::connect(gateway, &self.token).await;
+        self.socket.send(format_args!(r#"{{"type":"resume","offsets":{{{}}}}}"#, offsets.join(","))).await;
+        let ack = loop {
+            match self.socket.recv().await {
+                Message::Status(status) => self.statuses.push(status),
+                Message::Ack(ack) => break ack,
+                other => panic!("the ack comes first, not {other:?}"),
+            }
+        };
+        assert!(ack.ok, "{ack:?}");
+        for (&market, known) in &self.known {
+            let position = ack.position(market);
+            assert!(position.recovered == Some(false) || position.epoch == known.epoch || known.seq == 0);
+        }
+    }
+
+    /// Takes what comes until it has this update of the market, or a later one.
+    pub async fn reach(&mut self, market: u64, (epoch, seq): (u64, u64)) {
+        let is_before = |known: &Known| known.seq < seq || (known.epoch != 0 && known.epoch < epoch);
+        while is_before(self.known(market)) {
+            self.take_next(&format!("{epoch}-{seq} of market {market}")).await;
+        }
+        // The first update of a market says nothing of its epoch.
+        let known = self.known.get_mut(&market).expect("only what was subscribed to");
+        if known.epoch == 0 {
+            known.epoch = epoch;
+            known.updates = std::mem::take(&mut known.updates)
+                .into_iter()
+                .map(|((_, seq), text)| ((epoch, seq), text))
+                .collect();
+        }
+    }
+
+    /// Takes what comes until it has everything that was accepted at this desk, and that it is just that.
+    pub async fn reach_all_of(&mut self, desk: &Desk) {
+        for (&market, last) in desk.last() {
+            if self.known.contains_key(&market) {
+                self.reach(market, *last).await;
+            }
+        }
+        for (market, position, payload) in desk.accepted() {
+            let received = self.known.get(market).and_then(|known| known.updates.get(position));
+            assert!(received.is_none_or(|received| received == payload), "{position:?} of {market}");
+        }
+    }
+
+    /// Takes what comes until the gateway says whether its prices are stale.
+    pub async fn status(&mut self) -> Status {
+        let before = self.statuses.len();
+        while self.statuses.len() == before {
+            self.take_next("a status").await;
+        }
+        self.statuses[before].clone()
+    }
+
+    /// What it knows of a market.
+    #[must_use]
+    pub fn known(&self, market: u64) -> &Known {
+        &self.known[&market]
+    }
+
+    /// Every status that came.
+    #[must_use]
+    pub fn statuses(&self) -> &[Status] {
+        &self.statuses
+    }
+
+    /// Panics unless its state of the market is the one in Redis. Blocks the thread.
+    pub fn expect_as_in(&self, redis: &Redis, market: u64) {
+        let known = self.known(market);
+        let state: BTreeMap<String, String> = redis.tell(&format!("HGETALL odds:state:{{{market}}}"));
+        let number = |field: &str| state.get(field).map_or(0, |value| value.parse().expect("a number"));
+        assert_eq!((known.epoch, known.seq), (number("epoch"), number("seq")), "market {market}");
+        let lines: BTreeMap<&str, &str> = state
+            .iter()
+            .filter_map(|(field, text)| Some((field.strip_prefix("l:")?, text.as_str())))
+            .collect();
+        assert_eq!(known.lines.len(), lines.len());
+        for (line, text) in lines {
+            assert_eq!(known.lines.get(line), Some(text), "line {line} of market {market}");
+        }
+    }
+
+    /// The next message, heartbeats passed over, on the way to `what`.
+    async fn take_next(&mut self, what: &str) {
+        match within(what, self.socket.recv()).await {
+            Message::Update(update) => self.take_update(&update),
+            Message::Snapshot(snapshot) => self.take_snapshot(&snapshot),
+            Message::Status(status) => {
+                let before = self.statuses.last().is_some_and(|status| status.stale);
+                assert_ne!(status.stale, before, "told once: {:?}", self.statuses);
+                self.statuses.push(status);
+            }
+            other => panic!("an update, a snapshot or a status, not {other:?}"),
+        }
+    }
+
+    fn take_update(&mut self, update: &Update) {
+        let known = self.known.get_mut(&update.market_id).expect("only what was subscribed to");
+        assert_eq!(update.seq, known.seq + 1, "market {} after {known:?}", update.market_id);
+        known.seq = update.seq;
+        known.lines.apply(update.payload.text());
+        known.updates.insert((known.epoch, update.seq), update.payload.text().to_owned());
+    }
+
+    fn take_snapshot(&mut self, snapshot: &Snapshot) {
+        let known = self.known.get_mut(&snapshot.market_id).expect("only what was subscribed to");
+        assert!(snapshot.reset || snapshot.conflated, "{snapshot:?} after {known:?}");
+        assert!((snapshot.epoch, snapshot.seq) > (known.epoch, known.seq), "{snapshot:?} after {known:?}");
+        assert!(snapshot.seq >= known.seq, "clients that know only seq never see it go back: {snapshot:?}");
+        (known.epoch, known.seq) = (snapshot.epoch, snapshot.seq);
+        known.lines = Lines::of(snapshot.payload.text());
+        known.resets += usize::from(snapshot.reset);
+    }
+}
