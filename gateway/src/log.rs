@@ -136,6 +136,12 @@ impl Log {
         }
     }
 
+    /// Which of the logs that took each other's place it is.
+    #[must_use]
+    pub fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
     /// Becomes the log that takes the place of `former`.
     #[must_use]
     pub fn in_place_of(self, former: &Self) -> Self {

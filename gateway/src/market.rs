@@ -168,6 +168,8 @@ pub struct Begin {
     pub top: Position,
     /// The snapshot that comes first.
     pub snapshot: Option<SnapshotCause>,
+    /// Of the log that said so.
+    pub incarnation: u32,
 }
 
 impl Markets {
@@ -248,14 +250,15 @@ impl Markets {
             self.want_load(market.id, &mut inner, kind);
             return None;
         }
-        let at_top = |snapshot| Some(Begin { cursor: top, top, snapshot });
+        let incarnation = inner.log.incarnation();
+        let at_top = |snapshot| Some(Begin { cursor: top, top, snapshot, incarnation });
         let offset = match wanted.start {
             Start::Live => return at_top(None),
             Start::Snapshot => return at_top(Some(SnapshotCause::Asked)),
             Start::After(offset) => offset,
         };
         match inner.log.recover(offset.epoch, offset.seq, resume_max) {
-            Recovery::Replay(cursor) => Some(Begin { cursor, top, snapshot: None }),
+            Recovery::Replay(cursor) => Some(Begin { cursor, top, snapshot: None, incarnation }),
             Recovery::NeedsHistory if !inner.history_loaded => {
                 self.want_load(market.id, &mut inner, LoadKind::History);
                 None
@@ -563,16 +566,16 @@ impl Market {
         self.lock().log.clone()
     }
 
-    /// The state as a snapshot frame; `view` becomes the log that leads up to it, and `another` true if it was
-    /// another one.
+    /// The state as a snapshot frame; `view` becomes the log that leads up to it. Also says whether it was another
+    /// one.
     #[must_use]
-    pub fn snapshot(&self, cause: SnapshotCause, view: &mut Log, another: &mut bool) -> Encoded {
+    pub fn snapshot(&self, cause: SnapshotCause, view: &mut Log) -> (Encoded, bool) {
         let mut inner = self.lock();
         let Inner { snapshots, state, log, .. } = &mut *inner;
-        *another |= view.catch_up(log);
+        let another = view.catch_up(log);
         let frame =
             snapshots.entry(cause).or_insert_with(|| frame::text(&server::snapshot(self.id, state, cause)));
-        Encoded::clone(frame)
+        (Encoded::clone(frame), another)
     }
 
     /// The state, unless it is not loaded yet.
@@ -647,7 +650,10 @@ mod tests {
         assert_eq!(markets.take_loads(9), (vec![id()], true));
         markets.loaded(id(), loaded(7, 1..=5), true);
         let begin = markets.begin(&market, &mut wanted, 500).unwrap();
-        assert_eq!(begin, Begin { cursor: Position::new(7, 3), top: Position::new(7, 5), snapshot: None });
+        assert_eq!(
+            (begin.cursor, begin.top, begin.snapshot),
+            (Position::new(7, 3), Position::new(7, 5), None)
+        );
     }
 
     #[test]

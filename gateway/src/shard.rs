@@ -535,7 +535,7 @@ impl Shard {
         let market = self.subscriptions.open(wanted.market);
         match self.subscriptions.cursor(key, wanted.market) {
             Some(cursor) if wanted.start == Start::Live => {
-                Some(Begin { cursor, top: cursor, snapshot: None })
+                Some(Begin { cursor, top: cursor, snapshot: None, incarnation: 0 })
             }
             _ => self.markets.begin(&market, wanted, self.settings.resume_max),
         }

@@ -37,6 +37,21 @@ pub const MAX_NAME_CHARS: usize = 64;
 pub const MAX_REASON_CHARS: usize = 500;
 /// Members of a line that must be decimal odds (contract, section 5).
 pub const PRICED: [&str; 7] = ["home", "away", "draw", "over", "under", "yes", "no"];
+/// Codes with which Redis refuses a script before its first write.
+const REFUSED_WHOLE: [&str; 12] = [
+    "READONLY",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+    "NOSCRIPT",
+    "NOAUTH",
+];
 /// How long an append may take before its outcome is given up as unknown. Longer than the backbone's own time-outs,
 /// whose errors say more.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(8);
@@ -334,7 +349,10 @@ impl NotAppended {
             AppendError::Backbone(error) => {
                 tracing::error!(%error, "append failed");
                 let never_sent = match &error {
-                    BackboneError::Redis(error) => error.is_connection_refusal(),
+                    BackboneError::Redis(error) => {
+                        error.is_connection_refusal()
+                            || error.code().is_some_and(|code| REFUSED_WHOLE.contains(&code))
+                    }
                     BackboneError::Pool(_) => true,
                     BackboneError::Malformed { .. } => false,
                 };

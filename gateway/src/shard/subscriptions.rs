@@ -41,8 +41,6 @@ struct Local {
     market: Arc<Market>,
     /// The log as of the last look.
     view: Log,
-    /// It was found to be another log between two looks: everyone here is to get its state.
-    another: bool,
     subscribers: Vec<u32>,
     /// Connections whose request waits for this market.
     waiters: Vec<usize>,
@@ -143,13 +141,7 @@ impl Subscriptions {
             let market = self.registry.follow(id);
             market.watch(self.shard, true);
             let view = market.view();
-            self.markets.insert(Local {
-                market,
-                view,
-                another: false,
-                subscribers: Vec::new(),
-                waiters: Vec::new(),
-            })
+            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: Vec::new() })
         });
         Arc::clone(&self.markets[index].market)
     }
@@ -174,17 +166,28 @@ impl Subscriptions {
 
     /// Subscribes connection `key`, or moves its subscription, to where `begin` says.
     pub fn subscribe(&mut self, key: usize, id: MarketId, begin: Begin) {
+        self.open(id);
+        self.catch_up(self.by_id[&id]);
         let entry = match self.find(key, id) {
             Some(entry) => entry,
             None => self.insert(key, id),
         };
-        let index = self.entries[entry as usize].market as usize;
-        let Local { market, view, another, .. } = &mut self.markets[index];
-        *another |= market.look(self.shard, view);
         let subscription = &mut self.entries[entry as usize];
         subscription.cursor = begin.cursor;
         subscription.snapshot = begin.snapshot;
+        if self.markets[subscription.market as usize].view.incarnation() != begin.incarnation {
+            subscription.snapshot = Some(SnapshotCause::Reset);
+        }
         self.queue_if_behind(entry);
+    }
+
+    /// Makes a market's view its log. When that is another log, whoever was served from the former one gets the state
+    /// of this one first.
+    fn catch_up(&mut self, index: usize) {
+        let Local { market, view, subscribers, .. } = &mut self.markets[index];
+        if market.look(self.shard, view) {
+            reset(&mut self.entries, subscribers);
+        }
     }
 
     /// Where connection `key` is in the market, if it is subscribed.
@@ -233,16 +236,13 @@ impl Subscriptions {
     /// another one each time, and answers with the connections whose requests waited for it.
     pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> Vec<usize> {
         let Some(&index) = self.by_id.get(&id) else { return Vec::new() };
-        let Local { market, view, another, subscribers, waiters } = &mut self.markets[index];
-        let another = market.look(self.shard, view) | std::mem::take(another);
+        self.catch_up(index);
+        let Local { subscribers, waiters, .. } = &mut self.markets[index];
         let waiters = std::mem::take(waiters);
         let subscribers = std::mem::take(subscribers);
         let turn = usize::try_from(self.markets[index].view.top().seq.get()).unwrap_or(0);
         let (first, rest) = subscribers.split_at(turn.wrapping_mul(31) % subscribers.len().max(1));
         for &entry in rest.iter().chain(first) {
-            if another {
-                self.entries[entry as usize].snapshot = Some(SnapshotCause::Reset);
-            }
             if self.queue_if_behind(entry) {
                 pending(self.entries[entry as usize].connection as usize);
             }
@@ -269,10 +269,13 @@ impl Subscriptions {
         let mut link = self.heads[key].pending_first;
         while link != NONE && batch.bytes.len() < max_bytes {
             let Entry { market, mut cursor, mut snapshot, next_pending, .. } = self.entries[link as usize];
-            let Local { market, view, another, .. } = &mut self.markets[market as usize];
+            let Local { market, view, subscribers, .. } = &mut self.markets[market as usize];
             while batch.bytes.len() < max_bytes {
                 if let Some(cause) = snapshot.take() {
-                    let frame = market.snapshot(cause, view, another);
+                    let (frame, another) = market.snapshot(cause, view);
+                    if another {
+                        reset(&mut self.entries, subscribers);
+                    }
                     cursor = view.top();
                     batch.bytes.extend_from_slice(&frame);
                     batch.parts.push(Part {
@@ -485,6 +488,13 @@ impl Subscribed for OfConnection<'_> {
 
     fn contains(&self, market: MarketId) -> bool {
         self.subscriptions.find(self.key, market).is_some()
+    }
+}
+
+/// Everyone here gets the state before anything else.
+fn reset(entries: &mut Slab<Entry>, subscribers: &[u32]) {
+    for &entry in subscribers {
+        entries[entry as usize].snapshot = Some(SnapshotCause::Reset);
     }
 }
 

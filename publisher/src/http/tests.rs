@@ -117,7 +117,7 @@ async fn an_override_is_answered_with_its_place_in_the_log() {
         assert!(!answered.headers.contains_key(&IDEMPOTENT_REPLAYED));
         let body = answered.json();
         let members: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(members, ["auditId", "epoch", "marketId", "seq", "ts"]);
+        assert_eq!(members, ["auditId", "durability", "epoch", "marketId", "seq", "ts"]);
         assert_eq!((&body["marketId"], &body["seq"]), (&json!(1001), &json!(seq)));
     }
 }
@@ -365,7 +365,7 @@ async fn in_a_batch_one_bad_item_fails_alone() {
     assert_eq!(outcomes, expected);
     assert_eq!(results[3]["currentSeq"], 2);
     let members: Vec<_> = results[0].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(members, ["auditId", "epoch", "marketId", "ok", "seq", "ts"]);
+    assert_eq!(members, ["auditId", "durability", "epoch", "marketId", "ok", "seq", "ts"]);
     let members: Vec<_> = results[1].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(members, ["code", "message", "ok"]);
 }
