@@ -131,10 +131,10 @@ impl RedisBackbone {
             pipeline.add_command(self.append_command(appends[index]));
         }
         let answers = if self.min_replicas == 0 {
-            pipeline.query_async(&mut node.writes.clone()).await.map(|answers| (answers, 0))
+            node.note(pipeline.query_async(&mut node.writes.clone()).await).map(|answers| (answers, 0))
         } else {
             pipeline.cmd("WAIT").arg(self.min_replicas).arg(WAIT_MS);
-            replicated(&node, &pipeline).await
+            node.note(replicated(&node, &pipeline).await)
         };
         let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
         if answers.as_ref().is_ok_and(|(answers, _)| answers.iter().any(unknown)) {
@@ -187,7 +187,7 @@ impl RedisBackbone {
         loop {
             let node = self.nodes.of(market).await?;
             let result = match node.reads.get().await {
-                Ok(mut connection) => reads.query_async(&mut connection).await,
+                Ok(mut connection) => node.note(reads.query_async(&mut connection).await),
                 Err(PoolError::Backend(error)) => Err(error),
                 Err(error) => return Err(error.into()),
             };
@@ -231,7 +231,7 @@ impl RedisBackbone {
     }
 
     async fn ping_node(&self, node: &Node) -> RedisResult<()> {
-        let ping = cmd("PING").query_async::<Value>(&mut node.tails.clone()).await;
+        let ping = node.note(cmd("PING").query_async::<Value>(&mut node.tails.clone()).await);
         ping.map(|_| ()).inspect_err(|error| _ = self.nodes.learn(error))
     }
 }
@@ -315,7 +315,7 @@ impl Backbone for RedisBackbone {
             reads.add_command(xread(group, limit));
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = answers.inspect_err(|error| _ = self.nodes.learn(error))?;
+        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
         let mut tails = Tails::default();
         for (group, answer) in groups.into_iter().zip(answers) {
             match answer {
@@ -338,7 +338,7 @@ impl Backbone for RedisBackbone {
             reads.cmd("XREVRANGE").arg(keys::log(market)).arg("+").arg("-").arg("COUNT").arg(1);
         }
         let answers: RedisResult<Vec<Value>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = answers.inspect_err(|error| _ = self.nodes.learn(error))?;
+        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
         let top = |(market, entries): (&MarketId, Value)| {
             let newest = read_updates(&keys::log(*market), entries)?.pop();
             Ok(newest.map_or(Position::ORIGIN, |update| update.position))

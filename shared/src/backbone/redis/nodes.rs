@@ -5,7 +5,10 @@
 //! few seconds.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -63,6 +66,8 @@ pub(super) struct Node {
     pub(super) tails: ConnectionManager,
     /// Reads that a request waits for.
     pub(super) reads: Pool,
+    /// A call timed out: its connection may be half-open, which redis-rs does not take for lost.
+    is_worn: AtomicBool,
 }
 
 impl Nodes {
@@ -256,7 +261,9 @@ impl Nodes {
         let mut nodes = Vec::with_capacity(primaries.len());
         let mut ranges = Vec::new();
         for (index, (address, slots)) in primaries.iter().enumerate() {
-            let kept = old.nodes.iter().find(|node| node.address == *address).map(Arc::clone);
+            let is_kept =
+                |node: &&Arc<Node>| node.address == *address && !node.is_worn.load(Ordering::Relaxed);
+            let kept = old.nodes.iter().find(is_kept).map(Arc::clone);
             nodes.push(match kept {
                 Some(node) => node,
                 None => Arc::new(Node::new(address, self.dialer.node(address)?)?),
@@ -267,7 +274,13 @@ impl Nodes {
             && old.nodes.len() == nodes.len()
             && old.nodes.iter().zip(&nodes).all(|(old, new)| Arc::ptr_eq(old, new));
         if !same {
-            if !old.nodes.is_empty() {
+            let addresses =
+                |nodes: &[Arc<Node>]| nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>();
+            if old.ranges == ranges && addresses(&old.nodes) == addresses(&nodes) {
+                tracing::info!(
+                    "a call timed out: new connections take the place of those it may have hung on"
+                );
+            } else if !old.nodes.is_empty() {
                 let primaries: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
                 tracing::warn!(?primaries, "the primaries or their slots have changed");
             }
@@ -323,6 +336,16 @@ impl Node {
             tails: ConnectionManager::new_lazy_with_config(client.clone(), managed)?,
             client,
             reads,
+            is_worn: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes note of what a call came to: after a time-out the next map has new connections to this node.
+    pub(super) fn note<T>(&self, result: RedisResult<T>) -> RedisResult<T> {
+        result.inspect_err(|error| {
+            if error.is_timeout() {
+                self.is_worn.store(true, Ordering::Relaxed);
+            }
         })
     }
 }
