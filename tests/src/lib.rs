@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod binaries;
+pub mod chaos;
 pub mod cluster;
 pub mod desk;
 pub mod field;
