@@ -21,6 +21,7 @@ use shared::{
     protocol::error::{ErrorBody, ErrorCode},
     token::{Keyring, Role},
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
@@ -59,6 +60,8 @@ fn routes(admin: Admin) -> Router {
         .with_state(Arc::new(admin))
 }
 
+/// Batches whose bodies are in memory at once, each of at most [`MAX_BATCH_BYTES`]; the next ones wait for their turn.
+static BATCHES: Semaphore = Semaphore::const_new(8);
 /// The longest idempotency key, visible ASCII characters.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 /// The longest request id that is taken over from a client, visible ASCII characters.
@@ -90,6 +93,8 @@ async fn override_many(State(admin): State<Arc<Admin>>, request: Request) -> Res
     let (parts, body) = request.into_parts();
     let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
     let idempotency_key = idempotency_key(&parts.headers)?;
+    // Never closed, so that this is always a permit.
+    let _permit = BATCHES.acquire().await;
     let format = Format::of(parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
     let body = body::read(body, MAX_BATCH_BYTES).await?;
     let items = batch::split(&body, format)?;
