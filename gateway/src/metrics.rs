@@ -27,7 +27,7 @@ pub const TAIL_SWEPT: &str = "gateway_tail_swept_total";
 /// Times that listening for changes began: the first, and each after a connection was lost.
 pub const TAIL_CONNECTS: &str = "gateway_tail_connects_total";
 /// Markets in one read of the tail.
-pub const TAIL_READ_MARKETS: &str = shared::telemetry::TAIL_READ_MARKETS;
+pub const TAIL_READ_MARKETS: &str = "gateway_tail_read_markets";
 /// From an update's acceptance to its being in this pod's memory; clocks included.
 pub const TAIL_LAG_SECONDS: &str = "gateway_tail_lag_seconds";
 /// Updates the tail read.

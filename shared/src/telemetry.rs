@@ -50,10 +50,10 @@ pub fn init_logs(format: LogFormat) {
 const BUCKETS_S: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The one histogram that counts things: markets in a read of the gateway's tail.
-pub const TAIL_READ_MARKETS: &str = "gateway_tail_read_markets";
-/// Its buckets' upper bounds; the last is the most a read has.
-const READ_MARKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+/// What the name of a histogram ends in that counts markets.
+const MARKETS_SUFFIX: &str = "_markets";
+/// Its buckets' upper bounds.
+const BUCKETS_MARKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
 /// Installs the process's metrics recorder; the handle renders what `GET /metrics` answers.
 ///
@@ -62,6 +62,6 @@ const READ_MARKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256
 pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     PrometheusBuilder::new()
         .set_buckets(&BUCKETS_S)?
-        .set_buckets_for_metric(Matcher::Full(TAIL_READ_MARKETS.to_owned()), &READ_MARKETS)?
+        .set_buckets_for_metric(Matcher::Suffix(MARKETS_SUFFIX.to_owned()), &BUCKETS_MARKETS)?
         .install_recorder()
 }

@@ -24,6 +24,7 @@ mod replay;
 mod replies;
 mod rest;
 mod resume;
+mod sentinels_gone;
 mod slow_clients;
 mod soak;
 mod start;

@@ -28,7 +28,7 @@ pub struct Sentinels {
 #[derive(Debug)]
 struct Sentinel {
     port: u16,
-    _process: Process,
+    process: Process,
     _dir: TempDir,
 }
 
@@ -61,6 +61,13 @@ impl Sentinels {
     #[must_use]
     pub fn node(&self, index: usize) -> &Redis {
         &self.nodes[index]
+    }
+
+    /// Ends every sentinel; the nodes stay as they are.
+    pub fn kill_sentinels(&self) {
+        for sentinel in &self.sentinels {
+            sentinel.process.kill();
+        }
     }
 
     /// The node that every sentinel names as the primary now, and that agrees. Blocks the thread.
@@ -99,7 +106,7 @@ impl Sentinel {
         fs::write(&file, settings).expect("the directory is writable");
         let process = Process::spawn("sentinel", server().arg(&file).arg("--sentinel"));
         process.expect_line("the sentinel monitors", |line| line.contains("+monitor master").then_some(()));
-        Self { port, _process: process, _dir: dir }
+        Self { port, process, _dir: dir }
     }
 
     /// What it says of the primary.

@@ -6,10 +6,10 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ::redis::{
@@ -29,6 +29,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a sentinel or a cluster node may take to say who holds what.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between attempts to find out who holds what.
+const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
 /// that this also bounds the reads in flight.
 const POOL_SIZE: usize = 8;
@@ -43,8 +45,8 @@ pub(super) struct Nodes {
     map: watch::Sender<Arc<Map>>,
     /// One resolution at a time; whoever waited for it uses its result.
     resolving: tokio::sync::Mutex<()>,
-    /// The map is in doubt.
-    doubted: Mutex<bool>,
+    /// When the map, which is in doubt, is to be resolved; `None` while it is not.
+    doubted: Mutex<Option<Instant>>,
 }
 
 /// Who holds what.
@@ -77,7 +79,7 @@ impl Nodes {
             dialer,
             map: watch::Sender::new(Arc::default()),
             resolving: tokio::sync::Mutex::new(()),
-            doubted: Mutex::new(true),
+            doubted: Mutex::new(Some(Instant::now())),
         }
     }
 
@@ -91,12 +93,16 @@ impl Nodes {
         self.map.subscribe()
     }
 
-    /// The map, resolved anew if it is in doubt.
+    /// The map, resolved anew if it is in doubt. While that fails, the last one is better than none: the primary may
+    /// be well and the sentinels not.
     pub(super) async fn map(&self) -> RedisResult<Arc<Map>> {
-        if self.is_doubted() {
+        if self.is_due() {
             let _one_at_a_time = self.resolving.lock().await;
-            if self.is_doubted() {
-                self.resolve().await?;
+            if self.is_due()
+                && let Err(error) = self.resolve().await
+                && self.map.borrow().nodes.is_empty()
+            {
+                return Err(error);
             }
         }
         Ok(Arc::clone(&self.map.borrow()))
@@ -153,22 +159,28 @@ impl Nodes {
     }
 
     fn doubt(&self) {
-        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.doubted().get_or_insert_with(Instant::now);
     }
 
-    fn is_doubted(&self) -> bool {
-        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_due(&self) -> bool {
+        self.doubted().is_some_and(|at| Instant::now() >= at) || self.map.borrow().nodes.is_empty()
+    }
+
+    fn doubted(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn resolve(&self) -> RedisResult<()> {
-        *self.doubted.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        match self.find_primaries().await {
+        // What is learnt meanwhile is a doubt of its own.
+        *self.doubted() = None;
+        let taken = match self.find_primaries().await {
             Ok(primaries) => self.take(&primaries),
-            Err(error) => {
-                self.doubt();
-                Err(error)
-            }
+            Err(error) => Err(error),
+        };
+        if taken.is_err() {
+            *self.doubted() = Some(Instant::now() + RESOLVE_AGAIN_AFTER);
         }
+        taken
     }
 
     /// Each primary with its slot ranges.
