@@ -233,6 +233,12 @@ impl Markets {
         self.len() == 0
     }
 
+    /// The parts of the backbone that hold them now.
+    #[must_use]
+    pub fn parts(&self) -> HashSet<usize> {
+        lock(&self.markets).keys().map(|id| (self.part_of)(*id)).collect()
+    }
+
     /// How many have a subscriber.
     #[must_use]
     pub fn watched(&self) -> usize {

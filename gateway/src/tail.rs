@@ -58,12 +58,14 @@ pub fn start(
         (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
     tasks.spawn(read_loop(for_reader, Arc::clone(backbone), Arc::clone(health), settings.linger));
     tasks.spawn(load_loop(for_loader, Arc::clone(backbone), Arc::clone(health), settings.history));
+    let sweeper_health = Arc::clone(health);
     tasks.spawn(async move {
         let mut ticks = tokio::time::interval(SWEEP_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             for_sweeper.sweep(Instant::now());
+            sweeper_health.forget_reads_but_of(&for_sweeper.parts());
         }
     });
     tasks

@@ -99,6 +99,43 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
     expect_ready(&services).await;
 }
 
+/// Primaries are told apart by their place among the others, which a failover may change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_that_reads_failed_in_no_pod_stays_stale() {
+    let (cluster, lost) = std::iter::repeat_with(Cluster::start)
+        .find_map(|cluster| {
+            let lost = (0..cluster::PRIMARIES).find(|lost| changes_places(&cluster, *lost))?;
+            Some((cluster, lost))
+        })
+        .unwrap();
+    let services = Services::start(&cluster, &[("STALE_AFTER", "1s")], &[]);
+    let market = cluster.fresh_market_at(lost);
+    let mut desk = Desk::new(services.admin());
+    let mut follower = Follower::start(services.gateway(0).api, &[market]).await;
+    desk.publish(market).await;
+    follower.reach_all_of(&desk).await;
+    let replica = cluster.node(lost + cluster::PRIMARIES).process();
+    replica.pause();
+    cluster.node(lost).kill();
+    let failed = |line: &str| (line.contains("does not answer") && line.contains("Read(")).then_some(());
+    services.gateway(0).process.expect_line("a failed read", failed);
+    replica.unpause();
+    assert!(follower.status().await.stale);
+    desk.publish(market).await;
+    follower.reach_all_of(&desk).await;
+    expect_ready(&services).await;
+}
+
+/// Whether the replica of this primary would stand elsewhere in the order of addresses.
+fn changes_places(cluster: &Cluster, lost: usize) -> bool {
+    let address = |node: usize| format!("127.0.0.1:{}", cluster.node(node).port());
+    let before = |own: &str| {
+        let others = (0..cluster::PRIMARIES).filter(|node| *node != lost);
+        others.filter(|node| address(*node).as_str() < own).count()
+    };
+    before(&address(lost)) != before(&address(lost + cluster::PRIMARIES))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_moves_to_another_primary_while_updates_flow_costs_none() {
     const MOVES: [(usize, usize); 4] = [(0, 1), (1, 2), (2, 1), (1, 0)];

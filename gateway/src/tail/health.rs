@@ -1,7 +1,7 @@
 //! Whether this pod can vouch for fresh prices.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -64,6 +64,13 @@ impl Health {
         if let Some(since) = since {
             tracing::info!(?part, after_ms = unix_ms().saturating_sub(since), "the backbone answers again");
         }
+    }
+
+    /// Only these parts hold markets that are followed now: of any other, which a failover or the last unsubscribe
+    /// emptied, no read will ever succeed.
+    pub(super) fn forget_reads_but_of(&self, parts: &HashSet<usize>) {
+        let is_read = |part: &Part| !matches!(part, Part::Read(part) if !parts.contains(part));
+        self.lock().failing.retain(|part, _| is_read(part));
     }
 
     /// Whether the tail has been connected, and prices are not stale: without that nobody new is let in, since a

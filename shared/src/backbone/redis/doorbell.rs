@@ -140,6 +140,8 @@ async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, rung: Arc<Rung>, followed: F
         nodes.learn(&error);
         rung.mark(|marks| marks.failed = Some(error));
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
+        // It may have been replaced, and on a pod that reads nothing nobody else would ask. Its failure shows next time.
+        let _ = nodes.map().await;
     }
 }
 
