@@ -374,6 +374,13 @@ impl Markets {
         self.load_wanted.notify_one();
     }
 
+    /// Ends the wish for a load that cannot be had; the next one to want it asks again.
+    pub fn give_up_load(&self, id: MarketId) {
+        if let Some(market) = self.get(id) {
+            market.lock().load = None;
+        }
+    }
+
     /// Takes what a load brought, `with_history` or without, and rings.
     pub fn loaded(&self, id: MarketId, loaded: Loaded, with_history: bool) {
         let Some(market) = self.get(id) else { return };

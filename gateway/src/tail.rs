@@ -205,14 +205,10 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
                 break;
             }
             let started_ms = unix_ms();
-            match backbone.load(&batch, if with_history { history } else { 0 }).await {
-                Ok(loads) => {
+            match load(&markets, &*backbone, &batch, history, with_history).await {
+                Ok(()) => {
                     backoff.reset();
                     health.succeeded(Part::Load);
-                    metrics::counter!(names::MARKET_LOADS).increment(loads.len() as u64);
-                    for (&id, loaded) in batch.iter().zip(loads) {
-                        markets.loaded(id, loaded, with_history);
-                    }
                 }
                 Err(error) => {
                     health.failed(Part::Load, started_ms, &error);
@@ -222,6 +218,40 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
             }
         }
     }
+}
+
+/// Loads these markets: together, or one by one when there is one among them that cannot be understood, which is left
+/// to whoever asks for it next. An outage is an error.
+async fn load(
+    markets: &Markets,
+    backbone: &dyn Backbone,
+    batch: &[MarketId],
+    history: usize,
+    with_history: bool,
+) -> Result<(), BackboneError> {
+    let depth = if with_history { history } else { 0 };
+    let one_by_one = match backbone.load(batch, depth).await {
+        Ok(loads) => {
+            for (&id, loaded) in batch.iter().zip(loads) {
+                markets.loaded(id, loaded, with_history);
+            }
+            &[][..]
+        }
+        Err(error) if error.is_outage() => return Err(error),
+        Err(_) => batch,
+    };
+    for &id in one_by_one {
+        match backbone.load(&[id], depth).await {
+            Ok(loads) => loads.into_iter().for_each(|loaded| markets.loaded(id, loaded, with_history)),
+            Err(error) if error.is_outage() => return Err(error),
+            Err(error) => {
+                tracing::error!(market = %id, %error, "a market cannot be loaded: its clients are sent away");
+                markets.give_up_load(id);
+            }
+        }
+    }
+    metrics::counter!(names::MARKET_LOADS).increment(batch.len() as u64);
+    Ok(())
 }
 
 /// Doubling waits with full jitter, so that pods that lost one Redis do not come back as one.

@@ -16,6 +16,7 @@ mod faults;
 mod field_client;
 mod handshake;
 mod limits;
+mod malformed;
 mod operations;
 mod overrides;
 mod recorded_market;

@@ -308,3 +308,15 @@ pub enum BackboneError {
         problem: String,
     },
 }
+
+impl BackboneError {
+    /// Whether nothing at all could be asked, rather than this one thing.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Redis(error) => redis::is_outage(error),
+            Self::Pool(_) => true,
+            Self::Malformed { .. } => false,
+        }
+    }
+}

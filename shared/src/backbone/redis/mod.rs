@@ -230,6 +230,27 @@ impl RedisBackbone {
         read_loaded(market, state, log, history)
     }
 
+    /// Reads the cursors in groups, one command each, in one round trip.
+    async fn read_groups<'a>(
+        &self,
+        node: &Node,
+        cursors: &'a [(MarketId, Position)],
+        group: usize,
+        limit: usize,
+    ) -> Result<Vec<(&'a [(MarketId, Position)], RedisResult<Value>)>, BackboneError> {
+        if cursors.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut reads = Pipeline::new();
+        reads.ignore_errors();
+        for group in cursors.chunks(group) {
+            reads.add_command(xread(group, limit));
+        }
+        let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
+        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
+        Ok(cursors.chunks(group).zip(answers).collect())
+    }
+
     async fn ping_node(&self, node: &Node) -> RedisResult<()> {
         let ping = node.note(cmd("PING").query_async::<Value>(&mut node.tails.clone()).await);
         ping.map(|_| ()).inspect_err(|error| _ = self.nodes.learn(error))
@@ -306,24 +327,24 @@ impl Backbone for RedisBackbone {
     ) -> Result<Tails, BackboneError> {
         let Some(&(first, _)) = cursors.first() else { return Ok(Tails::default()) };
         let node = self.nodes.of(first).await?;
-        let mut reads = Pipeline::new();
-        reads.ignore_errors();
         // In a cluster a command's keys share a slot.
         let group = if self.nodes.is_cluster() { 1 } else { cursors.len() };
-        let groups: Vec<_> = cursors.chunks(group).collect();
-        for group in &groups {
-            reads.add_command(xread(group, limit));
-        }
-        let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
         let mut tails = Tails::default();
-        for (group, answer) in groups.into_iter().zip(answers) {
+        let mut answers = self.read_groups(&node, cursors, group, limit).await?;
+        // One key that is no stream fails the whole command: then each is asked for alone.
+        if group > 1 && matches!(answers.first(), Some((_, Err(error))) if !is_outage(error)) {
+            answers = self.read_groups(&node, cursors, 1, limit).await?;
+        }
+        for (group, answer) in answers {
             match answer {
                 Ok(streams) => tails.news.extend(read_streams(streams)?),
-                Err(error) => {
+                Err(error) if is_outage(&error) => {
                     self.nodes.learn(&error);
                     tails.unread.extend(group.iter().map(|(market, _)| *market));
                     tails.error = Some(error.into());
+                }
+                Err(error) => {
+                    tracing::error!(market = %group[0].0, %error, "a log cannot be read: its clients stay behind");
                 }
             }
         }
@@ -395,6 +416,7 @@ fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {
     read
 }
 
+/// What a read brought. A log with an entry that cannot be understood is left where it was; it holds up no other.
 fn read_streams(streams: Value) -> Result<Vec<(MarketId, Vec<Update>)>, BackboneError> {
     let streams: Option<Vec<(String, Value)>> =
         FromRedisValue::from_redis_value(streams).map_err(RedisError::from)?;
@@ -402,7 +424,20 @@ fn read_streams(streams: Value) -> Result<Vec<(MarketId, Vec<Update>)>, Backbone
         let market = keys::market_of_log(&key).ok_or_else(|| malformed(&key, "not a log's key"))?;
         Ok((market, read_updates(&key, entries)?))
     };
-    streams.into_iter().flatten().map(read).collect()
+    let report =
+        |error: &BackboneError| tracing::error!(%error, "a log cannot be followed: its clients stay behind");
+    Ok(streams.into_iter().flatten().filter_map(|stream| read(stream).inspect_err(report).ok()).collect())
+}
+
+/// Whether an error says that nothing could be asked, rather than that this one thing was refused.
+pub(super) fn is_outage(error: &RedisError) -> bool {
+    !matches!(
+        error.kind(),
+        ErrorKind::Server(ServerErrorKind::ResponseError)
+            | ErrorKind::Parse
+            | ErrorKind::UnexpectedReturnType
+            | ErrorKind::Extension
+    )
 }
 
 fn unanswered() -> RedisError {
