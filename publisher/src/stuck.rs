@@ -76,7 +76,7 @@ impl Backbone for Stuck {
     }
 
     fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
-        unimplemented!("the publisher listens to no doorbell")
+        panic!("the publisher listens to no doorbell")
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {
