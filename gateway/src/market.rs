@@ -385,7 +385,8 @@ impl Markets {
     pub fn loaded(&self, id: MarketId, loaded: Loaded, with_history: bool) {
         let Some(market) = self.get(id) else { return };
         let mut inner = market.lock();
-        let wanted = inner.load.take();
+        // A wish for history that came while this was on its way without any stays one.
+        let wanted = inner.load.take_if(|kind| with_history || *kind == LoadKind::State);
         let position = loaded.state.position;
         let mut log = Log::at(position, self.bound);
         if let Some(first) = loaded.updates.first() {
@@ -399,11 +400,8 @@ impl Markets {
             }
         }
         let own = inner.log.top();
-        if inner.live
-            && wanted != Some(LoadKind::Everything)
-            && own.epoch == position.epoch
-            && own.seq >= position.seq
-        {
+        if inner.live && wanted != Some(LoadKind::Everything) && own.epoch == position.epoch {
+            // Only its past is news here; where it is ahead, the next read brings the same.
             inner.log.prepend(&log);
         } else {
             inner.log = log.in_place_of(&inner.log);
@@ -456,12 +454,11 @@ impl Markets {
 
     /// Doubts these logs, until a read brings something or their tops have been looked at.
     pub fn doubt(&self, ids: impl IntoIterator<Item = MarketId>) {
-        for id in ids {
-            if let Some(market) = self.get(id) {
-                market.lock().doubted = true;
-                self.mark([id]);
-            }
+        let followed: Vec<Arc<Market>> = ids.into_iter().filter_map(|id| self.get(id)).collect();
+        for market in &followed {
+            market.lock().doubted = true;
         }
+        self.mark(followed.iter().map(|market| market.id));
     }
 
     /// Which of these markets, of which a read has brought nothing, are doubted; they no longer are.
@@ -681,6 +678,32 @@ mod tests {
         markets.loaded(id(), all, true);
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().cursor, Position::new(7, 2));
         assert_eq!(market.state().unwrap().position, Position::new(7, 7));
+    }
+
+    #[test]
+    fn history_that_was_loaded_ahead_of_the_tail_is_no_other_log() {
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
+        let market = markets.follow(id());
+        let state = loaded(7, 1..=6).state;
+        markets.loaded(id(), Loaded { state, updates: Vec::new() }, false);
+        let mut view = market.view();
+        assert_eq!(markets.begin(&market, &mut resume(None, 2), 500), None);
+        markets.loaded(id(), loaded(7, 1..=8), true);
+        assert!(!view.catch_up(&market.view()), "nobody is to be reset");
+        assert_eq!(markets.read(id(), &[update(7, 7), update(7, 8)]), 2);
+        assert_eq!(markets.begin(&market, &mut resume(None, 2), 500).unwrap().cursor, Position::new(7, 2));
+        assert_eq!(market.state().unwrap().position, Position::new(7, 8));
+    }
+
+    #[test]
+    fn a_load_without_history_does_not_answer_a_later_wish_for_it() {
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
+        let market = markets.follow(id());
+        assert_eq!(markets.begin(&market, &mut Wanted::new(id(), Start::Live), 500), None);
+        assert_eq!(markets.take_loads(9), (vec![id()], false));
+        assert_eq!(markets.begin(&market, &mut resume(None, 2), 500), None);
+        markets.loaded(id(), Loaded { state: loaded(7, 1..=6).state, updates: Vec::new() }, false);
+        assert_eq!(markets.take_loads(9), (vec![id()], true));
     }
 
     #[test]

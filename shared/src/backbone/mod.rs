@@ -47,7 +47,7 @@ pub trait Backbone: Send + Sync + 'static {
     ) -> Result<Tails, BackboneError>;
 
     /// The last update's position in each log, all of one part, in the order asked; [`Position::ORIGIN`] for an empty
-    /// one.
+    /// one, and for one that cannot be understood.
     async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
 
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.

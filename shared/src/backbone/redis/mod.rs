@@ -219,13 +219,7 @@ impl RedisBackbone {
         let mut transaction = pipe();
         // State and log from the same moment.
         transaction.atomic().cmd("HGETALL").arg(keys::state(market));
-        transaction
-            .cmd("XREVRANGE")
-            .arg(keys::log(market))
-            .arg("+")
-            .arg("-")
-            .arg("COUNT")
-            .arg(history.max(1));
+        transaction.add_command(newest(&keys::log(market), history.max(1)));
         let (state, log) = self.read(market, &transaction).await?;
         read_loaded(market, state, log, history)
     }
@@ -238,9 +232,6 @@ impl RedisBackbone {
         group: usize,
         limit: usize,
     ) -> Result<Vec<(&'a [(MarketId, Position)], RedisResult<Value>)>, BackboneError> {
-        if cursors.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut reads = Pipeline::new();
         reads.ignore_errors();
         for group in cursors.chunks(group) {
@@ -355,14 +346,19 @@ impl Backbone for RedisBackbone {
         let Some(&first) = markets.first() else { return Ok(Vec::new()) };
         let node = self.nodes.of(first).await?;
         let mut reads = Pipeline::with_capacity(markets.len());
+        reads.ignore_errors();
         for &market in markets {
-            reads.cmd("XREVRANGE").arg(keys::log(market)).arg("+").arg("-").arg("COUNT").arg(1);
+            reads.add_command(newest(&keys::log(market), 1));
         }
-        let answers: RedisResult<Vec<Value>> = reads.query_async(&mut node.tails.clone()).await;
+        let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
         let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
-        let top = |(market, entries): (&MarketId, Value)| {
-            let newest = read_updates(&keys::log(*market), entries)?.pop();
-            Ok(newest.map_or(Position::ORIGIN, |update| update.position))
+        let top = |(market, answer): (&MarketId, RedisResult<Value>)| {
+            let entries = answer.map_err(BackboneError::from);
+            match entries.and_then(|entries| read_updates(&keys::log(*market), entries)) {
+                Ok(mut updates) => Ok(updates.pop().map_or(Position::ORIGIN, |update| update.position)),
+                Err(error) if error.is_outage() => Err(error),
+                Err(_) => Ok(Position::ORIGIN),
+            }
         };
         markets.iter().zip(answers).map(top).collect()
     }
@@ -402,6 +398,13 @@ async fn replicated(node: &Node, pipeline: &Pipeline) -> RedisResult<(Vec<RedisR
     let mut answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut connection).await?;
     let replicas = answers.pop().unwrap_or_else(|| Err(unanswered()))?;
     Ok((answers, ::redis::from_redis_value(replicas)?))
+}
+
+/// The newest `count` entries of a stream, newest first.
+fn newest(key: &str, count: usize) -> Cmd {
+    let mut range = cmd("XREVRANGE");
+    range.arg(key).arg("+").arg("-").arg("COUNT").arg(count);
+    range
 }
 
 fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {
