@@ -114,7 +114,9 @@ struct Inner {
 struct Reads {
     begun: u64,
     ended: u64,
-    /// A shard waits for one to end, whatever it brings.
+    /// The log's top as it was asked for last, and after which read.
+    asked_top: Option<(u64, Position)>,
+    /// A shard waits for it to be asked for.
     awaited: bool,
 }
 
@@ -136,8 +138,8 @@ pub struct Wanted {
     pub market: MarketId,
     /// From where.
     pub start: Start,
-    /// The read of the log that must have ended before a client that is ahead is told so.
-    fresh_after: Option<u64>,
+    /// The read after which the log's top must have been asked for before a client that is ahead is told so.
+    asked_after: Option<u64>,
 }
 
 /// From where delivery starts.
@@ -155,7 +157,7 @@ impl Wanted {
     /// `start` in `market`.
     #[must_use]
     pub fn new(market: MarketId, start: Start) -> Self {
-        Self { market, start, fresh_after: None }
+        Self { market, start, asked_after: None }
     }
 }
 
@@ -270,13 +272,20 @@ impl Markets {
                 None
             }
             Recovery::NeedsFresh => {
-                let ticket = *wanted.fresh_after.get_or_insert(inner.reads.begun + 1);
-                if inner.reads.ended >= ticket {
-                    return at_top(Some(SnapshotCause::Reset));
+                let ticket = *wanted.asked_after.get_or_insert(inner.reads.begun + 1);
+                match inner.reads.asked_top {
+                    Some((read, asked)) if read >= ticket && asked <= top => {
+                        at_top(Some(SnapshotCause::Reset))
+                    }
+                    // This pod is behind: what it lacks rings when it comes.
+                    Some((read, _)) if read >= ticket => None,
+                    _ => {
+                        inner.reads.awaited = true;
+                        inner.doubted = true;
+                        self.mark([market.id]);
+                        None
+                    }
                 }
-                inner.reads.awaited = true;
-                self.mark([market.id]);
-                None
             }
             Recovery::Reset | Recovery::NeedsHistory => at_top(Some(SnapshotCause::Reset)),
         }
@@ -423,7 +432,6 @@ impl Markets {
         let mut inner = market.lock();
         inner.reads.ended = inner.reads.begun;
         market.read_ended.notify_waiters();
-        let awaited = std::mem::take(&mut inner.reads.awaited);
         let mut new = 0;
         for update in updates {
             let top = inner.log.top();
@@ -440,7 +448,7 @@ impl Markets {
             new += 1;
         }
         drop(inner);
-        if new > 0 || awaited {
+        if new > 0 {
             self.ring(&market);
         }
         new
@@ -452,7 +460,7 @@ impl Markets {
         self.doubt(all);
     }
 
-    /// Doubts these logs, until a read brings something or their tops have been looked at.
+    /// Doubts these logs, until their tops have been looked at.
     pub fn doubt(&self, ids: impl IntoIterator<Item = MarketId>) {
         let followed: Vec<Arc<Market>> = ids.into_iter().filter_map(|id| self.get(id)).collect();
         for market in &followed {
@@ -461,7 +469,7 @@ impl Markets {
         self.mark(followed.iter().map(|market| market.id));
     }
 
-    /// Which of these markets, of which a read has brought nothing, are doubted; they no longer are.
+    /// Which of these markets, which have just been read, are doubted; they no longer are.
     #[must_use]
     pub fn take_doubted(&self, ids: impl IntoIterator<Item = MarketId>) -> Vec<MarketId> {
         let doubted =
@@ -479,6 +487,12 @@ impl Markets {
             tracing::warn!(market = %id, %have, %top, "the log has lost history: loading it anew");
             metrics::counter!(crate::metrics::GAPS_HEALED).increment(1);
             self.want_load(id, &mut inner, LoadKind::Everything);
+        }
+        inner.reads.asked_top = Some((inner.reads.ended, top));
+        let awaited = std::mem::take(&mut inner.reads.awaited);
+        drop(inner);
+        if awaited {
+            self.ring(&market);
         }
     }
 
@@ -707,22 +721,32 @@ mod tests {
     }
 
     #[test]
-    fn a_client_ahead_is_reset_only_after_a_read_that_began_after_it_came() {
+    fn a_client_ahead_is_reset_only_once_the_log_was_asked_after_it_came() {
         let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
         let market = markets.follow(id());
         markets.loaded(id(), loaded(7, 1..=5), true);
+        let read = |updates: &[Update]| {
+            markets.read(id(), updates);
+            markets.take_doubted([id()])
+        };
         let _ = markets.take_rung(9, &HashSet::new());
         let mut wanted = resume(Some(7), 6);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-        markets.read(id(), &[]);
+        assert_eq!(read(&[]), [id()]);
+        markets.check_top(id(), Position::new(7, 5));
         assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
         assert_eq!(markets.take_rung(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
-        markets.read(id(), &[update(7, 6)]);
-        assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None, "the pod was behind");
+        assert_eq!(read(&[]), [id()]);
+        markets.check_top(id(), Position::new(7, 6));
+        assert_eq!(markets.begin(&market, &mut wanted, 500), None, "the pod is behind");
+        let _ = markets.take_rung(9, &HashSet::new());
+        read(&[update(7, 6)]);
+        assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None);
         let mut wanted = resume(Some(7), 9);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
         let _ = markets.take_rung(9, &HashSet::new());
-        markets.read(id(), &[]);
+        assert_eq!(read(&[]), [id()]);
+        markets.check_top(id(), Position::new(7, 6));
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
     }
 

@@ -123,6 +123,11 @@ const TABLE: &[Setting] = &[
     row("TRUSTED_PROXIES", "", "networks whose X-Forwarded-For is believed, such as 10.0.0.0/8"),
     row("WORKERS", "(number of cores)", "threads that own connections"),
     row("FLUSH_INTERVAL", "0ms", "collect updates this long before writing them to sockets"),
+    row(
+        "TAIL_FROM",
+        "primary",
+        "primary, or replica: follow logs at a replica of each primary while one keeps up",
+    ),
     row("TAIL_LINGER", "0ms", "collect changes this long before reading them from Redis"),
     row("HISTORY_LEN", "1000", "updates kept per market"),
     row("RESUME_MAX", "500", "updates that a resume replays at most"),
@@ -162,7 +167,8 @@ impl Settings {
     ) -> Result<Self, Stop> {
         let mut source = Source::read(USAGE, TABLE, args, env)?;
         let ca_pem = source.optional("REDIS_CA");
-        let redis = source.optional("REDIS_URL").map(|url| RedisConfig { url, ca_pem });
+        let tail_from = source.value("TAIL_FROM");
+        let redis = source.optional("REDIS_URL").map(|url| RedisConfig { url, ca_pem, tail_from });
         let embedded = redis.is_none();
         let listen: SocketAddr = source.value("LISTEN");
         let token_api_key: Option<Secret> = source.optional("TOKEN_API_KEY");

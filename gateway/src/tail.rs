@@ -1,8 +1,8 @@
 //! Follows the logs of the markets that are wanted.
 //!
 //! Three loops: the doorbell marks what changed, one reader reads what is marked, one loader loads what is new here.
-//! At most one read of each part of the backbone is in flight; what rings meanwhile is its next batch, so that the tail clocks itself. The cursor
-//! is the truth: a lost ring is repaired by the sweep.
+//! At most one read of each part of the backbone is in flight; what rings meanwhile is its next batch, so that the tail
+//! clocks itself. The cursor is the truth: a lost ring is repaired by the sweep.
 
 mod doorbell;
 mod health;
@@ -118,14 +118,15 @@ async fn read_part(
     health: &Health,
     backoff: &mut Backoff,
 ) {
-    let (started, started_ms) = (Instant::now(), unix_ms());
+    let started = Instant::now();
+    health.began(Part::Read(part));
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
         Ok(Tails { news, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
             #[expect(clippy::cast_precision_loss, reason = "at most MAX_READ_MARKETS")]
             metrics::histogram!(names::TAIL_READ_MARKETS).record(batch.len() as f64);
-            let quiet = take_news(markets, batch, news, &unread);
-            let doubted = markets.take_doubted(quiet);
+            let read = take_news(markets, batch, news, &unread);
+            let doubted = markets.take_doubted(read);
             (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
         }
         Err(error) => (batch.iter().map(|(id, _)| *id).collect(), Some(error)),
@@ -136,7 +137,7 @@ async fn read_part(
             health.succeeded(Part::Read(part));
         }
         Some(error) => {
-            health.failed(Part::Read(part), started_ms, &error);
+            health.failed(Part::Read(part), &error);
             backoff.wait().await;
             markets.mark(unread);
         }
@@ -154,6 +155,7 @@ async fn check_tops(
             for (&id, top) in ids.iter().zip(tops) {
                 markets.check_top(id, top);
             }
+            markets.flush();
             Ok(())
         }
         Err(error) => {
@@ -163,17 +165,18 @@ async fn check_tops(
     }
 }
 
-/// Hands out what a read brought; answers with the markets of which it brought nothing.
+/// Hands out what a read of `batch` brought; answers with the markets that were read.
 fn take_news(
     markets: &Markets,
     batch: &[(MarketId, Position)],
     news: Vec<(MarketId, Vec<Update>)>,
     unread: &[MarketId],
-) -> HashSet<MarketId> {
-    let mut quiet: HashSet<MarketId> = batch.iter().map(|(id, _)| *id).collect();
+) -> Vec<MarketId> {
+    let mut news: HashMap<MarketId, Vec<Update>> = news.into_iter().collect();
     let mut new = 0;
-    for (id, updates) in news {
-        quiet.remove(&id);
+    let read: Vec<MarketId> = batch.iter().map(|(id, _)| *id).filter(|id| !unread.contains(id)).collect();
+    for &id in &read {
+        let updates = news.remove(&id).unwrap_or_default();
         let added = markets.read(id, &updates);
         if let Some(newest) = updates.last().filter(|_| added > 0) {
             metrics::histogram!(names::TAIL_LAG_SECONDS)
@@ -184,15 +187,9 @@ fn take_news(
             markets.mark([id]);
         }
     }
-    for id in unread {
-        quiet.remove(id);
-    }
-    for &id in &quiet {
-        markets.read(id, &[]);
-    }
     markets.flush();
     metrics::counter!(names::TAIL_UPDATES).increment(new as u64);
-    quiet
+    read
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {
@@ -204,14 +201,14 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
             if batch.is_empty() {
                 break;
             }
-            let started_ms = unix_ms();
+            health.began(Part::Load);
             match load(&markets, &*backbone, &batch, history, with_history).await {
                 Ok(()) => {
                     backoff.reset();
                     health.succeeded(Part::Load);
                 }
                 Err(error) => {
-                    health.failed(Part::Load, started_ms, &error);
+                    health.failed(Part::Load, &error);
                     markets.put_back_loads(&batch);
                     backoff.wait().await;
                 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shared::{
     MarketId,
-    backbone::{RedisConfig, Retention},
+    backbone::{RedisConfig, Retention, TailFrom},
     settings::{FromSetting, Secret, Setting, Settings, Stop},
     telemetry::LogFormat,
     token::{Audience, Keyring, Role},
@@ -276,7 +276,7 @@ fn reported<T>(value: Option<T>) -> T {
 
 fn redis(settings: &mut Settings) -> Option<RedisConfig> {
     let ca_pem = settings.optional("REDIS_CA");
-    Some(RedisConfig { url: required(settings, "REDIS_URL")?, ca_pem })
+    Some(RedisConfig { url: required(settings, "REDIS_URL")?, ca_pem, tail_from: TailFrom::Primary })
 }
 
 fn keyring(settings: &mut Settings) -> Option<Keyring> {

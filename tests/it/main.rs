@@ -30,6 +30,7 @@ mod slow_clients;
 mod soak;
 mod start;
 mod subscriptions;
+mod tail_from_replica;
 mod token_endpoint;
 mod topologies;
 mod tracking_refused;

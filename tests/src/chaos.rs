@@ -58,6 +58,12 @@ struct Link {
 }
 
 impl Chaos {
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// In front of this Redis, in fair weather.
     #[must_use]
     pub fn before(redis: &Redis) -> Self {
@@ -123,7 +129,7 @@ impl Chaos {
 
 impl From<&Chaos> for Access {
     fn from(chaos: &Chaos) -> Self {
-        Self::at_port(chaos.address.port())
+        Self::at_port(chaos.port())
     }
 }
 

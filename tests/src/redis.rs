@@ -10,7 +10,10 @@ use std::{
 use ::redis::{
     Client, FromRedisValue, IntoConnectionInfo, RedisResult, TlsCertificates, aio::MultiplexedConnection,
 };
-use shared::{backbone::RedisConfig, settings::Secret};
+use shared::{
+    backbone::{RedisConfig, TailFrom},
+    settings::Secret,
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -191,7 +194,7 @@ impl Access {
     #[must_use]
     pub fn config(&self) -> RedisConfig {
         let ca_pem = self.ca_pem().map(|pem| Secret::new(&String::from_utf8(pem).expect("PEM is ASCII")));
-        RedisConfig { url: Secret::new(&self.url), ca_pem }
+        RedisConfig { url: Secret::new(&self.url), ca_pem, tail_from: TailFrom::Primary }
     }
 
     fn ca_pem(&self) -> Option<Vec<u8>> {

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::{
-    backbone::{Doorbell, Ring},
-    time::unix_ms,
-};
+use shared::backbone::{Doorbell, Ring};
 
 use super::health::{Health, Part};
 use crate::{market::Markets, metrics as names};
@@ -22,7 +19,7 @@ pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, 
                 health.succeeded(Part::Doorbell);
                 markets.doubt_all();
             }
-            Err(error) => health.failed(Part::Doorbell, unix_ms(), &error),
+            Err(error) => health.failed(Part::Doorbell, &error),
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// When the attempt of each part that is under way began, Unix milliseconds.
+    under_way: HashMap<Part, u64>,
     /// Since when each part fails, Unix milliseconds.
     failing: HashMap<Part, u64>,
     /// Since when the prices are stale, if they are.
@@ -38,15 +40,21 @@ struct Inner {
 }
 
 impl Health {
-    /// Healthy, until something has failed for `stale_after`.
+    /// Healthy, until something has failed or not been answered for `stale_after`.
     #[must_use]
     pub fn new(stale_after: Duration) -> Self {
         Self { stale_after, inner: Mutex::default(), has_listened: watch::Sender::new(false) }
     }
 
-    /// An attempt of `part` that began at `started_ms` has failed.
-    pub(super) fn failed(&self, part: Part, started_ms: u64, error: &BackboneError) {
+    /// An attempt of `part` begins.
+    pub(super) fn began(&self, part: Part) {
+        self.lock().under_way.insert(part, unix_ms());
+    }
+
+    /// The attempt of `part` has failed.
+    pub(super) fn failed(&self, part: Part, error: &BackboneError) {
         let mut inner = self.lock();
+        let started_ms = inner.under_way.remove(&part).unwrap_or_else(unix_ms);
         if let Entry::Vacant(since) = inner.failing.entry(part) {
             since.insert(started_ms);
             drop(inner);
@@ -59,6 +67,7 @@ impl Health {
             self.has_listened.send_if_modified(|has_listened| !std::mem::replace(has_listened, true));
         }
         let mut inner = self.lock();
+        inner.under_way.remove(&part);
         let since = inner.failing.remove(&part);
         drop(inner);
         if let Some(since) = since {
@@ -97,9 +106,10 @@ impl Health {
     pub fn review(&self) -> Option<(bool, u64)> {
         let mut inner = self.lock();
         let now = unix_ms();
-        let failing_since = inner.failing.values().min().copied();
-        let stale = failing_since
-            .is_some_and(|since| u128::from(now.saturating_sub(since)) >= self.stale_after.as_millis());
+        let is_long = |since: &u64| u128::from(now.saturating_sub(*since)) >= self.stale_after.as_millis();
+        let unanswered = inner.under_way.values().filter(|since| is_long(since));
+        let failing_since = inner.failing.values().chain(unanswered).min().copied();
+        let stale = failing_since.is_some_and(|since| is_long(&since));
         match (stale, inner.stale_since) {
             (true, None) => {
                 inner.stale_since = failing_since;

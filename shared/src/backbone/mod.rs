@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig},
+    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
 };
 use crate::{
     ids::MarketId,
@@ -39,7 +39,8 @@ pub trait Backbone: Send + Sync + 'static {
     /// Which part of the backbone holds `market` now. Parts answer, and fail, on their own.
     fn part(&self, market: MarketId) -> usize;
 
-    /// For each cursor, all of one part, up to `limit` updates past it (of its epoch or a later one), oldest first.
+    /// For each cursor, all of one part, up to `limit` updates past it (of its epoch or a later one), oldest first. It
+    /// may be answered by a replica, which may be behind.
     async fn read_tails(
         &self,
         cursors: &[(MarketId, Position)],
@@ -47,7 +48,8 @@ pub trait Backbone: Send + Sync + 'static {
     ) -> Result<Tails, BackboneError>;
 
     /// The last update's position in each log, all of one part, in the order asked; [`Position::ORIGIN`] for an empty
-    /// one, and for one that cannot be understood.
+    /// one, and for one that cannot be understood. It is the truth at the time, as is every answer but
+    /// [`Backbone::read_tails`].
     async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
 
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.

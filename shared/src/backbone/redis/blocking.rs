@@ -30,7 +30,7 @@ const CLUSTER_POLL: Duration = Duration::from_millis(100);
 /// Rings for what changes at `node` until that fails.
 pub(super) async fn listen(node: &Node, nodes: &Nodes, rung: &Rung, followed: &Followed) -> RedisError {
     let here = || -> Vec<(MarketId, Position)> {
-        followed().into_iter().filter(|(market, _)| nodes.holds(node, *market)).collect()
+        followed().into_iter().filter(|(market, _)| nodes.is_tailed_at(node, *market)).collect()
     };
     loop {
         if nodes.is_cluster() {

@@ -1,4 +1,4 @@
-//! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each primary. Redis pushes
+//! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each node that is tailed. It pushes
 //! the key of every log that changes; the loss of a connection means that rings were lost. A Redis that refuses
 //! tracking is asked with blocking reads instead.
 
@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -33,13 +33,15 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// Between attempts to listen at a node that refuses.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Listens at every primary.
+/// Listens at every node that is tailed.
 pub(super) struct NodesDoorbell {
     followed: Followed,
     nodes: Arc<Nodes>,
     changes: watch::Receiver<Arc<Map>>,
+    /// When to ask who the primaries are.
+    checks: Interval,
     rung: Arc<Rung>,
-    /// One task for each primary, ended with this.
+    /// One task for each node, ended with this.
     listeners: JoinSet<()>,
     listened_to: Vec<String>,
 }
@@ -61,28 +63,31 @@ struct Marks {
 impl NodesDoorbell {
     pub(super) fn new(nodes: Arc<Nodes>, followed: Followed) -> Self {
         let changes = nodes.changes();
+        let mut checks = interval(CHECK_EVERY);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             followed,
             nodes,
             changes,
+            checks,
             rung: Arc::default(),
             listeners: JoinSet::new(),
             listened_to: Vec::new(),
         }
     }
 
-    /// Listens at exactly the primaries of the map.
+    /// Listens at exactly the nodes that the map says are tailed.
     async fn follow(&mut self) -> RedisResult<()> {
-        let map = self.nodes.map().await?;
-        self.changes.mark_unchanged();
-        let primaries: Vec<String> = map.nodes().iter().map(|node| node.address.clone()).collect();
-        if self.listened_to != primaries {
+        self.nodes.map().await?;
+        let map = Arc::clone(&self.changes.borrow_and_update());
+        let tailed: Vec<String> = map.tails().iter().map(|node| node.address.clone()).collect();
+        if self.listened_to != tailed {
             self.listeners = JoinSet::new();
-            for node in map.nodes() {
+            for node in map.tails() {
                 let (node, nodes, rung) = (Arc::clone(node), Arc::clone(&self.nodes), Arc::clone(&self.rung));
                 self.listeners.spawn(listen(node, nodes, rung, Arc::clone(&self.followed)));
             }
-            self.listened_to = primaries;
+            self.listened_to = tailed;
         }
         Ok(())
     }
@@ -112,7 +117,7 @@ impl Doorbell for NodesDoorbell {
             tokio::select! {
                 () = self.rung.notify.notified() => {}
                 _ = self.changes.changed() => self.changes.mark_changed(),
-                () = sleep(CHECK_EVERY) => {
+                _ = self.checks.tick() => {
                     // A primary that was demoted but lives says nothing by itself. One question at a time, no more
                     // often than this; its failure shows where the primary is needed.
                     let _ = self.nodes.refresh().await;
@@ -137,7 +142,7 @@ async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, rung: Arc<Rung>, followed: F
             }
             Err(Begin::Failed(error)) => error,
         };
-        nodes.learn(&error);
+        nodes.learn(&node, &error);
         rung.mark(|marks| marks.failed = Some(error));
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
         // It may have been replaced, and on a pod that reads nothing nobody else would ask. Its failure shows next time.

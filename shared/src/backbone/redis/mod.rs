@@ -21,11 +21,11 @@ use deadpool_redis::PoolError;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 
-pub use self::url::{InvalidRedisUrl, RedisConfig};
+pub use self::url::{InvalidRedisUrl, RedisConfig, TailFrom};
 use self::{
     decode::{malformed, read_answer, read_audit_entry, read_loaded, read_updates},
     doorbell::NodesDoorbell,
-    nodes::{Node, Nodes},
+    nodes::{Node, Nodes, is_misdirected},
 };
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
@@ -63,7 +63,7 @@ impl RedisBackbone {
     pub fn new(config: &RedisConfig, retention: Retention) -> Result<Self, InvalidRedisUrl> {
         let (topology, dialer) = config.parse()?;
         Ok(Self {
-            nodes: Arc::new(Nodes::new(topology, dialer)),
+            nodes: Arc::new(Nodes::new(topology, dialer, config.tail_from)),
             append: Script::new(include_str!("../append.lua")),
             retention,
             min_replicas: 0,
@@ -131,11 +131,17 @@ impl RedisBackbone {
             pipeline.add_command(self.append_command(appends[index]));
         }
         let answers = if self.min_replicas == 0 {
-            node.note(pipeline.query_async(&mut node.writes.clone()).await).map(|answers| (answers, 0))
+            pipeline.query_async(&mut node.writes.clone()).await.map(|answers| (answers, 0))
         } else {
             pipeline.cmd("WAIT").arg(self.min_replicas).arg(WAIT_MS);
-            node.note(replicated(&node, &pipeline).await)
+            replicated(&node, &pipeline).await
         };
+        let answers: RedisResult<(Vec<RedisResult<Value>>, usize)> = self.nodes.note(&node, answers);
+        for error in
+            answers.iter().flat_map(|(answers, _)| answers).filter_map(|answer| answer.as_ref().err())
+        {
+            self.nodes.learn(&node, error);
+        }
         let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
         if answers.as_ref().is_ok_and(|(answers, _)| answers.iter().any(unknown)) {
             let mut load = cmd("SCRIPT");
@@ -187,12 +193,12 @@ impl RedisBackbone {
         loop {
             let node = self.nodes.of(market).await?;
             let result = match node.reads.get().await {
-                Ok(mut connection) => node.note(reads.query_async(&mut connection).await),
+                Ok(mut connection) => reads.query_async(&mut connection).await,
                 Err(PoolError::Backend(error)) => Err(error),
                 Err(error) => return Err(error.into()),
             };
-            match (result, pauses.next()) {
-                (Err(error), Some(pause_ms)) if self.nodes.learn(&error) => {
+            match (self.nodes.note(&node, result), pauses.next()) {
+                (Err(error), Some(pause_ms)) if is_misdirected(&error) => {
                     sleep(Duration::from_millis(pause_ms)).await;
                 }
                 (result, _) => return Ok(result?),
@@ -234,17 +240,20 @@ impl RedisBackbone {
     ) -> Result<Vec<(&'a [(MarketId, Position)], RedisResult<Value>)>, BackboneError> {
         let mut reads = Pipeline::new();
         reads.ignore_errors();
+        if node.is_replica && self.nodes.is_cluster() {
+            reads.cmd("READONLY").ignore();
+        }
         for group in cursors.chunks(group) {
             reads.add_command(xread(group, limit));
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
+        let answers = self.nodes.note(node, answers)?;
         Ok(cursors.chunks(group).zip(answers).collect())
     }
 
     async fn ping_node(&self, node: &Node) -> RedisResult<()> {
-        let ping = node.note(cmd("PING").query_async::<Value>(&mut node.tails.clone()).await);
-        ping.map(|_| ()).inspect_err(|error| _ = self.nodes.learn(error))
+        let ping = cmd("PING").query_async::<Value>(&mut node.tails.clone()).await;
+        self.nodes.note(node, ping).map(|_| ())
     }
 }
 
@@ -262,7 +271,7 @@ impl Backbone for RedisBackbone {
             for (index, (result, replicas)) in pending.into_iter().zip(results) {
                 // Refused without having been carried out: asking again appends once.
                 if let Err(error) = &result
-                    && (self.nodes.learn(error) || error.kind() == ServerErrorKind::NoScript.into())
+                    && (is_misdirected(error) || error.kind() == ServerErrorKind::NoScript.into())
                     && pause_ms.is_some()
                 {
                     again.push(index);
@@ -317,7 +326,7 @@ impl Backbone for RedisBackbone {
         limit: usize,
     ) -> Result<Tails, BackboneError> {
         let Some(&(first, _)) = cursors.first() else { return Ok(Tails::default()) };
-        let node = self.nodes.of(first).await?;
+        let node = self.nodes.tail_of(first).await?;
         // In a cluster a command's keys share a slot.
         let group = if self.nodes.is_cluster() { 1 } else { cursors.len() };
         let mut tails = Tails::default();
@@ -330,7 +339,7 @@ impl Backbone for RedisBackbone {
             match answer {
                 Ok(streams) => tails.news.extend(read_streams(streams)?),
                 Err(error) if is_outage(&error) => {
-                    self.nodes.learn(&error);
+                    self.nodes.learn(&node, &error);
                     tails.unread.extend(group.iter().map(|(market, _)| *market));
                     tails.error = Some(error.into());
                 }
@@ -351,7 +360,7 @@ impl Backbone for RedisBackbone {
             reads.add_command(newest(&keys::log(market), 1));
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = node.note(answers).inspect_err(|error| _ = self.nodes.learn(error))?;
+        let answers = self.nodes.note(&node, answers)?;
         let top = |(market, answer): (&MarketId, RedisResult<Value>)| {
             let entries = answer.map_err(BackboneError::from);
             match entries.and_then(|entries| read_updates(&keys::log(*market), entries)) {

@@ -2,9 +2,11 @@
 //!
 //! Every topology comes down to primaries and the slots each holds: one for all slots, or a cluster's. What they are
 //! is asked anew when a node says that it is not the one (`MOVED`, `READONLY`), when it cannot be reached, and every
-//! few seconds.
+//! few seconds. With [`TailFrom::Replica`] each primary is also asked then which replicas it has, and one that keeps
+//! up is tailed in its place.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -18,9 +20,14 @@ use ::redis::{
     cmd,
 };
 use deadpool_redis::{Manager, Pool, Runtime};
-use tokio::sync::watch;
+use futures_util::future::join_all;
+use rand::seq::IndexedRandom;
+use tokio::{sync::watch, time::timeout};
 
-use super::url::{Address, Dialer, Topology};
+use super::{
+    TailFrom,
+    url::{Address, Dialer, Topology},
+};
 use crate::ids::MarketId;
 
 /// How long Redis may take to answer before the call fails. No command here blocks.
@@ -34,6 +41,10 @@ const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
 /// that this also bounds the reads in flight.
 const POOL_SIZE: usize = 8;
+/// A replica that lacks what its primary had this long ago is not tailed. Replicas tell what they have once a second.
+const MAX_LAG: Duration = Duration::from_secs(4);
+/// How long a replica that could not be read is left alone.
+const SHUN_FOR: Duration = Duration::from_secs(10);
 /// Slots of a cluster.
 const SLOTS: u16 = 16_384;
 
@@ -41,26 +52,34 @@ const SLOTS: u16 = 16_384;
 pub(super) struct Nodes {
     topology: Topology,
     dialer: Dialer,
+    tail_from: TailFrom,
     /// Changes when the primaries or their slots do.
     map: watch::Sender<Arc<Map>>,
     /// One resolution at a time; whoever waited for it uses its result.
     resolving: tokio::sync::Mutex<()>,
     /// When the map, which is in doubt, is to be resolved; `None` while it is not.
     doubted: Mutex<Option<Instant>>,
+    /// Replicas that could not be read, and when. No more than there are.
+    shunned: Mutex<HashMap<Address, Instant>>,
 }
 
 /// Who holds what.
 #[derive(Default)]
 pub(super) struct Map {
+    /// The primaries.
     nodes: Vec<Arc<Node>>,
+    /// Where each of them is tailed: there, or at one of its replicas.
+    tails: Vec<Arc<Node>>,
     /// Slot ranges with the index of their node; empty = one node for all.
     ranges: Vec<(u16, u16, usize)>,
     by_slot: bool,
 }
 
-/// One primary.
+/// One Redis.
 pub(super) struct Node {
     pub(super) address: Address,
+    /// It is read in its primary's place.
+    pub(super) is_replica: bool,
     pub(super) client: Client,
     /// Appends: multiplexed, so that concurrent requests share round trips.
     pub(super) writes: ConnectionManager,
@@ -70,16 +89,29 @@ pub(super) struct Node {
     pub(super) reads: Pool,
     /// A call timed out: its connection may be half-open, which redis-rs does not take for lost.
     is_worn: AtomicBool,
+    /// Of a primary that is tailed at a replica: how far it was.
+    written: Mutex<Written>,
+}
+
+/// How far a primary's replication stream was.
+#[derive(Default)]
+struct Written {
+    /// At some time that is [`MAX_LAG`] or more ago.
+    then: u64,
+    /// At this later time.
+    later: Option<(Instant, u64)>,
 }
 
 impl Nodes {
-    pub(super) fn new(topology: Topology, dialer: Dialer) -> Self {
+    pub(super) fn new(topology: Topology, dialer: Dialer, tail_from: TailFrom) -> Self {
         Self {
             topology,
             dialer,
+            tail_from,
             map: watch::Sender::new(Arc::default()),
             resolving: tokio::sync::Mutex::new(()),
             doubted: Mutex::new(Some(Instant::now())),
+            shunned: Mutex::default(),
         }
     }
 
@@ -117,15 +149,26 @@ impl Nodes {
     /// The primary that holds `market`.
     pub(super) async fn of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
         let map = self.map().await?;
-        map.node_of(market).ok_or_else(|| {
+        self.found(map.of(&map.nodes, market))
+    }
+
+    /// Where `market` is tailed.
+    pub(super) async fn tail_of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
+        let map = self.map().await?;
+        self.found(map.of(&map.tails, market))
+    }
+
+    fn found(&self, node: Option<Arc<Node>>) -> RedisResult<Arc<Node>> {
+        node.ok_or_else(|| {
             self.doubt();
             RedisError::from((ErrorKind::Client, "no node of the cluster holds this market's slot"))
         })
     }
 
-    /// Whether `node` holds `market`, as far as is known.
-    pub(super) fn holds(&self, node: &Node, market: MarketId) -> bool {
-        self.map.borrow().node_of(market).is_some_and(|holder| holder.address == node.address)
+    /// Whether `market` is tailed at `node`, as far as is known.
+    pub(super) fn is_tailed_at(&self, node: &Node, market: MarketId) -> bool {
+        let map = self.map.borrow();
+        map.of(&map.tails, market).is_some_and(|holder| holder.address == node.address)
     }
 
     /// Which primary holds `market` as far as is known, as a small number; parts fail on their own.
@@ -133,29 +176,29 @@ impl Nodes {
         self.map.borrow().index_of(market).unwrap_or_default()
     }
 
-    /// Notes an error of a node; whether the command was not carried out there, and may be asked again.
-    pub(super) fn learn(&self, error: &RedisError) -> bool {
-        let not_the_one = matches!(
-            error.kind(),
-            ErrorKind::Server(
-                ServerErrorKind::Moved
-                    | ServerErrorKind::Ask
-                    | ServerErrorKind::TryAgain
-                    | ServerErrorKind::ReadOnly
-                    | ServerErrorKind::ClusterDown
-            )
-        );
-        let down = error.is_io_error()
+    /// Takes note of what a call to `node` came to.
+    pub(super) fn note<T>(&self, node: &Node, result: RedisResult<T>) -> RedisResult<T> {
+        result.inspect_err(|error| self.learn(node, error))
+    }
+
+    /// Takes note of an error of a call to `node`. After a time-out the next map has new connections there.
+    pub(super) fn learn(&self, node: &Node, error: &RedisError) {
+        if error.is_timeout() {
+            node.is_worn.store(true, Ordering::Relaxed);
+        }
+        let is_down = error.is_io_error()
             || error.is_connection_dropped()
             || error.is_timeout()
             || matches!(
                 error.kind(),
                 ErrorKind::Server(ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
             );
-        if not_the_one || down {
+        if is_down && node.is_replica {
+            self.shunned().insert(node.address.clone(), Instant::now());
+        }
+        if is_down || is_misdirected(error) {
             self.doubt();
         }
-        not_the_one
     }
 
     fn doubt(&self) {
@@ -170,11 +213,15 @@ impl Nodes {
         self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn shunned(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {
+        self.shunned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn resolve(&self) -> RedisResult<()> {
         // What is learnt meanwhile is a doubt of its own.
         *self.doubted() = None;
         let taken = match self.find_primaries().await {
-            Ok(primaries) => self.take(&primaries),
+            Ok(primaries) => self.take(&primaries).await,
             Err(error) => Err(error),
         };
         if taken.is_err() {
@@ -219,7 +266,7 @@ impl Nodes {
             cmd("SENTINEL").arg("get-master-addr-by-name").arg(name).query_async(&mut connection).await?;
         let (host, port) =
             primary.ok_or((ErrorKind::Client, "the sentinel knows no primary of this name"))?;
-        let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let address = joined(&host, port);
         let mut connection = connect(&self.dialer.node(&address)?).await?;
         let role: Vec<Value> = cmd("ROLE").query_async(&mut connection).await?;
         match role.first() {
@@ -250,11 +297,7 @@ impl Nodes {
             let port: u16 = ::redis::from_redis_value(primary.next().unwrap_or(Value::Nil))?;
             // A node that does not know its own address means the one it was asked at.
             let host = host.filter(|host| !host.is_empty()).unwrap_or_else(|| asked_host.to_owned());
-            let address = if host.contains(':') && !host.starts_with('[') {
-                format!("[{host}]:{port}")
-            } else {
-                format!("{host}:{port}")
-            };
+            let address = joined(&host, port);
             match primaries.iter_mut().find(|(known, _)| *known == address) {
                 Some((_, ranges)) => ranges.push((first, last)),
                 None => primaries.push((address, vec![(first, last)])),
@@ -268,37 +311,100 @@ impl Nodes {
     }
 
     /// Makes the map of these, keeping the connections to nodes that stay.
-    fn take(&self, primaries: &[(Address, Vec<(u16, u16)>)]) -> RedisResult<()> {
+    async fn take(&self, primaries: &[(Address, Vec<(u16, u16)>)]) -> RedisResult<()> {
         let old = Arc::clone(&self.map.borrow());
         let mut nodes = Vec::with_capacity(primaries.len());
         let mut ranges = Vec::new();
         for (index, (address, slots)) in primaries.iter().enumerate() {
-            let is_kept =
-                |node: &&Arc<Node>| node.address == *address && !node.is_worn.load(Ordering::Relaxed);
-            let kept = old.nodes.iter().find(is_kept).map(Arc::clone);
-            nodes.push(match kept {
-                Some(node) => node,
-                None => Arc::new(Node::new(address, self.dialer.node(address)?)?),
-            });
+            nodes.push(self.keep_or_make(&old.nodes, address, false)?);
             ranges.extend(slots.iter().map(|&(first, last)| (first, last, index)));
         }
-        let same = old.ranges == ranges
-            && old.nodes.len() == nodes.len()
-            && old.nodes.iter().zip(&nodes).all(|(old, new)| Arc::ptr_eq(old, new));
-        if !same {
-            let addresses =
-                |nodes: &[Arc<Node>]| nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>();
-            if old.ranges == ranges && addresses(&old.nodes) == addresses(&nodes) {
-                tracing::info!(
-                    "a call timed out: new connections take the place of those it may have hung on"
-                );
-            } else if !old.nodes.is_empty() {
-                let primaries: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
-                tracing::warn!(?primaries, "the primaries or their slots have changed");
-            }
-            self.map.send_replace(Arc::new(Map { nodes, ranges, by_slot: self.is_cluster() }));
+        let tails = match self.tail_from {
+            TailFrom::Primary => nodes.clone(),
+            TailFrom::Replica => join_all(nodes.iter().map(|node| self.stand_in(&old, node))).await,
+        };
+        let same = |old: &[Arc<Node>], new: &[Arc<Node>]| {
+            old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(old, new))
+        };
+        if old.ranges == ranges && same(&old.nodes, &nodes) && same(&old.tails, &tails) {
+            return Ok(());
         }
+        let new = Map { nodes, tails, ranges, by_slot: self.is_cluster() };
+        if !old.nodes.is_empty() {
+            new.tell_apart(&old);
+        }
+        self.map.send_replace(Arc::new(new));
         Ok(())
+    }
+
+    fn keep_or_make(&self, old: &[Arc<Node>], address: &str, is_replica: bool) -> RedisResult<Arc<Node>> {
+        let is_kept = |node: &&Arc<Node>| {
+            node.address == address && node.is_replica == is_replica && !node.is_worn.load(Ordering::Relaxed)
+        };
+        match old.iter().find(is_kept) {
+            Some(node) => Ok(Arc::clone(node)),
+            None => Ok(Arc::new(Node::new(address, self.dialer.node(address)?, is_replica)?)),
+        }
+    }
+
+    /// Where to tail what `primary` holds: the replica that is tailed now while it keeps up, else any that does, else
+    /// the primary: fresh prices come before its rest.
+    async fn stand_in(&self, old: &Map, primary: &Arc<Node>) -> Arc<Node> {
+        let index = old.nodes.iter().position(|node| node.address == primary.address);
+        let current = index.and_then(|index| old.tails.get(index));
+        let Ok(replicas) = self.replicas_that_keep_up(primary).await else {
+            return Arc::clone(current.unwrap_or(primary));
+        };
+        self.shunned().retain(|_, since| since.elapsed() < SHUN_FOR);
+        let usable: Vec<Address> =
+            replicas.into_iter().filter(|address| !self.shunned().contains_key(address)).collect();
+        let stays = current.filter(|node| usable.contains(&node.address));
+        let chosen = stays.map(|node| &node.address).or_else(|| usable.choose(&mut rand::rng()));
+        let node = chosen.and_then(|address| self.keep_or_make(&old.tails, address, true).ok());
+        node.unwrap_or_else(|| Arc::clone(primary))
+    }
+
+    /// The replicas that have what `primary` had written [`MAX_LAG`] ago.
+    async fn replicas_that_keep_up(&self, primary: &Node) -> RedisResult<Vec<Address>> {
+        let role = cmd("ROLE");
+        let mut connection = primary.tails.clone();
+        let asked = timeout(RESOLVE_TIMEOUT, role.query_async::<Vec<Value>>(&mut connection)).await;
+        let role =
+            asked.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?;
+        let [_, offset, replicas @ Value::Array(_)] = <[Value; 3]>::try_from(role).map_err(|_| {
+            RedisError::from((ErrorKind::Client, "this is not a primary: it has no replicas"))
+        })?
+        else {
+            return Ok(Vec::new());
+        };
+        let must_have = primary.written().look(Instant::now(), ::redis::from_redis_value(offset)?);
+        let replicas: Vec<(String, String, String)> = ::redis::from_redis_value(replicas)?;
+        let keeps_up =
+            |(_, _, has): &(String, String, String)| has.parse().is_ok_and(|has: u64| has >= must_have);
+        Ok(replicas.into_iter().filter(keeps_up).map(|(host, port, _)| joined(&host, &port)).collect())
+    }
+}
+
+impl Written {
+    /// What a replica that keeps up has at least, the primary being at `offset` now.
+    fn look(&mut self, now: Instant, offset: u64) -> u64 {
+        match self.later {
+            Some((at, _)) if now.duration_since(at) < MAX_LAG => {}
+            later => {
+                self.then = later.map_or(0, |(_, offset)| offset);
+                self.later = Some((now, offset));
+            }
+        }
+        self.then
+    }
+}
+
+/// `host:port`, with an IPv6 host in brackets.
+fn joined(host: &str, port: impl std::fmt::Display) -> Address {
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 
@@ -308,9 +414,34 @@ impl Map {
         &self.nodes
     }
 
-    /// The primary that holds `market`, if one does.
-    fn node_of(&self, market: MarketId) -> Option<Arc<Node>> {
-        self.nodes.get(self.index_of(market)?).map(Arc::clone)
+    /// Every node that is tailed.
+    pub(super) fn tails(&self) -> &[Arc<Node>] {
+        &self.tails
+    }
+
+    /// Which of `nodes`, one for each primary, is about `market`.
+    fn of(&self, nodes: &[Arc<Node>], market: MarketId) -> Option<Arc<Node>> {
+        nodes.get(self.index_of(market)?).map(Arc::clone)
+    }
+
+    /// Logs what is different from `old`.
+    fn tell_apart(&self, old: &Self) {
+        let addresses =
+            |nodes: &[Arc<Node>]| -> Vec<Address> { nodes.iter().map(|node| node.address.clone()).collect() };
+        let (primaries, tails) = (addresses(&self.nodes), addresses(&self.tails));
+        let moved = old.ranges != self.ranges || addresses(&old.nodes) != primaries;
+        let tailed_elsewhere = addresses(&old.tails) != tails;
+        if moved {
+            tracing::warn!(?primaries, "the primaries or their slots have changed");
+        }
+        if tailed_elsewhere && tails != primaries {
+            tracing::info!(?tails, "these are tailed from now on");
+        } else if tailed_elsewhere && !moved {
+            tracing::warn!(?tails, "no replica keeps up: the primaries are tailed");
+        }
+        if !moved && !tailed_elsewhere {
+            tracing::info!("a call timed out: new connections take the place of those it may have hung on");
+        }
     }
 
     fn index_of(&self, market: MarketId) -> Option<usize> {
@@ -326,7 +457,7 @@ impl Map {
 }
 
 impl Node {
-    fn new(address: &str, client: Client) -> RedisResult<Self> {
+    fn new(address: &str, client: Client, is_replica: bool) -> RedisResult<Self> {
         let managed = ConnectionManagerConfig::new()
             .set_response_timeout(Some(RESPONSE_TIMEOUT))
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -344,22 +475,34 @@ impl Node {
             .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
         Ok(Self {
             address: address.to_owned(),
+            is_replica,
             writes: ConnectionManager::new_lazy_with_config(client.clone(), managed.clone())?,
             tails: ConnectionManager::new_lazy_with_config(client.clone(), managed)?,
             client,
             reads,
             is_worn: AtomicBool::new(false),
+            written: Mutex::default(),
         })
     }
 
-    /// Takes note of what a call came to: after a time-out the next map has new connections to this node.
-    pub(super) fn note<T>(&self, result: RedisResult<T>) -> RedisResult<T> {
-        result.inspect_err(|error| {
-            if error.is_timeout() {
-                self.is_worn.store(true, Ordering::Relaxed);
-            }
-        })
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a node refused a command without carrying it out because it is not the one to ask, now or for good: it may
+/// be asked again.
+pub(super) fn is_misdirected(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::Moved
+                | ServerErrorKind::Ask
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::ClusterDown
+        )
+    )
 }
 
 pub(super) fn connection_config() -> AsyncConnectionConfig {
@@ -393,6 +536,16 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replica_has_to_have_what_its_primary_had_a_while_ago() {
+        let (start, mut written) = (Instant::now(), Written::default());
+        assert_eq!(written.look(start, 100), 0);
+        assert_eq!(written.look(start + MAX_LAG / 2, 200), 0);
+        assert_eq!(written.look(start + MAX_LAG, 300), 100);
+        assert_eq!(written.look(start + MAX_LAG * 3 / 2, 400), 100);
+        assert_eq!(written.look(start + MAX_LAG * 2, 500), 300);
+    }
 
     #[test]
     fn slots_are_those_of_the_cluster_specification() {

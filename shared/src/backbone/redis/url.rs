@@ -2,7 +2,7 @@
 
 use ::redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, TlsCertificates};
 
-use crate::settings::Secret;
+use crate::settings::{FromSetting, Secret};
 
 /// Where the markets' logs are.
 #[derive(Clone, Debug)]
@@ -12,6 +12,29 @@ pub struct RedisConfig {
     pub url: Secret,
     /// PEM of the certificate authorities to trust instead of the system's, for `rediss`.
     pub ca_pem: Option<Secret>,
+    /// Where logs are followed.
+    pub tail_from: TailFrom,
+}
+
+/// Where logs are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TailFrom {
+    /// At the primaries.
+    #[default]
+    Primary,
+    /// At a replica of each while one keeps up, so that following costs the primaries nothing. Everything else is asked
+    /// of the primaries.
+    Replica,
+}
+
+impl FromSetting for TailFrom {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "replica" => Ok(Self::Replica),
+            _ => Err(format!("{text:?} is neither primary nor replica")),
+        }
+    }
 }
 
 /// A URL taken apart.
@@ -138,7 +161,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<(Topology, Dialer), InvalidRedisUrl> {
-        RedisConfig { url: Secret::new(url), ca_pem: None }.parse()
+        RedisConfig { url: Secret::new(url), ca_pem: None, tail_from: TailFrom::Primary }.parse()
     }
 
     #[test]
