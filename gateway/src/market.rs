@@ -575,7 +575,10 @@ impl Market {
 
     /// Watcher `index` serves this market from now on, or no longer.
     pub fn watch(&self, index: usize, watching: bool) {
-        self.bells[index].watching.store(watching, Ordering::SeqCst);
+        let bell = &self.bells[index];
+        // A ring that came when the watcher had just let go of the market was never looked at.
+        bell.rung.store(false, Ordering::SeqCst);
+        bell.watching.store(watching, Ordering::SeqCst);
     }
 
     /// Watcher `index` looks: its view becomes the log. Says whether it was another one.
@@ -748,6 +751,32 @@ mod tests {
         assert_eq!(read(&[]), [id()]);
         markets.check_top(id(), Position::new(7, 6));
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
+    }
+
+    #[test]
+    fn a_ring_that_came_too_late_for_a_watcher_does_not_silence_the_next() {
+        #[derive(Default)]
+        struct Rings(std::sync::atomic::AtomicUsize);
+
+        impl Watcher for Rings {
+            fn ring(&self, _: MarketId) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+
+            fn flush(&self) {}
+        }
+
+        let rings = Arc::new(Rings::default());
+        let markets = Markets::new(BOUND, 1, Box::new(|_| 0));
+        markets.set_watchers(vec![Arc::clone(&rings) as Arc<dyn Watcher>]);
+        let market = markets.follow(id());
+        market.watch(0, true);
+        markets.loaded(id(), loaded(7, 1..=5), true);
+        // Its last subscriber is gone before it looks, and the next one comes.
+        market.watch(0, false);
+        market.watch(0, true);
+        markets.read(id(), &[update(7, 6)]);
+        assert_eq!(rings.0.load(Ordering::SeqCst), 2);
     }
 
     #[test]
