@@ -59,7 +59,9 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
-    let backbone = connect(&settings.redis, settings.retention, settings.min_replicas)?;
+    let redis = connect(&settings.redis, settings.retention, settings.min_replicas)?;
+    tokio::spawn(Arc::clone(&redis).remember_others());
+    let backbone: Arc<dyn Backbone> = redis;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let stop = stop_signal().context("signals")?;
     let api =
@@ -115,7 +117,7 @@ fn connect(
     config: &RedisConfig,
     retention: Retention,
     min_replicas: usize,
-) -> anyhow::Result<Arc<dyn Backbone>> {
+) -> anyhow::Result<Arc<RedisBackbone>> {
     let backbone = RedisBackbone::new(config, retention)
         .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
     Ok(Arc::new(backbone.with_min_replicas(min_replicas)))

@@ -2,12 +2,15 @@
 
 use redis::AsyncCommands;
 use tests::{
-    FieldClient, Lines, Message, Redis, Rest, Socket, Stack,
+    Admin, FieldClient, Lines, Message, Redis, Rest, Socket, Stack,
     admin::numbered,
     eventually, fresh_market, fresh_user,
     message::{Snapshot, Status},
     tokens,
 };
+
+/// How far above all that is remembered a new epoch begins.
+const GAP: u64 = 1000;
 
 #[tokio::test]
 async fn when_the_log_s_epoch_changes_every_subscriber_gets_a_reset_snapshot() {
@@ -24,17 +27,34 @@ async fn when_the_log_s_epoch_changes_every_subscriber_gets_a_reset_snapshot() {
     // This publisher remembers where it had been: seq goes on, and clients that know nothing of epochs never see it
     // go back. The first test of that is within the very second of the log's creation.
     let accepted = admin.publish(market, r#"{"moneyline":{"home":2.10}}"#).await;
-    assert_eq!(accepted.seq, 4);
+    assert_eq!(accepted.seq, 3 + GAP + 1);
     assert!(accepted.epoch > epoch);
     for socket in &mut sockets {
         let snapshot = socket.snapshot().await;
-        expect_reset_to(&snapshot, (market, accepted.epoch, 4), r#"{"moneyline":{"home":2.10}}"#);
+        expect_reset_to(&snapshot, (market, accepted.epoch, accepted.seq), r#"{"moneyline":{"home":2.10}}"#);
     }
     admin.publish(market, &numbered(5)).await;
     for socket in &mut sockets {
-        assert_eq!(socket.update().await.seq, 5, "and live from there");
+        assert_eq!(socket.update().await.seq, accepted.seq + 1, "and live from there");
         socket.expect_silence().await;
     }
+}
+
+#[tokio::test]
+async fn whoever_publishes_next_goes_on_above_what_others_had_published() {
+    let stack = Stack::shared();
+    let publisher = stack.another_publisher(&[]);
+    let other = Admin::new(publisher.url(""));
+    // One that has just started may not be listening yet.
+    eventually("the other publisher has heard", async || {
+        let market = fresh_market();
+        stack.admin().publish_many(market, 0, 3).await;
+        forget(stack.redis(), market).await;
+        let seq = other.publish(market, &numbered(4)).await.seq;
+        assert!(seq == 1 || seq > GAP);
+        (seq == 3 + GAP + 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -107,11 +127,13 @@ async fn while_redis_is_gone_clients_are_told_and_stay_and_afterwards_they_are_w
             other => panic!("a status and a snapshot, not {other:?}"),
         }
     }
-    assert_eq!(accepted.seq, 4);
-    expect_reset_to(&reset.unwrap(), (market, accepted.epoch, 4), &numbered(4));
-    admin.publish(market, &numbered(5)).await;
-    assert_eq!(socket.update().await.seq, 5);
-    admin.keep_publishing(market, &mut 6, field.reach(6)).await;
+    assert_eq!(accepted.seq, 3 + GAP + 1);
+    expect_reset_to(&reset.unwrap(), (market, accepted.epoch, accepted.seq), &numbered(4));
+    let mut next = accepted.seq + 1;
+    admin.publish(market, &numbered(next)).await;
+    assert_eq!(socket.update().await.seq, next);
+    next += 1;
+    admin.keep_publishing(market, &mut next, field.reach(accepted.seq + 2)).await;
     assert_eq!(field.lines(), &Lines::of(&numbered(field.last())));
 }
 

@@ -33,11 +33,14 @@ if stated[1] and stated[2] then
     known_seq = math.max(known_seq, tonumber(stated[2]))
 end
 
--- A log below that has lost history: a new epoch, and seq goes on above everything that was ever acknowledged.
+-- A log below that has lost history: a new epoch, and seq goes on above everything that was ever acknowledged. Well
+-- above: others may have appended, and clients been shown, what this publisher had not heard of when it was lost.
+local GAP = 1000
 local time = redis.call('TIME')
 if not top or known_epoch > epoch or known_seq > seq then
     epoch = math.max(tonumber(time[1]), epoch + 1, known_epoch + 1)
     seq = math.max(seq, known_seq)
+    if seq > 0 then seq = seq + GAP end
 end
 
 if ARGV[2] ~= '' and tonumber(ARGV[2]) ~= seq then
