@@ -4,19 +4,13 @@ use shared::token::Role;
 use tests::{
     Admin, Launch, Redis, Rest,
     admin::{Accepted, numbered, override_body},
-    fresh_market,
-    redis::until,
-    tokens,
+    fresh_market, tokens,
 };
 
 #[tokio::test]
 async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
     let (primary, replica) = (Redis::start(), Redis::start());
-    let follow = |redis: &Redis| {
-        let _: String = redis.tell(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
-    };
-    follow(&replica);
-    until("the replica is in step", || (replica.info("master_link_status")? == "up").then_some(()));
+    replica.follow(&primary);
     let publisher = Launch::publisher(&primary).env("PUBLISH_MIN_REPLICAS", "1").start();
     let gateway = Launch::gateway(&primary).start();
     let admin = Admin::with_token(publisher.url(""), &tokens::admin(Role::Trader));
@@ -32,8 +26,7 @@ async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
 
     // The same request again appends nothing, and waits for the replicas again.
     let other = Redis::start();
-    follow(&other);
-    until("the other replica is in step", || (other.info("master_link_status")? == "up").then_some(()));
+    other.follow(&primary);
     let answer = admin.send_with_key("again", &body).await;
     let accepted: Accepted = answer.json();
     assert_eq!((accepted.seq, accepted.durability.as_str()), (2, "replicated"));

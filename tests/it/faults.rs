@@ -1,7 +1,7 @@
 //! Whatever goes wrong between the services and Redis, and in Redis: each [`Follower`] checks that it sees no hole, no
 //! duplicate and no reordering, and in the end its state is the one in Redis.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use redis::Value;
 use tests::{
@@ -9,7 +9,7 @@ use tests::{
     admin::{numbered, override_body},
     chaos::{Chaos, Weather},
     eventually, fresh_market,
-    redis::until,
+    redis::Refusal,
 };
 
 /// Two pods and a publisher, a desk, and a follower at each pod.
@@ -179,23 +179,17 @@ async fn a_redis_that_comes_back_empty_goes_on_in_a_new_epoch() {
 async fn a_redis_that_comes_back_with_an_older_copy_goes_on_in_a_new_epoch() {
     let mut redis = Redis::durable();
     let mut scene = Scene::start(&redis, &[]).await;
-    let (files, copy) = (redis.dir().join("appendonlydir"), redis.dir().join("copy"));
-    copy_files(&files, &copy);
+    redis.copy();
     scene.go_on(5).await;
-    redis.kill();
-    fs::remove_dir_all(&files).unwrap();
-    copy_files(&copy, &files);
-    redis.restart();
+    redis.restart_from_copy();
     scene.go_on(3).await;
     scene.expect_whole(&redis, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
-    let primary = Redis::start();
-    let replica = Redis::with(&["--repl-diskless-sync-delay", "0"]);
-    replica.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
-    until("the replica follows", || (replica.info("master_link_status")? == "up").then_some(()));
+    let (primary, replica) = (Redis::durable(), Redis::durable());
+    replica.follow(&primary);
     let chaos = Chaos::before(&primary);
     let mut scene = Scene::start(&chaos, &[]).await;
     let replicas: u64 = primary.tell("WAIT 1 5000");
@@ -214,14 +208,7 @@ async fn a_killed_tracking_connection_costs_nothing() {
     let redis = Redis::start();
     let mut scene = Scene::start(&redis, &[("STALE_AFTER", "60s")]).await;
     for _ in 0..10 {
-        let clients: String = redis.tell("CLIENT LIST");
-        let is_tracking = |line: &&str| {
-            line.split(' ').find_map(|field| field.strip_prefix("flags=")).is_some_and(|f| f.contains('t'))
-        };
-        for client in clients.lines().filter(is_tracking) {
-            let id = client.split(' ').find_map(|field| field.strip_prefix("id=")).unwrap();
-            let _: Value = redis.tell(&format!("CLIENT KILL ID {id}"));
-        }
+        redis.kill_tracking();
         scene.go_on(3).await;
     }
     scene.expect_whole(&redis, 0).await;
@@ -233,48 +220,18 @@ async fn an_override_that_redis_refuses_is_answered_503_and_nothing_of_it_is_don
     let redis = Redis::start();
     let mut scene = Scene::start(&redis, &[("STALE_AFTER", "60s")]).await;
     let admin = scene.services.admin();
-    fs::create_dir(redis.dir().join("dump.rdb")).unwrap();
-    let nobody = tests::ports::free();
-    let faults = [
-        (format!("REPLICAOF 127.0.0.1 {nobody}"), "REPLICAOF NO ONE"),
-        ("CONFIG SET maxmemory 1mb".to_owned(), "CONFIG SET maxmemory 0"),
-        ("CONFIG SET min-replicas-to-write 1".to_owned(), "CONFIG SET min-replicas-to-write 0"),
-        ("CONFIG SET save 3600:1".to_owned(), "CONFIG SET stop-writes-on-bgsave-error no"),
-    ];
-    for (fault, cure) in faults {
+    for refusal in [Refusal::ReadOnly, Refusal::OutOfMemory, Refusal::TooFewReplicas, Refusal::CannotSave] {
         let before: Value = redis.tell(&format!("HGETALL odds:state:{{{}}}", scene.market));
         let audited: u64 = redis.tell(&format!("XLEN odds:audit:{{{}}}", scene.market));
-        if fault.contains("save") {
-            set_save(&redis);
-            redis.tell::<()>("CONFIG SET stop-writes-on-bgsave-error yes");
-            let _: Value = redis.tell("BGSAVE");
-            until("the save fails", || (redis.info("rdb_last_bgsave_status")? == "err").then_some(()));
-        } else {
-            redis.tell::<()>(&fault);
-        }
+        redis.refuse(refusal);
         let answer = admin.send(&override_body(scene.market, &numbered(0))).await;
         let message = answer.expect_error(503, "SERVICE_UNAVAILABLE");
-        assert!(message.contains("nothing was appended"), "{fault}: {message}");
+        assert!(message.contains("nothing was appended"), "{refusal:?}: {message}");
         assert!(answer.header("retry-after").is_some());
         assert_eq!(before, redis.tell::<Value>(&format!("HGETALL odds:state:{{{}}}", scene.market)));
         assert_eq!(audited, redis.tell::<u64>(&format!("XLEN odds:audit:{{{}}}", scene.market)));
-        redis.tell::<()>(cure);
+        redis.cure(refusal);
         scene.go_on(3).await;
     }
     scene.expect_whole(&redis, 0).await;
-}
-
-/// `save 3600 1`, whose value has a space.
-fn set_save(redis: &Redis) {
-    let client = redis::Client::open(redis.url()).unwrap();
-    let mut connection = client.get_connection().unwrap();
-    redis::cmd("CONFIG").arg("SET").arg("save").arg("3600 1").query::<()>(&mut connection).unwrap();
-}
-
-fn copy_files(from: &std::path::Path, to: &std::path::Path) {
-    fs::create_dir_all(to).unwrap();
-    for file in fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), to.join(file.file_name())).unwrap();
-    }
 }

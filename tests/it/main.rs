@@ -12,6 +12,7 @@ mod disturbances;
 mod durability;
 mod embedded;
 mod epochs;
+mod fault_sequences;
 mod faults;
 mod field_client;
 mod handshake;

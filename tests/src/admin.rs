@@ -118,10 +118,19 @@ impl Admin {
 
     /// Publishes `payload`; `None` when the publisher is gone before it has answered.
     pub async fn try_publish(&self, market: u64, payload: &str) -> Option<Accepted> {
-        let headers = [("authorization", self.authorization.as_str()), ("content-type", "application/json")];
-        let url = format!("{}/admin/odds/override", self.base);
-        let answer = self.http.try_post_with(&url, &headers, &override_body(market, payload)).await?;
-        Some(answer.ok())
+        Some(self.try_send(&[], &override_body(market, payload)).await?.ok())
+    }
+
+    /// [`Self::send_with_key`]; `None` when the publisher is gone before it has answered.
+    pub async fn try_send_with_key(&self, key: &str, body: &str) -> Option<Answer> {
+        self.try_send(&[("idempotency-key", key)], body).await
+    }
+
+    async fn try_send(&self, headers: &[(&str, &str)], body: &str) -> Option<Answer> {
+        let mut all =
+            vec![("authorization", self.authorization.as_str()), ("content-type", "application/json")];
+        all.extend(headers);
+        self.http.try_post_with(&format!("{}/admin/odds/override", self.base), &all, body).await
     }
 
     /// `POST /admin/odds/override` with this body.

@@ -16,10 +16,14 @@ use crate::{
 /// Follows some markets on one connection, adds their state up, and panics at a hole, a duplicate or a reordering.
 #[derive(Debug)]
 pub struct Follower {
-    token: String,
+    user: u64,
     socket: Socket,
     known: BTreeMap<u64, Known>,
     statuses: Vec<Status>,
+    /// As this connection was told.
+    stale: bool,
+    /// Redis may be without what it had: until it is published again, less is the truth.
+    less_is_true: bool,
 }
 
 /// What a [`Follower`] knows of a market.
@@ -40,12 +44,19 @@ pub struct Known {
 impl Follower {
     /// Subscribes to `markets`, snapshot first.
     pub async fn start(gateway: SocketAddr, markets: &[u64]) -> Self {
-        let token = tokens::for_user(fresh_user());
-        let mut socket = Socket::connect(gateway, &token).await;
-        socket.send(format_args!(r#"{{"type":"subscribe","markets":{markets:?},"snapshot":true}}"#)).await;
+        let user = fresh_user();
+        let mut socket = Socket::connect(gateway, &tokens::for_user(user)).await;
+        socket.send(format!(r#"{{"type":"subscribe","markets":{markets:?},"snapshot":true}}"#)).await;
         let ack = socket.ack().await;
         assert!(ack.ok, "{ack:?}");
-        let mut follower = Self { token, socket, known: BTreeMap::new(), statuses: Vec::new() };
+        let mut follower = Self {
+            user,
+            socket,
+            known: BTreeMap::new(),
+            statuses: Vec::new(),
+            stale: false,
+            less_is_true: false,
+        };
         while follower.known.len() < markets.len() {
             let Snapshot { market_id, epoch, seq, payload, reset, .. } = follower.socket.snapshot().await;
             assert!(!reset && markets.contains(&market_id));
@@ -58,16 +69,29 @@ impl Follower {
 
     /// Vanishes, and resumes at this gateway.
     pub async fn resume(&mut self, gateway: SocketAddr) {
+        assert!(self.try_resume(gateway).await, "the resume is acknowledged");
+    }
+
+    /// The same; whether the gateway was there for it.
+    pub async fn try_resume(&mut self, gateway: SocketAddr) -> bool {
         let offset = |(market, Known { epoch, seq, .. }): (&u64, &Known)| {
             format!(r#""{market}":{{"epoch":{epoch},"seq":{seq}}}"#)
         };
         let offsets: Vec<String> = self.known.iter().map(offset).collect();
-        self.socket = Socket::connect(gateway, &self.token).await;
-        self.socket.send(format_args!(r#"{{"type":"resume","offsets":{{{}}}}}"#, offsets.join(","))).await;
+        let Some(socket) = Socket::try_connect(gateway, &tokens::for_user(self.user)).await else {
+            return false;
+        };
+        self.socket = socket;
+        self.stale = false;
+        let resume = format!(r#"{{"type":"resume","offsets":{{{}}}}}"#, offsets.join(","));
+        if !self.socket.try_send(resume).await {
+            return false;
+        }
         let ack = loop {
-            match self.socket.recv().await {
-                Message::Status(status) => self.statuses.push(status),
-                Message::Ack(ack) => break ack,
+            match self.socket.try_recv().await {
+                Some(Message::Status(status)) => self.take_status(status),
+                Some(Message::Ack(ack)) => break ack,
+                Some(Message::Bye(_)) | None => return false,
                 other => panic!("the ack comes first, not {other:?}"),
             }
         };
@@ -76,6 +100,12 @@ impl Follower {
             let position = ack.position(market);
             assert!(position.recovered == Some(false) || position.epoch == known.epoch || known.seq == 0);
         }
+        true
+    }
+
+    /// From now on Redis may have lost updates: until they are published again, a reset may lead back. Or it may not.
+    pub fn expect_loss(&mut self, expected: bool) {
+        self.less_is_true = expected;
     }
 
     /// Takes what comes until it has this update of the market, or a later one.
@@ -147,16 +177,25 @@ impl Follower {
 
     /// The next message, heartbeats passed over, on the way to `what`.
     async fn take_next(&mut self, what: &str) {
-        match within(what, self.socket.recv()).await {
-            Message::Update(update) => self.take_update(&update),
-            Message::Snapshot(snapshot) => self.take_snapshot(&snapshot),
-            Message::Status(status) => {
-                let before = self.statuses.last().is_some_and(|status| status.stale);
-                assert_ne!(status.stale, before, "told once: {:?}", self.statuses);
-                self.statuses.push(status);
-            }
+        assert!(within(what, self.try_take_next()).await, "{what}: the connection stays open");
+    }
+
+    /// Takes the next message, heartbeats passed over; `false` once the connection has ended.
+    pub async fn try_take_next(&mut self) -> bool {
+        match self.socket.try_recv().await {
+            Some(Message::Update(update)) => self.take_update(&update),
+            Some(Message::Snapshot(snapshot)) => self.take_snapshot(&snapshot),
+            Some(Message::Status(status)) => self.take_status(status),
+            Some(Message::Bye(_)) | None => return false,
             other => panic!("an update, a snapshot or a status, not {other:?}"),
         }
+        true
+    }
+
+    fn take_status(&mut self, status: Status) {
+        assert_ne!(status.stale, self.stale, "told once: {:?}", self.statuses);
+        self.stale = status.stale;
+        self.statuses.push(status);
     }
 
     fn take_update(&mut self, update: &Update) {
@@ -164,14 +203,25 @@ impl Follower {
         assert_eq!(update.seq, known.seq + 1, "market {} after {known:?}", update.market_id);
         known.seq = update.seq;
         known.lines.apply(update.payload.text());
-        known.updates.insert((known.epoch, update.seq), update.payload.text().to_owned());
+        let position = (known.epoch, update.seq);
+        if let Some(former) = known.updates.insert(position, update.payload.text().to_owned()) {
+            assert_eq!(former, update.payload.text(), "{position:?} of {} is one update", update.market_id);
+        }
     }
 
     fn take_snapshot(&mut self, snapshot: &Snapshot) {
         let known = self.known.get_mut(&snapshot.market_id).expect("only what was subscribed to");
         assert!(snapshot.reset || snapshot.conflated, "{snapshot:?} after {known:?}");
-        assert!((snapshot.epoch, snapshot.seq) > (known.epoch, known.seq), "{snapshot:?} after {known:?}");
-        assert!(snapshot.seq >= known.seq, "clients that know only seq never see it go back: {snapshot:?}");
+        if !(self.less_is_true && snapshot.reset) {
+            assert!(
+                (snapshot.epoch, snapshot.seq) > (known.epoch, known.seq),
+                "{snapshot:?} after {known:?}"
+            );
+            assert!(
+                snapshot.seq >= known.seq,
+                "clients that know only seq never see it go back: {snapshot:?}"
+            );
+        }
         (known.epoch, known.seq) = (snapshot.epoch, snapshot.seq);
         known.lines = Lines::of(snapshot.payload.text());
         known.resets += usize::from(snapshot.reset);

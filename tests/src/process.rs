@@ -1,6 +1,7 @@
 //! A child process: what it says is kept as it comes, and it dies with its handle.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -122,6 +123,16 @@ impl Process {
         // Fails only when it has ended already.
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// How many files it has open, sockets included, and how many threads it has.
+    #[must_use]
+    pub fn files_and_threads(&self) -> (usize, usize) {
+        let count = |what: &str| {
+            let entries = fs::read_dir(format!("/proc/{}/{what}", self.pid.as_raw_nonzero()));
+            entries.expect("it runs").count()
+        };
+        (count("fd"), count("task"))
     }
 
     /// Everything it has said on `stream` so far.

@@ -8,7 +8,8 @@ use std::{
 };
 
 use ::redis::{
-    Client, FromRedisValue, IntoConnectionInfo, RedisResult, TlsCertificates, aio::MultiplexedConnection,
+    Client, FromRedisValue, IntoConnectionInfo, RedisResult, TlsCertificates, Value,
+    aio::MultiplexedConnection,
 };
 use shared::{
     backbone::{RedisConfig, TailFrom},
@@ -17,12 +18,12 @@ use shared::{
 use tempfile::TempDir;
 
 use crate::{
-    ports,
+    ports::Port,
     process::Process,
     wait::{DEADLINE, within},
 };
 
-/// Another process may be faster than Redis to take a port that was free.
+/// Something that is no test of ours may be faster than Redis to take a port that was free.
 const PORT_ATTEMPTS: usize = 10;
 /// How long the test's own commands to a Redis may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ pub struct Access {
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
-    port: u16,
+    port: Port,
     args: Vec<String>,
     access: Access,
     dir: TempDir,
@@ -66,10 +67,10 @@ impl Redis {
         Self::launch(directory(), args, ("redis", ""), None)
     }
 
-    /// Starts one that has everything on disk before it answers.
+    /// Starts one that has everything on disk before it answers, and serves a replica at once.
     #[must_use]
     pub fn durable() -> Self {
-        Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
+        Self::with(&["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"])
     }
 
     /// Starts one that lets in one user only, with a password, who may do no more than a service does.
@@ -96,12 +97,12 @@ impl Redis {
 
     fn launch(dir: TempDir, args: Vec<String>, (scheme, user): (&str, &str), ca_file: Option<&Path>) -> Self {
         for _ in 0..PORT_ATTEMPTS {
-            let port = ports::free();
+            let port = Port::free();
             let access = Access {
-                url: format!("{scheme}://{user}127.0.0.1:{port}"),
+                url: format!("{scheme}://{user}127.0.0.1:{}", port.number()),
                 ca_file: ca_file.map(Path::to_owned),
             };
-            if let Some(process) = run(port, &access, dir.path(), &args) {
+            if let Some(process) = run(port.number(), &access, dir.path(), &args) {
                 return Self { process, port, args, access, dir };
             }
         }
@@ -123,7 +124,7 @@ impl Redis {
     /// Its port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Where its files are.
@@ -177,10 +178,155 @@ impl Redis {
 
     /// Kills it and starts it on the same port, with what it has on disk.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same, with these arguments besides for this time. Returns when it has loaded what it has.
+    pub fn restart_with(&mut self, args: &[&str]) {
         self.kill();
-        let again = run(self.port, &self.access, self.dir.path(), &self.args);
+        let args: Vec<String> =
+            self.args.iter().map(String::as_str).chain(args.iter().copied()).map(str::to_owned).collect();
+        let again = run(self.port(), &self.access, self.dir.path(), &args);
         self.process = again.expect("the port of a killed redis-server is free");
     }
+
+    /// Kills it and starts it with nothing.
+    pub fn restart_empty(&mut self) {
+        self.kill();
+        // One that keeps nothing on disk has no such directory.
+        let _ = fs::remove_dir_all(self.files());
+        self.restart();
+    }
+
+    /// Copies what it has on disk, for [`Self::restart_from_copy`].
+    pub fn copy(&self) {
+        copy_files(&self.files(), &self.dir().join("copy"));
+    }
+
+    /// Kills it and starts it with what it had when it was copied.
+    pub fn restart_from_copy(&mut self) {
+        self.kill();
+        fs::remove_dir_all(self.files()).expect("only Redis wrote there");
+        copy_files(&self.dir().join("copy"), &self.files());
+        self.restart();
+    }
+
+    /// Kills it and starts it with what it has on disk, which takes it about `time` to load: until then it answers
+    /// `LOADING`. Returns when it has loaded.
+    pub fn restart_loading(&mut self, time: Duration) {
+        // One file with every key, which alone is read with pauses to answer in.
+        let _: Value = self.tell("BGREWRITEAOF");
+        self.wait_for_files();
+        let keys: u64 = self.tell("DBSIZE");
+        let delay_us = time.as_micros() / u128::from(keys.max(1));
+        let delay_us = delay_us.to_string();
+        self.restart_with(&[
+            "--key-load-delay",
+            &delay_us,
+            "--loading-process-events-interval-bytes",
+            "1024",
+        ]);
+        self.tell::<()>("CONFIG SET key-load-delay 0");
+    }
+
+    /// Becomes a replica of `primary`, and returns when it has all of it, on disk as well.
+    pub fn follow(&self, primary: &Self) {
+        self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
+        until("the replica follows", || (self.info("master_link_status")? == "up").then_some(()));
+        self.wait_for_files();
+    }
+
+    /// Refuses writes, as in these circumstances, until [`Self::cure`].
+    pub fn refuse(&self, refusal: Refusal) {
+        match refusal {
+            // Of somebody who is not there.
+            Refusal::ReadOnly => {
+                self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", Port::free().number()));
+            }
+            Refusal::OutOfMemory => self.tell("CONFIG SET maxmemory 1mb"),
+            Refusal::TooFewReplicas => self.tell("CONFIG SET min-replicas-to-write 1"),
+            Refusal::CannotSave => {
+                // What a replica was sent may be there.
+                let _ = fs::remove_file(self.dump());
+                fs::create_dir(self.dump()).expect("the directory is writable");
+                self.set_save("3600 1");
+                self.tell::<()>("CONFIG SET stop-writes-on-bgsave-error yes");
+                let _: Value = self.tell("BGSAVE");
+                until("the save fails", || (self.info("rdb_last_bgsave_status")? == "err").then_some(()));
+            }
+        }
+    }
+
+    /// Ends [`Self::refuse`].
+    pub fn cure(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::ReadOnly => self.tell("REPLICAOF NO ONE"),
+            Refusal::OutOfMemory => self.tell("CONFIG SET maxmemory 0"),
+            Refusal::TooFewReplicas => self.tell("CONFIG SET min-replicas-to-write 0"),
+            Refusal::CannotSave => {
+                self.tell::<()>("CONFIG SET stop-writes-on-bgsave-error no");
+                self.set_save("");
+                fs::remove_dir(self.dump()).expect("the directory is empty");
+            }
+        }
+    }
+
+    /// The connections it has, as `CLIENT LIST` tells them; with `flag`, only those with this one.
+    #[must_use]
+    pub fn clients(&self, flag: Option<char>) -> Vec<String> {
+        let clients: String = self.tell("CLIENT LIST");
+        let has = |line: &&str| {
+            let flags = line.split(' ').find_map(|field| field.strip_prefix("flags="));
+            flag.is_none_or(|flag| flags.is_some_and(|flags| flags.contains(flag)))
+        };
+        clients.lines().filter(has).map(str::to_owned).collect()
+    }
+
+    /// Ends every connection on which somebody listens for changes.
+    pub fn kill_tracking(&self) {
+        for client in self.clients(Some('t')) {
+            let id =
+                client.split(' ').find_map(|field| field.strip_prefix("id=")).expect("every client has one");
+            let _: Value = self.tell(&format!("CLIENT KILL ID {id}"));
+        }
+    }
+
+    fn files(&self) -> PathBuf {
+        self.dir().join("appendonlydir")
+    }
+
+    /// Where it would save; a directory there keeps it from that.
+    fn dump(&self) -> PathBuf {
+        self.dir().join("dump.rdb")
+    }
+
+    /// Waits until the append-only file is not being written anew.
+    fn wait_for_files(&self) {
+        until("its files are whole", || {
+            let is_over = |field: &str| Some(self.info(field)? == "0");
+            (is_over("aof_rewrite_in_progress")? && is_over("aof_rewrite_scheduled")?).then_some(())
+        });
+    }
+
+    /// `CONFIG SET save`, whose value may have a space.
+    fn set_save(&self, save: &str) {
+        let mut connection = self.access.client().get_connection().expect("Redis runs");
+        let mut set = ::redis::cmd("CONFIG");
+        set.arg("SET").arg("save").arg(save).query::<()>(&mut connection).expect("it is allowed");
+    }
+}
+
+/// Why a Redis refuses writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// `READONLY`: it is a replica.
+    ReadOnly,
+    /// `OOM`.
+    OutOfMemory,
+    /// `NOREPLICAS`.
+    TooFewReplicas,
+    /// `MISCONF`: it could not save.
+    CannotSave,
 }
 
 impl Access {
@@ -235,6 +381,14 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
         std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the directory is writable");
+    for file in fs::read_dir(from).expect("Redis made it") {
+        let file = file.expect("it can be listed");
+        fs::copy(file.path(), to.join(file.file_name())).expect("it can be copied");
     }
 }
 

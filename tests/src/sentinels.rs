@@ -6,7 +6,7 @@ use ::redis::Client;
 use tempfile::TempDir;
 
 use crate::{
-    ports,
+    ports::Port,
     process::Process,
     redis::{Access, Redis, directory, server, until},
 };
@@ -27,8 +27,8 @@ pub struct Sentinels {
 
 #[derive(Debug)]
 struct Sentinel {
-    port: u16,
     process: Process,
+    port: Port,
     _dir: TempDir,
 }
 
@@ -86,32 +86,33 @@ impl Sentinels {
 impl From<&Sentinels> for Access {
     fn from(set: &Sentinels) -> Self {
         let hosts: Vec<String> =
-            set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+            set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port.number())).collect();
         Self { url: format!("redis-sentinel://{}/{NAME}", hosts.join(",")), ca_file: None }
     }
 }
 
 impl Sentinel {
     fn start(primary_port: &str) -> Self {
-        let (port, dir) = (ports::free(), directory());
+        let (port, dir) = (Port::free(), directory());
         let file = dir.path().join("sentinel.conf");
         let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\n\
+            "port {}\nbind 127.0.0.1\ndir {}\n\
              sentinel monitor {NAME} 127.0.0.1 {primary_port} 2\n\
              sentinel down-after-milliseconds {NAME} 500\n\
              sentinel failover-timeout {NAME} 2000\n\
              sentinel parallel-syncs {NAME} 2\n",
+            port.number(),
             dir.path().display()
         );
         fs::write(&file, settings).expect("the directory is writable");
         let process = Process::spawn("sentinel", server().arg(&file).arg("--sentinel"));
         process.expect_line("the sentinel monitors", |line| line.contains("+monitor master").then_some(()));
-        Self { port, process, _dir: dir }
+        Self { process, port, _dir: dir }
     }
 
     /// What it says of the primary.
     fn told(&self, field: &str) -> Option<String> {
-        let client = Client::open(Access::at_port(self.port).url).ok()?;
+        let client = Client::open(Access::at_port(self.port.number()).url).ok()?;
         let mut connection = client.get_connection().ok()?;
         let said: Vec<String> =
             ::redis::cmd("SENTINEL").arg("MASTER").arg(NAME).query(&mut connection).ok()?;

@@ -39,6 +39,17 @@ impl Socket {
         Self::open(gateway, format!("ws://{gateway}/ws/odds?token={token}")).await.0
     }
 
+    /// The same; `None` when it is refused, or the gateway is gone.
+    pub async fn try_connect(gateway: SocketAddr, token: &str) -> Option<Self> {
+        within("handshake", async {
+            let stream = TcpStream::connect(gateway).await.ok()?;
+            let (stream, _) =
+                client_async(format!("ws://{gateway}/ws/odds?token={token}"), stream).await.ok()?;
+            Some(Self { stream })
+        })
+        .await
+    }
+
     /// Connects with this request; panics unless it is answered with 101.
     pub async fn open(gateway: SocketAddr, request: impl IntoClientRequest + Unpin) -> (Self, Response) {
         let request: Request<()> = request.into_client_request().expect("a well-formed request");
@@ -55,6 +66,11 @@ impl Socket {
     /// Sends one text frame.
     pub async fn send(&mut self, text: impl Display) {
         self.send_frame(tungstenite::Message::text(text.to_string())).await;
+    }
+
+    /// The same; whether the connection took it.
+    pub async fn try_send(&mut self, text: impl Display) -> bool {
+        within("send", self.stream.send(tungstenite::Message::text(text.to_string()))).await.is_ok()
     }
 
     /// Sends one frame of any kind.

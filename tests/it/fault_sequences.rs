@@ -1,0 +1,460 @@
+//! Faults in an order that a seed draws, while desks publish without a pause and clients change pods as they please.
+//! Each [`Follower`] checks what it sees; after each fault everybody has what Redis has, and Redis has all that was
+//! acknowledged.
+//!
+//! `FAULT_SEED=…` runs one sequence again, `FAULT_SEEDS=20` so many, and `FAULT_SOAK=10m` one after the other for so
+//! long, with hangs of half a minute.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    env,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use shared::settings::FromSetting;
+use tests::{
+    Access, Admin, Desk, Follower, Http, Launch, Redis, Rest, Service,
+    chaos::{Chaos, Weather},
+    eventually, fresh_market,
+    ports::Port,
+    redis::Refusal,
+    within,
+};
+use tokio::{runtime, sync::watch, task::JoinHandle, time::sleep};
+
+/// Sequences unless it is said how many.
+const SEQUENCES: usize = 4;
+const AT_ONCE: usize = 4;
+/// Faults in one.
+const FAULTS: usize = 6;
+const MARKETS: usize = 4;
+const FOLLOWERS: usize = 6;
+/// Overrides of each market that must be acknowledged before, in and after a fault. The first of them may have been
+/// on its way already.
+const MORE: usize = 3;
+/// Messages that a client stays for, about.
+const STAY: u32 = 30;
+/// Between a client's attempts to connect, and between two overrides of a market.
+const PACE: Duration = Duration::from_millis(10);
+/// How long Redis hangs, refuses, and loads.
+const MOMENT: Duration = Duration::from_millis(1500);
+const LONG_MOMENT: Duration = Duration::from_secs(30);
+/// What a process has open to one Redis at most (docs/operations.md).
+const REDIS_CONNECTIONS: usize = 11;
+
+#[test]
+fn whatever_goes_wrong_in_whatever_order_everybody_is_whole_afterwards() {
+    let variable = |name: &str| env::var(name).ok();
+    let number = |name: &str| variable(name).map(|text| text.parse::<usize>().unwrap());
+    let given = variable("FAULT_SEED").map(|text| text.parse::<u64>().unwrap());
+    let count = given.map_or_else(|| number("FAULT_SEEDS").unwrap_or(SEQUENCES), |_| 1);
+    let end = variable("FAULT_SOAK").map(|text| Instant::now() + Duration::parse(&text).unwrap());
+    let moment = if end.is_some() { LONG_MOMENT } else { MOMENT };
+    let begun = AtomicUsize::new(0);
+    let is_wanted = || {
+        let before = begun.fetch_add(1, Ordering::Relaxed);
+        end.map_or(before < count, |end| Instant::now() < end)
+    };
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while is_wanted() {
+                    let seed = Seed(given.unwrap_or_else(rand::random));
+                    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+                    runtime.unwrap().block_on(sequence(&seed, moment));
+                }
+            });
+        }
+    });
+}
+
+/// Shown when its sequence fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("again with FAULT_SEED={}", self.0);
+        }
+    }
+}
+
+async fn sequence(seed: &Seed, moment: Duration) {
+    let mut rng = StdRng::seed_from_u64(seed.0);
+    let faults: Vec<Fault> = (0..FAULTS).map(|_| Fault::ALL[rng.random_range(0..Fault::ALL.len())]).collect();
+    println!("FAULT_SEED={}: {faults:?}", seed.0);
+    let mut world = World::start(rng, moment).await;
+    for fault in faults {
+        let began = Instant::now();
+        world.go_through(fault).await;
+        println!("FAULT_SEED={}: {fault:?} took {:?}", seed.0, began.elapsed());
+    }
+    world.expect_no_trace_of_clients().await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    RedisKilled,
+    RedisHangs,
+    RedisLoads,
+    Flushed,
+    Emptied,
+    OlderCopy,
+    LaggingReplica,
+    Refuses(Refusal),
+    RepliesCut,
+    LinksCut,
+    Slow,
+    Trickle,
+    HalfOpen,
+    TrackingKilled,
+    GatewayKilled,
+    PublisherKilled,
+}
+
+impl Fault {
+    const ALL: [Self; 19] = [
+        Self::RedisKilled,
+        Self::RedisHangs,
+        Self::RedisLoads,
+        Self::Flushed,
+        Self::Emptied,
+        Self::OlderCopy,
+        Self::LaggingReplica,
+        Self::Refuses(Refusal::ReadOnly),
+        Self::Refuses(Refusal::OutOfMemory),
+        Self::Refuses(Refusal::TooFewReplicas),
+        Self::Refuses(Refusal::CannotSave),
+        Self::RepliesCut,
+        Self::LinksCut,
+        Self::Slow,
+        Self::Trickle,
+        Self::HalfOpen,
+        Self::TrackingKilled,
+        Self::GatewayKilled,
+        Self::PublisherKilled,
+    ];
+
+    /// Whether Redis is without something afterwards that was acknowledged.
+    fn loses(self) -> bool {
+        matches!(self, Self::Flushed | Self::Emptied | Self::OlderCopy | Self::LaggingReplica)
+    }
+}
+
+struct World {
+    rng: StdRng,
+    moment: Duration,
+    clients: Vec<Client>,
+    /// One for each market.
+    desks: Vec<Desk>,
+    markets: Vec<u64>,
+    gateways: [Pod; 2],
+    publishers: [Pod; 2],
+    /// Open files and threads of a gateway and of a publisher without clients.
+    idle: [(usize, usize); 2],
+    /// Between the gateways and Redis, and between the publishers and Redis.
+    links: [Chaos; 2],
+    redis: Redis,
+}
+
+impl World {
+    async fn start(mut rng: StdRng, moment: Duration) -> Self {
+        let redis = Redis::durable();
+        let links = [(); 2].map(|()| Chaos::before(&redis));
+        let [to_gateways, to_publishers] = [&links[0], &links[1]].map(Access::from);
+        let settings = [("HISTORY_LEN", "100000"), ("STALE_AFTER", "1s"), ("HEARTBEAT_INTERVAL", "5s")];
+        let gateways = [(); 2].map(|()| Pod::start(Launch::gateway(&to_gateways).envs(&settings)));
+        let publishers = [(); 2].map(|()| Pod::start(Launch::publisher(&to_publishers).envs(&settings[..1])));
+        let idle = [&gateways[0], &publishers[0]].map(|pod| pod.service.process.files_and_threads());
+        let markets: Vec<u64> = (0..MARKETS).map(|_| fresh_market()).collect();
+        let mut desks = Vec::new();
+        for &market in &markets {
+            let mut desk = Desk::at(publishers.iter().map(|pod| Admin::new(pod.service.url(""))).collect());
+            desk.publish(market).await;
+            desks.push(desk);
+        }
+        let mut clients = Vec::new();
+        for index in 0..FOLLOWERS {
+            let follower = Follower::start(gateways[index % 2].service.api, &markets).await;
+            clients.push(Client { follower, rng: StdRng::seed_from_u64(rng.next_u64()), at: index % 2 });
+        }
+        Self { rng, moment, clients, desks, markets, gateways, publishers, idle, links, redis }
+    }
+
+    /// Publishes and follows before, in and after a fault, and looks whether everything is as it should be.
+    async fn go_through(&mut self, fault: Fault) {
+        let before = self.tops();
+        let acknowledged: Arc<[AtomicUsize; MARKETS]> = Arc::default();
+        let enough = Arc::new(AtomicBool::new(false));
+        let publishing: Vec<JoinHandle<Desk>> = std::mem::take(&mut self.desks)
+            .into_iter()
+            .enumerate()
+            .map(|(index, desk)| {
+                let (acknowledged, enough) = (Arc::clone(&acknowledged), Arc::clone(&enough));
+                let market = self.markets[index];
+                tokio::spawn(
+                    async move { keep_publishing(desk, market, &acknowledged[index], &enough).await },
+                )
+            })
+            .collect();
+        let (over, is_over) = watch::channel(None);
+        let gateways = self.gateways.each_ref().map(|pod| pod.service.api);
+        let following: Vec<JoinHandle<Client>> = std::mem::take(&mut self.clients)
+            .into_iter()
+            .map(|mut client| {
+                client.follower.expect_loss(fault.loses());
+                tokio::spawn(client.live(gateways, is_over.clone()))
+            })
+            .collect();
+
+        more(&acknowledged).await;
+        self.strike(fault, &acknowledged).await;
+        more(&acknowledged).await;
+        enough.store(true, Ordering::Relaxed);
+        for desk in publishing {
+            self.desks.push(within("the desks' last overrides", desk).await.unwrap());
+        }
+        over.send_replace(Some(self.tops()));
+        for client in following {
+            self.clients.push(within("the last update everywhere", client).await.unwrap());
+        }
+        self.expect_whole(fault, &before).await;
+    }
+
+    async fn strike(&mut self, fault: Fault, acknowledged: &[AtomicUsize; MARKETS]) {
+        match fault {
+            Fault::RedisKilled => self.redis.restart(),
+            Fault::RedisHangs => {
+                self.redis.process().pause();
+                sleep(self.moment).await;
+                self.redis.process().unpause();
+            }
+            Fault::RedisLoads => self.redis.restart_loading(MOMENT),
+            Fault::Flushed => self.redis.tell("FLUSHALL"),
+            Fault::Emptied => self.redis.restart_empty(),
+            Fault::OlderCopy => {
+                self.redis.copy();
+                more(acknowledged).await;
+                self.redis.restart_from_copy();
+            }
+            Fault::LaggingReplica => {
+                let replica = Redis::durable();
+                replica.follow(&self.redis);
+                replica.tell::<()>("REPLICAOF NO ONE");
+                more(acknowledged).await;
+                self.redis.kill();
+                self.links.iter().for_each(|link| link.lead_to(&replica));
+                self.redis = replica;
+            }
+            Fault::Refuses(refusal) => {
+                self.redis.refuse(refusal);
+                sleep(MOMENT).await;
+                self.redis.cure(refusal);
+            }
+            Fault::RepliesCut => {
+                for link in &self.links {
+                    link.cut_replies(5);
+                    eventually("the replies are cut", async || link.has_cut_replies().then_some(())).await;
+                }
+            }
+            Fault::LinksCut => self.links.iter().for_each(Chaos::cut),
+            Fault::Slow => self.weather(Weather::Slow(Duration::from_millis(100)), acknowledged).await,
+            Fault::Trickle => self.weather(Weather::Trickle(Duration::from_millis(1)), acknowledged).await,
+            Fault::HalfOpen => self.links[self.rng.random_range(0..2)].swallow(),
+            Fault::TrackingKilled => self.redis.kill_tracking(),
+            Fault::GatewayKilled => {
+                let pod = &mut self.gateways[self.rng.random_range(0..2)];
+                pod.restart();
+            }
+            Fault::PublisherKilled => {
+                let pod = &mut self.publishers[self.rng.random_range(0..2)];
+                pod.restart();
+            }
+        }
+    }
+
+    async fn weather(&self, weather: Weather, acknowledged: &[AtomicUsize; MARKETS]) {
+        self.links.iter().for_each(|link| link.set(weather));
+        more(acknowledged).await;
+        self.links.iter().for_each(|link| link.set(Weather::Fair));
+    }
+
+    async fn expect_whole(&mut self, fault: Fault, before: &Tops) {
+        for (market, (epoch, seq)) in self.tops() {
+            let (former_epoch, former_seq) = before[&market];
+            assert!(seq > former_seq, "{fault:?}: {market}");
+            assert_eq!(epoch > former_epoch, fault.loses(), "{fault:?}: {market}: {former_epoch}, {epoch}");
+        }
+        for (desk, &market) in self.desks.iter().zip(&self.markets) {
+            expect_all_of(desk, market, &self.redis);
+            // What several have seen of one position is one update.
+            let mut seen: HashMap<(u64, u64), &str> =
+                desk.accepted().iter().map(|(_, position, payload)| (*position, payload.as_str())).collect();
+            for client in &self.clients {
+                client.follower.expect_as_in(&self.redis, market);
+                for (position, payload) in &client.follower.known(market).updates {
+                    let other = seen.insert(*position, payload);
+                    assert!(other.is_none_or(|other| other == payload), "{position:?} of {market}");
+                }
+            }
+        }
+        for (desk, &market) in self.desks.iter_mut().zip(&self.markets) {
+            desk.expect_last_is_replayed(market).await;
+        }
+        for pod in &self.gateways {
+            pod.expect_ready().await;
+        }
+    }
+
+    /// Nothing of those who were here is left: connections, open files, threads.
+    async fn expect_no_trace_of_clients(self) {
+        let Self { clients, desks, gateways, publishers, idle, redis, links: _links, .. } = self;
+        drop((clients, desks));
+        let pods = gateways.iter().zip([idle[0]; 2]).chain(publishers.iter().zip([idle[1]; 2]));
+        for (pod, (files, threads)) in pods {
+            eventually("no more files and threads than at the start", async || {
+                let (files_now, threads_now) = pod.service.process.files_and_threads();
+                (files_now <= files + REDIS_CONNECTIONS && threads_now <= threads).then_some(())
+            })
+            .await;
+        }
+        for pod in &gateways {
+            let rest = Rest::of(&pod.service);
+            let (http, metrics) = (Http::default(), pod.service.ops_url("/metrics"));
+            eventually("no connection is counted", async || {
+                let is_zero =
+                    http.get(&metrics).await.text.lines().any(|line| line == "gateway_connections 0");
+                (is_zero && rest.health().await.connections == 0).then_some(())
+            })
+            .await;
+        }
+        eventually("Redis has the connections of four processes", async || {
+            let (all, tracking) = (redis.clients(None).len(), redis.clients(Some('t')).len());
+            (all <= 4 * REDIS_CONNECTIONS + 1 && tracking == gateways.len() + publishers.len()).then_some(())
+        })
+        .await;
+    }
+
+    fn tops(&self) -> Tops {
+        self.desks.iter().flat_map(|desk| desk.last().clone()).collect()
+    }
+}
+
+/// Epoch and seq of each market's last acknowledged update.
+type Tops = BTreeMap<u64, (u64, u64)>;
+
+async fn keep_publishing(
+    mut desk: Desk,
+    market: u64,
+    acknowledged: &AtomicUsize,
+    enough: &AtomicBool,
+) -> Desk {
+    while !enough.load(Ordering::Relaxed) {
+        desk.persist(market).await;
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+        // Leaves the machine to others.
+        sleep(PACE).await;
+    }
+    desk
+}
+
+/// Waits until more overrides of every market are acknowledged.
+async fn more(acknowledged: &[AtomicUsize; MARKETS]) {
+    let count = || acknowledged.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let before = count();
+    eventually("more overrides of every market are acknowledged", async || {
+        count().iter().zip(before).all(|(now, before)| *now >= before + MORE).then_some(())
+    })
+    .await;
+}
+
+/// The log has what was acknowledged in its epoch, and nothing twice.
+fn expect_all_of(desk: &Desk, market: u64, redis: &Redis) {
+    let (epoch, _) = desk.last()[&market];
+    let log: Vec<(String, HashMap<String, String>)> =
+        redis.tell(&format!("XRANGE odds:log:{{{market}}} {epoch} +"));
+    let log: BTreeMap<String, String> =
+        log.into_iter().map(|(id, mut fields)| (id, fields.remove("p").unwrap())).collect();
+    let payloads: BTreeSet<&String> = log.values().collect();
+    assert_eq!(payloads.len(), log.len(), "an override of {market} is there twice: {log:?}");
+    for (_, (of_epoch, seq), payload) in desk.accepted() {
+        if *of_epoch == epoch {
+            assert_eq!(log.get(&format!("{epoch}-{seq}")), Some(payload), "{market}");
+        }
+    }
+}
+
+/// Somebody who follows, and goes to the other pod now and then.
+struct Client {
+    follower: Follower,
+    rng: StdRng,
+    at: usize,
+}
+
+impl Client {
+    /// Until it is over, and everything that was acknowledged until then is here.
+    async fn live(mut self, gateways: [SocketAddr; 2], mut over: watch::Receiver<Option<Tops>>) -> Self {
+        let is_whole = |follower: &Follower, tops: &Tops| {
+            tops.iter().all(|(market, top)| {
+                let known = follower.known(*market);
+                (known.epoch, known.seq) >= *top
+            })
+        };
+        while !over.borrow().as_ref().is_some_and(|tops| is_whole(&self.follower, tops)) {
+            let is_open = tokio::select! {
+                changed = over.changed() => match changed {
+                    Ok(()) => true,
+                    // The test has failed elsewhere.
+                    Err(_) => return self,
+                },
+                is_open = self.follower.try_take_next() => is_open,
+            };
+            if !is_open || self.rng.random_ratio(1, STAY) {
+                self.go_elsewhere(gateways).await;
+            }
+        }
+        self
+    }
+
+    async fn go_elsewhere(&mut self, gateways: [SocketAddr; 2]) {
+        loop {
+            self.at = 1 - self.at;
+            if self.follower.try_resume(gateways[self.at]).await {
+                return;
+            }
+            sleep(PACE).await;
+        }
+    }
+}
+
+/// A service that comes back at its address when it is killed.
+struct Pod {
+    service: Service,
+    launch: Launch,
+    _port: Port,
+}
+
+impl Pod {
+    fn start(launch: Launch) -> Self {
+        let port = Port::free();
+        let launch = launch.env("LISTEN", &format!("127.0.0.1:{}", port.number()));
+        Self { service: launch.clone().start(), launch, _port: port }
+    }
+
+    fn restart(&mut self) {
+        self.service.process.kill();
+        self.service = self.launch.clone().start();
+    }
+
+    async fn expect_ready(&self) {
+        let (http, url) = (Http::default(), self.service.ops_url("/readyz"));
+        eventually("readiness", async || (http.get(&url).await.status == 200).then_some(())).await;
+    }
+}
