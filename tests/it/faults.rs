@@ -155,6 +155,42 @@ async fn a_redis_that_hangs_makes_prices_stale_until_the_gap_is_healed() {
     }
 }
 
+/// It answers, and nothing that it says is of use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_loads_overrides_are_refused_and_prices_are_stale_until_it_has() {
+    const LOADING: Duration = Duration::from_secs(4);
+    let mut redis = Redis::durable();
+    let mut scene = Scene::start(&redis, &[("STALE_AFTER", "500ms")]).await;
+    let (admin, url) = (scene.services.admin(), redis.url());
+    scene.go_on(100).await;
+    let loading = tokio::task::spawn_blocking(move || {
+        redis.restart_loading(LOADING);
+        redis
+    });
+    let client = redis::Client::open(url).unwrap();
+    eventually("Redis loads", async || {
+        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        let answer = redis::cmd("DBSIZE").query_async::<u64>(&mut connection).await;
+        answer.is_err_and(|error| error.code() == Some("LOADING")).then_some(())
+    })
+    .await;
+    // The first may find its connection broken, and cannot tell.
+    eventually("the publisher says that nothing was appended", async || {
+        let answer = admin.send(&override_body(scene.market, &numbered(0))).await;
+        let message = answer.expect_error(503, "SERVICE_UNAVAILABLE");
+        message.contains("nothing was appended").then_some(())
+    })
+    .await;
+    for follower in &mut scene.followers {
+        assert!(follower.status().await.stale);
+    }
+    let redis = loading.await.unwrap();
+    for follower in &mut scene.followers {
+        assert!(!follower.status().await.stale);
+    }
+    scene.expect_whole(&redis, 0).await;
+}
+
 #[tokio::test]
 async fn when_everything_is_flushed_seq_goes_on_in_a_new_epoch() {
     let redis = Redis::start();

@@ -20,6 +20,7 @@ mod limits;
 mod malformed;
 mod operations;
 mod overrides;
+mod racing_publishers;
 mod recorded_market;
 mod redis_layout;
 mod replay;

@@ -31,6 +31,16 @@ async fn updates_are_delivered_and_resumed_elsewhere_in_a_cluster() {
     deliver_and_resume_elsewhere(&*backbone::cluster::SET.get()).await;
 }
 
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_behind_sentinels_over_tls() {
+    deliver_and_resume_elsewhere(&Sentinels::with_tls()).await;
+}
+
+#[tokio::test]
+async fn updates_are_delivered_and_resumed_elsewhere_in_a_cluster_over_tls() {
+    deliver_and_resume_elsewhere(&Cluster::with_tls()).await;
+}
+
 async fn deliver_and_resume_elsewhere(redis: impl Into<Access>) {
     let services = Services::start(redis, &[], &[]);
     let markets: Vec<u64> = (0..12).map(|_| fresh_market()).collect();
@@ -70,23 +80,10 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
     only_lost.reach_all_of(&desk).await;
 
     cluster.node(0).kill();
-    let (mut slowest, mut rounds) = (Duration::ZERO, 0);
-    let others = async {
-        loop {
-            for market in [other, third] {
-                let began = Instant::now();
-                others_desk.publish(market).await;
-                only_others.reach_all_of(&others_desk).await;
-                slowest = slowest.max(began.elapsed());
-            }
-            rounds += 1;
-        }
-    };
-    tokio::select! {
-        () = others => unreachable!("goes on until the failover is over"),
-        accepted = desk.publish(lost) => assert_eq!(accepted.seq, 4),
-    }
-    assert!(slowest < NOT_HELD_UP && rounds > 10, "{rounds} rounds, {slowest:?} the slowest");
+    let failed_over = desk.publish(lost);
+    let others = go_on_until(failed_over, &mut others_desk, &mut only_others, [other, third]);
+    let accepted = Box::pin(others).await;
+    assert_eq!(accepted.seq, 4);
     desk.publish(lost).await;
     assert_eq!(cluster.holder_of(lost), cluster::PRIMARIES, "its replica holds it");
     let promoted = cluster.node(cluster::PRIMARIES);
@@ -97,6 +94,58 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
     }
     everything.reach_all_of(&others_desk).await;
     expect_ready(&services).await;
+}
+
+/// The link to one node of a cluster is dead, and nobody is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_open_link_to_one_primary_of_a_cluster_holds_up_no_other_market() {
+    let cluster = Cluster::start();
+    let chaos = cluster.chaos_before(0);
+    let services = Services::start(&cluster, &[("STALE_AFTER", "1s")], &[]);
+    let [lost, other, third] = [0, 1, 2].map(|primary| cluster.fresh_market_at(primary));
+    let (mut desk, mut others_desk) = (Desk::new(services.admin()), Desk::new(services.admin()));
+    let mut everything = Follower::start(services.gateway(0).api, &[lost, other, third]).await;
+    let mut only_others = Follower::start(services.gateway(1).api, &[other, third]).await;
+    desk.publish_many(lost, 3).await;
+    everything.reach_all_of(&desk).await;
+
+    chaos.swallow();
+    let delivered = async {
+        desk.publish(lost).await;
+        everything.reach_all_of(&desk).await;
+    };
+    Box::pin(go_on_until(delivered, &mut others_desk, &mut only_others, [other, third])).await;
+    everything.reach_all_of(&others_desk).await;
+    assert_eq!(everything.known(lost).resets, 0);
+    everything.expect_as_in(cluster.node(0), lost);
+    expect_ready(&services).await;
+}
+
+/// Publishes and delivers in other markets until `until` is done, none of it held up; what that gave.
+async fn go_on_until<T>(
+    until: impl Future<Output = T>,
+    desk: &mut Desk,
+    follower: &mut Follower,
+    markets: [u64; 2],
+) -> T {
+    let (mut slowest, mut rounds) = (Duration::ZERO, 0);
+    let going_on = async {
+        loop {
+            for market in markets {
+                let began = Instant::now();
+                desk.publish(market).await;
+                follower.reach_all_of(desk).await;
+                slowest = slowest.max(began.elapsed());
+            }
+            rounds += 1;
+        }
+    };
+    let done = tokio::select! {
+        () = going_on => unreachable!("goes on until the other is done"),
+        done = until => done,
+    };
+    assert!(slowest < NOT_HELD_UP && rounds > 10, "{rounds} rounds, {slowest:?} the slowest");
+    done
 }
 
 /// Primaries are told apart by their place among the others, which a failover may change.

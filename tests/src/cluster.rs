@@ -1,8 +1,12 @@
 //! A real Redis Cluster: three primaries with a replica each.
 
+use std::sync::Arc;
+
 use ::redis::{FromRedisValue, RedisResult, Value};
 
 use crate::{
+    certificates::Certificates,
+    chaos::Chaos,
     redis::{Access, Redis, until},
     stack::fresh_market,
 };
@@ -26,8 +30,18 @@ impl Cluster {
     /// Starts one and waits until every node knows it whole.
     #[must_use]
     pub fn start() -> Self {
+        Self::launch(None)
+    }
+
+    /// Starts one that speaks TLS only.
+    #[must_use]
+    pub fn with_tls() -> Self {
+        Self::launch(Some(&Arc::new(Certificates::make())))
+    }
+
+    fn launch(certificates: Option<&Arc<Certificates>>) -> Self {
         let args: Vec<&str> = ARGS.split(' ').collect();
-        let nodes: Vec<Redis> = (0..2 * PRIMARIES).map(|_| Redis::with(&args)).collect();
+        let nodes: Vec<Redis> = (0..2 * PRIMARIES).map(|_| Redis::in_set(&args, certificates)).collect();
         for (index, (node, (first, last))) in nodes.iter().zip(SLOTS).enumerate() {
             node.tell::<()>(&format!("CLUSTER SET-CONFIG-EPOCH {}", index + 1));
             node.tell::<()>(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
@@ -69,6 +83,23 @@ impl Cluster {
     #[must_use]
     pub fn node(&self, index: usize) -> &Redis {
         &self.nodes[index]
+    }
+
+    /// Puts a proxy before one of the nodes: from now on that is its address, for clients and replicas. Blocks the
+    /// thread.
+    #[must_use]
+    pub fn chaos_before(&self, index: usize) -> Chaos {
+        let node = self.node(index);
+        let chaos = Chaos::before(node);
+        node.tell::<()>(&format!("CONFIG SET cluster-announce-port {}", chaos.port()));
+        until("every node names the proxy", || {
+            let names = |node: &Redis| -> Option<bool> {
+                let nodes: String = node.ask("CLUSTER NODES").ok()?;
+                Some(nodes.contains(&format!("127.0.0.1:{}@", chaos.port())))
+            };
+            self.nodes.iter().all(|node| names(node) == Some(true)).then_some(())
+        });
+        chaos
     }
 
     /// The node that holds `market` now, as the living ones agree. Blocks the thread.
@@ -127,7 +158,9 @@ impl From<&Cluster> for Access {
     fn from(cluster: &Cluster) -> Self {
         let hosts: Vec<String> =
             cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        Self { url: format!("redis-cluster://{}", hosts.join(",")), ca_file: None }
+        let Self { ca_file, .. } = Self::from(cluster.node(0));
+        let scheme = if ca_file.is_some() { "rediss" } else { "redis" };
+        Self { url: format!("{scheme}-cluster://{}", hosts.join(",")), ca_file }
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod binaries;
+pub mod certificates;
 pub mod chaos;
 pub mod cluster;
 pub mod desk;
@@ -34,6 +35,7 @@ pub mod tokens;
 pub mod wait;
 
 pub use admin::Admin;
+pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use desk::Desk;
 pub use field::FieldClient;

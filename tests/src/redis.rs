@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use shared::{
 use tempfile::TempDir;
 
 use crate::{
+    certificates::Certificates,
     ports::Port,
     process::Process,
     wait::{DEADLINE, within},
@@ -51,6 +53,7 @@ pub struct Redis {
     args: Vec<String>,
     access: Access,
     dir: TempDir,
+    _certificates: Option<Arc<Certificates>>,
 }
 
 impl Redis {
@@ -63,8 +66,7 @@ impl Redis {
     /// Starts one with these arguments besides.
     #[must_use]
     pub fn with(args: &[&str]) -> Self {
-        let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        Self::launch(directory(), args, ("redis", ""), None)
+        Self::in_set(args, None)
     }
 
     /// Starts one that has everything on disk before it answers, and serves a replica at once.
@@ -76,34 +78,34 @@ impl Redis {
     /// Starts one that lets in one user only, with a password, who may do no more than a service does.
     #[must_use]
     pub fn with_user() -> Self {
-        Self::launch(directory(), USER.split(' ').map(str::to_owned).collect(), ("redis", USER_IN_URL), None)
+        Self::launch(USER.split(' ').map(str::to_owned).collect(), USER_IN_URL, None)
     }
 
     /// Starts one that speaks TLS only, with a certificate for 127.0.0.1 of an authority of its own.
     #[must_use]
     pub fn with_tls() -> Self {
-        let dir = directory();
-        let ca_file = make_certificates(dir.path());
-        let file = |name: &str| dir.path().join(name).display().to_string();
-        let args = [
-            ("--tls-cert-file", file("redis.crt")),
-            ("--tls-key-file", file("redis.key")),
-            ("--tls-ca-cert-file", file("ca.crt")),
-            ("--tls-auth-clients", "no".to_owned()),
-        ];
-        let args = args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
-        Self::launch(dir, args, ("rediss", ""), Some(&ca_file))
+        Self::in_set(&[], Some(&Arc::new(Certificates::make())))
     }
 
-    fn launch(dir: TempDir, args: Vec<String>, (scheme, user): (&str, &str), ca_file: Option<&Path>) -> Self {
+    /// Starts one of a set, with these arguments; with these certificates it speaks TLS only.
+    pub(crate) fn in_set(args: &[&str], certificates: Option<&Arc<Certificates>>) -> Self {
+        let settings = certificates.into_iter().flat_map(|certificates| certificates.settings());
+        let tls = settings.flat_map(|(name, value)| [format!("--{name}"), value]);
+        let args = args.iter().map(|&arg| arg.to_owned()).chain(tls).collect();
+        Self::launch(args, "", certificates.cloned())
+    }
+
+    fn launch(args: Vec<String>, user: &str, certificates: Option<Arc<Certificates>>) -> Self {
+        let dir = directory();
+        let scheme = if certificates.is_some() { "rediss" } else { "redis" };
         for _ in 0..PORT_ATTEMPTS {
             let port = Port::free();
             let access = Access {
                 url: format!("{scheme}://{user}127.0.0.1:{}", port.number()),
-                ca_file: ca_file.map(Path::to_owned),
+                ca_file: certificates.as_ref().map(|certificates| certificates.ca_file()),
             };
             if let Some(process) = run(port.number(), &access, dir.path(), &args) {
-                return Self { process, port, args, access, dir };
+                return Self { process, port, args, access, dir, _certificates: certificates };
             }
         }
         panic!("redis-server found its port taken {PORT_ATTEMPTS} times in a row");
@@ -347,7 +349,7 @@ impl Access {
         self.ca_file.as_ref().map(|file| fs::read(file).expect("the harness wrote it"))
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let info = self.url.as_str().into_connection_info().expect("the URL is well-formed");
         match self.ca_pem() {
             Some(pem) => {
@@ -422,24 +424,4 @@ pub(crate) fn server() -> Command {
         panic!("redis-server does not run: {error}");
     }
     Command::new("redis-server")
-}
-
-/// An authority and a certificate of 127.0.0.1 signed by it; the authority's file.
-fn make_certificates(dir: &Path) -> PathBuf {
-    let make = |name: &str, more: &[&str]| {
-        let output = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-            .args(["-days", "2", "-subj", &format!("/CN=KMarket tests {name}")])
-            .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
-            .args(more)
-            .current_dir(dir)
-            .output()
-            .expect("these tests need the openssl command");
-        assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    make("ca", &[]);
-    let signed = ["-CA", "ca.crt", "-CAkey", "ca.key"];
-    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
-    make("redis", &[signed.as_slice(), &names].concat());
-    dir.join("ca.crt")
 }

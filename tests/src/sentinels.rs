@@ -1,11 +1,11 @@
 //! A real primary with two replicas, watched by three sentinels.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
-use ::redis::Client;
 use tempfile::TempDir;
 
 use crate::{
+    certificates::Certificates,
     ports::Port,
     process::Process,
     redis::{Access, Redis, directory, server, until},
@@ -28,6 +28,7 @@ pub struct Sentinels {
 #[derive(Debug)]
 struct Sentinel {
     process: Process,
+    access: Access,
     port: Port,
     _dir: TempDir,
 }
@@ -36,18 +37,28 @@ impl Sentinels {
     /// Starts them and waits until every sentinel knows the others and the replicas.
     #[must_use]
     pub fn start() -> Self {
+        Self::launch(None)
+    }
+
+    /// Starts some that speak TLS only, nodes and sentinels.
+    #[must_use]
+    pub fn with_tls() -> Self {
+        Self::launch(Some(&Arc::new(Certificates::make())))
+    }
+
+    fn launch(certificates: Option<&Arc<Certificates>>) -> Self {
         let mut args: Vec<&str> = ARGS.split(' ').collect();
-        let primary = Redis::with(&args);
+        let primary = Redis::in_set(&args, certificates);
         let port = primary.port().to_string();
         args.extend(["--replicaof", "127.0.0.1", &port]);
         let mut nodes = vec![primary];
-        nodes.extend((0..REPLICAS).map(|_| Redis::with(&args)));
+        nodes.extend((0..REPLICAS).map(|_| Redis::in_set(&args, certificates)));
         for replica in &nodes[1..] {
             until("the replica follows its primary", || {
                 (replica.info("master_link_status")? == "up").then_some(())
             });
         }
-        let sentinels: Vec<Sentinel> = (0..SENTINELS).map(|_| Sentinel::start(&port)).collect();
+        let sentinels: Vec<Sentinel> = (0..SENTINELS).map(|_| Sentinel::start(&port, certificates)).collect();
         for sentinel in &sentinels {
             until("the sentinels know everybody", || {
                 let others = sentinel.told("num-other-sentinels")? == (SENTINELS - 1).to_string();
@@ -87,33 +98,43 @@ impl From<&Sentinels> for Access {
     fn from(set: &Sentinels) -> Self {
         let hosts: Vec<String> =
             set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port.number())).collect();
-        Self { url: format!("redis-sentinel://{}/{NAME}", hosts.join(",")), ca_file: None }
+        let Self { ca_file, .. } = Self::from(set.node(0));
+        let scheme = if ca_file.is_some() { "rediss" } else { "redis" };
+        Self { url: format!("{scheme}-sentinel://{}/{NAME}", hosts.join(",")), ca_file }
     }
 }
 
 impl Sentinel {
-    fn start(primary_port: &str) -> Self {
+    fn start(primary_port: &str, certificates: Option<&Arc<Certificates>>) -> Self {
         let (port, dir) = (Port::free(), directory());
         let file = dir.path().join("sentinel.conf");
+        let number = port.number();
+        let (access, listen) = match certificates {
+            Some(certificates) => {
+                let url = format!("rediss://127.0.0.1:{number}");
+                let access = Access { url, ca_file: Some(certificates.ca_file()) };
+                let settings = certificates.settings().map(|(name, value)| format!("{name} {value}\n"));
+                (access, format!("port 0\ntls-port {number}\n{}", settings.concat()))
+            }
+            None => (Access::at_port(number), format!("port {number}\n")),
+        };
         let settings = format!(
-            "port {}\nbind 127.0.0.1\ndir {}\n\
+            "{listen}bind 127.0.0.1\ndir {}\n\
              sentinel monitor {NAME} 127.0.0.1 {primary_port} 2\n\
              sentinel down-after-milliseconds {NAME} 500\n\
              sentinel failover-timeout {NAME} 2000\n\
              sentinel parallel-syncs {NAME} 2\n",
-            port.number(),
             dir.path().display()
         );
         fs::write(&file, settings).expect("the directory is writable");
         let process = Process::spawn("sentinel", server().arg(&file).arg("--sentinel"));
         process.expect_line("the sentinel monitors", |line| line.contains("+monitor master").then_some(()));
-        Self { process, port, _dir: dir }
+        Self { process, access, port, _dir: dir }
     }
 
     /// What it says of the primary.
     fn told(&self, field: &str) -> Option<String> {
-        let client = Client::open(Access::at_port(self.port.number()).url).ok()?;
-        let mut connection = client.get_connection().ok()?;
+        let mut connection = self.access.client().get_connection().ok()?;
         let said: Vec<String> =
             ::redis::cmd("SENTINEL").arg("MASTER").arg(NAME).query(&mut connection).ok()?;
         said.chunks_exact(2).find(|pair| pair[0] == field).map(|pair| pair[1].clone())
