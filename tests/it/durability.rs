@@ -10,7 +10,7 @@ use tests::{
 #[tokio::test]
 async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
     let (primary, replica) = (Redis::start(), Redis::start());
-    replica.follow(&primary);
+    replica.follow(primary.port());
     let publisher = Launch::publisher(&primary).env("PUBLISH_MIN_REPLICAS", "1").start();
     let gateway = Launch::gateway(&primary).start();
     let admin = Admin::with_token(publisher.url(""), &tokens::admin(Role::Trader));
@@ -26,7 +26,7 @@ async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
 
     // The same request again appends nothing, and waits for the replicas again.
     let other = Redis::start();
-    other.follow(&primary);
+    other.follow(primary.port());
     let answer = admin.send_with_key("again", &body).await;
     let accepted: Accepted = answer.json();
     assert_eq!((accepted.seq, accepted.durability.as_str()), (2, "replicated"));

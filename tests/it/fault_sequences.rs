@@ -246,7 +246,7 @@ impl World {
             }
             Fault::LaggingReplica => {
                 let replica = Redis::durable();
-                replica.follow(&self.redis);
+                replica.follow(self.redis.port());
                 replica.tell::<()>("REPLICAOF NO ONE");
                 more(acknowledged).await;
                 self.redis.kill();

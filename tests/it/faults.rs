@@ -225,7 +225,7 @@ async fn a_redis_that_comes_back_with_an_older_copy_goes_on_in_a_new_epoch() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
     let (primary, replica) = (Redis::durable(), Redis::durable());
-    replica.follow(&primary);
+    replica.follow(primary.port());
     let chaos = Chaos::before(&primary);
     let mut scene = Scene::start(&chaos, &[]).await;
     let replicas: u64 = primary.tell("WAIT 1 5000");

@@ -6,16 +6,14 @@ use tests::{
     Cluster, Desk, Follower, Http, Launch, Redis, Sentinels, Services, Stack,
     chaos::{Chaos, Weather},
     cluster, eventually, fresh_market,
-    redis::until,
 };
 
 const REPLICA: &[(&str, &str)] = &[("TAIL_FROM", "replica"), ("STALE_AFTER", "1s")];
 
 /// A plain Redis that follows the one at this port.
 fn replica_of(port: u16) -> Redis {
-    let replica = Redis::with(&["--repl-diskless-sync-delay", "0"]);
-    replica.tell::<()>(&format!("REPLICAOF 127.0.0.1 {port}"));
-    until("the replica follows", || (replica.info("master_link_status")? == "up").then_some(()));
+    let replica = Redis::start();
+    replica.follow(port);
     replica
 }
 

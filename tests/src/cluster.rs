@@ -18,7 +18,7 @@ const SLOTS: [(u16, u16); PRIMARIES] = [(0, 5460), (5461, 10922), (10923, 16383)
 
 /// Without full coverage required, the loss of one primary leaves the others' slots in service.
 const ARGS: &str = "--cluster-enabled yes --cluster-node-timeout 1000 --cluster-require-full-coverage no \
-                    --repl-diskless-sync-delay 0 --repl-ping-replica-period 1";
+                    --repl-ping-replica-period 1";
 
 /// Six nodes; killed on drop.
 #[derive(Debug)]

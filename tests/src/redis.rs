@@ -69,10 +69,10 @@ impl Redis {
         Self::in_set(args, None)
     }
 
-    /// Starts one that has everything on disk before it answers, and serves a replica at once.
+    /// Starts one that has everything on disk before it answers.
     #[must_use]
     pub fn durable() -> Self {
-        Self::with(&["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"])
+        Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
     /// Starts one that lets in one user only, with a password, who may do no more than a service does.
@@ -231,10 +231,18 @@ impl Redis {
         self.tell::<()>("CONFIG SET key-load-delay 0");
     }
 
-    /// Becomes a replica of `primary`, and returns when it has all of it, on disk as well.
-    pub fn follow(&self, primary: &Self) {
-        self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", primary.port()));
+    /// Becomes a replica of the plain Redis at this port of 127.0.0.1, and returns when it has all of it, on disk as
+    /// well, and its primary knows that.
+    pub fn follow(&self, primary: u16) {
+        self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {primary}"));
         until("the replica follows", || (self.info("master_link_status")? == "up").then_some(()));
+        let primary = Access::at_port(primary).client();
+        until("the primary knows the replica", || {
+            let mut connection = primary.get_connection().ok()?;
+            let info: String = ::redis::cmd("INFO").arg("replication").query(&mut connection).ok()?;
+            let is_it = |line: &str| line.contains(&format!("port={},state=online", self.port()));
+            info.lines().any(is_it).then_some(())
+        });
         self.wait_for_files();
     }
 
@@ -408,6 +416,8 @@ fn run(port: u16, access: &Access, dir: &Path, args: &[String]) -> Option<Proces
         None => ["--port", &port, "--tls-port", "0"],
     };
     command.args(ports).args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    // A replica is served at once.
+    command.args(["--repl-diskless-sync-delay", "0"]);
     command.arg("--dir").arg(dir).args(args);
     let process = Process::spawn("redis-server", &mut command);
     let ready = |line: &str| line.contains("Ready to accept connections").then_some(());

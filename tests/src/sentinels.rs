@@ -15,7 +15,7 @@ use crate::{
 const NAME: &str = "kmarket";
 const REPLICAS: usize = 2;
 const SENTINELS: usize = 3;
-const ARGS: &str = "--repl-diskless-sync-delay 0 --repl-ping-replica-period 1";
+const ARGS: &str = "--repl-ping-replica-period 1";
 
 /// Six processes; killed on drop.
 #[derive(Debug)]
