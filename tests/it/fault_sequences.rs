@@ -6,7 +6,7 @@
 //! long, with hangs of half a minute.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     env,
     net::SocketAddr,
     sync::{
@@ -293,7 +293,7 @@ impl World {
             assert_eq!(epoch > former_epoch, fault.loses(), "{fault:?}: {market}: {former_epoch}, {epoch}");
         }
         for (desk, &market) in self.desks.iter().zip(&self.markets) {
-            expect_all_of(desk, market, &self.redis);
+            desk.expect_all_in(&self.redis, market, desk.last()[&market].0);
             // What several have seen of one position is one update.
             let mut seen: HashMap<(u64, u64), &str> =
                 desk.accepted().iter().map(|(_, position, payload)| (*position, payload.as_str())).collect();
@@ -373,22 +373,6 @@ async fn more(acknowledged: &[AtomicUsize; MARKETS]) {
         count().iter().zip(before).all(|(now, before)| *now >= before + MORE).then_some(())
     })
     .await;
-}
-
-/// The log has what was acknowledged in its epoch, and nothing twice.
-fn expect_all_of(desk: &Desk, market: u64, redis: &Redis) {
-    let (epoch, _) = desk.last()[&market];
-    let log: Vec<(String, HashMap<String, String>)> =
-        redis.tell(&format!("XRANGE odds:log:{{{market}}} {epoch} +"));
-    let log: BTreeMap<String, String> =
-        log.into_iter().map(|(id, mut fields)| (id, fields.remove("p").unwrap())).collect();
-    let payloads: BTreeSet<&String> = log.values().collect();
-    assert_eq!(payloads.len(), log.len(), "an override of {market} is there twice: {log:?}");
-    for (_, (of_epoch, seq), payload) in desk.accepted() {
-        if *of_epoch == epoch {
-            assert_eq!(log.get(&format!("{epoch}-{seq}")), Some(payload), "{market}");
-        }
-    }
 }
 
 /// Somebody who follows, and goes to the other pod now and then.

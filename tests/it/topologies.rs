@@ -96,6 +96,33 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
     expect_ready(&services).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_had_when_it_was_acknowledged_outlives_a_primary_that_is_killed_under_load() {
+    let mut cluster = Cluster::start();
+    let services = Services::start(&cluster, &[], &[("PUBLISH_MIN_REPLICAS", "1")]);
+    let market = cluster.fresh_market_at(0);
+    let mut follower = Follower::start(services.gateway(0).api, &[market]).await;
+    let mut desk = Desk::new(services.admin());
+    let first = desk.publish(market).await;
+    let publishing = tokio::spawn(async move {
+        desk.publish_many(market, 300).await;
+        desk
+    });
+    follower.reach(market, (first.epoch, 100)).await;
+    cluster.node(0).kill();
+    eventually("its replica holds it", async || {
+        (cluster.holder_of(market) == cluster::PRIMARIES).then_some(())
+    })
+    .await;
+    // The new primary needs a replica of its own before anything is acknowledged again.
+    cluster.restart(0);
+    let desk = publishing.await.unwrap();
+    desk.expect_all_in(cluster.node(cluster::PRIMARIES), market, first.epoch);
+    follower.reach_all_of(&desk).await;
+    follower.expect_as_in(cluster.node(cluster::PRIMARIES), market);
+    expect_ready(&services).await;
+}
+
 /// The link to one node of a cluster is dead, and nobody is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_link_to_one_primary_of_a_cluster_holds_up_no_other_market() {

@@ -85,6 +85,11 @@ impl Cluster {
         &self.nodes[index]
     }
 
+    /// Kills one of the nodes and starts it again; it finds out what it is now.
+    pub fn restart(&mut self, index: usize) {
+        self.nodes[index].restart();
+    }
+
     /// Puts a proxy before one of the nodes: from now on that is its address, for clients and replicas. Blocks the
     /// thread.
     #[must_use]

@@ -1,11 +1,15 @@
 //! A desk that does not give up.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
 use crate::{
     admin::{Accepted, Admin, numbered, override_body},
+    redis::Redis,
     wait::{eventually, within},
 };
 
@@ -84,6 +88,22 @@ impl Desk {
     pub async fn publish_many(&mut self, market: u64, count: usize) {
         for _ in 0..count {
             self.publish(market).await;
+        }
+    }
+
+    /// Panics unless the market's log has everything that was accepted in this epoch and later ones, and nothing twice.
+    /// Blocks the thread.
+    pub fn expect_all_in(&self, redis: &Redis, market: u64, epoch: u64) {
+        let log: Vec<(String, BTreeMap<String, String>)> =
+            redis.tell(&format!("XRANGE odds:log:{{{market}}} {epoch} +"));
+        let payload = |mut fields: BTreeMap<String, String>| fields.remove("p").expect("every entry has one");
+        let log: BTreeMap<String, String> =
+            log.into_iter().map(|(id, fields)| (id, payload(fields))).collect();
+        let payloads: BTreeSet<&String> = log.values().collect();
+        assert_eq!(payloads.len(), log.len(), "an override of {market} is there twice: {log:?}");
+        let of_log = |(of, (since, _), _): &&(u64, (u64, u64), String)| *of == market && *since >= epoch;
+        for (_, (epoch, seq), payload) in self.accepted.iter().filter(of_log) {
+            assert_eq!(log.get(&format!("{epoch}-{seq}")), Some(payload), "{epoch}-{seq} of {market}");
         }
     }
 
