@@ -52,6 +52,12 @@ const fn wrapped(now_ms: u64) -> u32 {
     now_ms as u32
 }
 
+/// Whether something that grows by itself has room for several times what it holds, and enough to give it back.
+#[must_use]
+pub const fn is_roomy(len: usize, capacity: usize) -> bool {
+    capacity > 1024 && len < capacity / 4
+}
+
 /// The pod's open connections, in all and by user.
 #[derive(Debug)]
 pub struct Places {
@@ -131,6 +137,9 @@ impl Drop for Place {
             *count -= 1;
             if *count == 0 {
                 users.remove(&*self.user);
+                if is_roomy(users.len(), users.capacity()) {
+                    users.shrink_to_fit();
+                }
             }
         }
         self.places.taken.fetch_sub(1, Ordering::Relaxed);

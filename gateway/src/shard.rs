@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     frame::{self, Encoded, Message},
-    limits::Place,
+    limits::{Place, is_roomy},
     market::{Begin, Markets, Start, Wanted, Watcher},
     metrics as names,
     session::{Action, Rules, Session, Subscribe},
@@ -764,6 +764,10 @@ impl Shard {
         }
         // Dropping the socket takes it out of the poll as well; this only says so at once.
         let _ = self.poll.registry().deregister(&mut connection.socket);
+        if is_roomy(self.connections.len(), self.connections.capacity()) {
+            self.connections.shrink_to_fit();
+            self.subscriptions.shrink(self.connections.capacity());
+        }
     }
 
     fn stop_waiting(&mut self, key: usize) {

@@ -135,6 +135,15 @@ impl Subscriptions {
         self.heads[key] = Heads::EMPTY;
     }
 
+    /// Gives back what a crowd that has left had needed; connection keys are below `max_key` from now on.
+    pub fn shrink(&mut self, max_key: usize) {
+        self.heads.truncate(max_key);
+        self.heads.shrink_to_fit();
+        self.entries.shrink_to_fit();
+        self.markets.shrink_to_fit();
+        self.by_id.shrink_to_fit();
+    }
+
     /// The market here, followed from now on.
     pub fn open(&mut self, id: MarketId) -> Arc<Market> {
         let index = *self.by_id.entry(id).or_insert_with(|| {

@@ -52,7 +52,8 @@ pub struct RedisBackbone {
     retention: Retention,
     /// Replicas that must have an append before it is acknowledged.
     min_replicas: usize,
-    /// The highest position seen in each market's log by whoever appends: a log whose top is below has lost history. One entry a market.
+    /// The highest position seen in each market's log by whoever appends: a log whose top is below has lost history.
+    /// One entry a market.
     remembered: Mutex<HashMap<MarketId, Position>>,
 }
 

@@ -4,13 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
+
+use tokio::time::sleep;
 
 use super::{NodesDoorbell, RedisBackbone};
 use crate::{
     backbone::{Backbone, BackboneError, Doorbell, Ring},
     ids::MarketId,
 };
+
+/// Between two looks at what rang: however many appends there are, a market's top is asked for no more often.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl RedisBackbone {
     /// Listens for what others append as well, and remembers it as if it had been acknowledged here, for ever.
@@ -30,6 +36,7 @@ impl RedisBackbone {
             if self.remember_tops(&rung).await.is_ok() {
                 rung.clear();
             }
+            sleep(LOOK_EVERY).await;
         }
     }
 
