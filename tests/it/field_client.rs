@@ -61,8 +61,15 @@ async fn the_field_client_converges_after_history_was_lost() {
 
     let keys = ["log", "state"].map(|kind| format!("odds:{kind}:{{{market}}}"));
     let _: u64 = redis::AsyncCommands::del(&mut stack.redis().connection().await, &keys).await.unwrap();
-    let mut next = 31;
-    admin.keep_publishing(market, &mut next, field.reach(33)).await;
+    // The new epoch begins well above; the update behind that is the first that the client sees, and it fetches.
+    let first = admin.publish(market, &numbered(31)).await.seq;
+    assert!(first > 31);
+    let mut next = first + 1;
+    admin.keep_publishing(market, &mut next, field.reach(first + 2)).await;
+    assert!(
+        field.applied().iter().any(|update| update.seq == first),
+        "nothing of the new history is missing"
+    );
     assert_eq!(field.lines(), &Lines::of(&numbered(field.last())));
     field.connect(stack.gateway(1).api).await;
     let target = next + 2;
