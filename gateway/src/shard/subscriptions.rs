@@ -11,7 +11,10 @@
 //! what a connection is owed into one buffer, and [`Subscriptions::commit`] moves the cursors by what was written of
 //! it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use shared::{MarketId, Position, protocol::server::SnapshotCause};
 use slab::Slab;
@@ -42,8 +45,8 @@ struct Local {
     /// The log as of the last look.
     view: Log,
     subscribers: Vec<u32>,
-    /// Connections whose request waits for this market.
-    waiters: Vec<usize>,
+    /// Connections whose request waits for this market. After an outage that can be all of them.
+    waiters: BTreeSet<usize>,
 }
 
 /// A connection's lists.
@@ -150,7 +153,7 @@ impl Subscriptions {
             let market = self.registry.follow(id);
             market.watch(self.shard, true);
             let view = market.view();
-            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: Vec::new() })
+            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: BTreeSet::new() })
         });
         Arc::clone(&self.markets[index].market)
     }
@@ -158,17 +161,14 @@ impl Subscriptions {
     /// Connection `key` waits for the market, which must be open.
     pub fn wait(&mut self, key: usize, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
-            let waiters = &mut self.markets[index].waiters;
-            if !waiters.contains(&key) {
-                waiters.push(key);
-            }
+            self.markets[index].waiters.insert(key);
         }
     }
 
     /// Connection `key` no longer waits for the market.
     pub fn stop_waiting(&mut self, key: usize, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
-            self.markets[index].waiters.retain(|&waiter| waiter != key);
+            self.markets[index].waiters.remove(&key);
             self.close_if_unused(index);
         }
     }
@@ -243,8 +243,8 @@ impl Subscriptions {
 
     /// Looks at a market that rang: calls `pending` for each connection that is now owed something, starting at
     /// another one each time, and answers with the connections whose requests waited for it.
-    pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> Vec<usize> {
-        let Some(&index) = self.by_id.get(&id) else { return Vec::new() };
+    pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> BTreeSet<usize> {
+        let Some(&index) = self.by_id.get(&id) else { return BTreeSet::new() };
         self.catch_up(index);
         let Local { subscribers, waiters, .. } = &mut self.markets[index];
         let waiters = std::mem::take(waiters);
