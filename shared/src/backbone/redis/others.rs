@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Between two looks at what rang: however many appends there are, a market's top is asked for no more often.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 impl RedisBackbone {
     /// Listens for what others append as well, and remembers it as if it had been acknowledged here, for ever.
