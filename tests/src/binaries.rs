@@ -1,4 +1,4 @@
-//! The binaries under test, built once per test run with the profile of the tests themselves.
+//! The binaries under test, built once per run with the profile of what runs them: the tests, or `swarm`.
 
 use std::{
     env,
@@ -21,14 +21,14 @@ pub fn path(name: &str) -> PathBuf {
     path
 }
 
-/// Builds both binaries into the target directory that this test binary lies in.
+/// Builds both binaries into the target directory that this binary lies in.
 fn build() -> Result<PathBuf, String> {
-    let this = env::current_exe().expect("a test binary knows its path");
-    let dir = this.ancestors().nth(2).expect("target/PROFILE/deps/it-HASH").to_owned();
+    let this = env::current_exe().expect("a binary knows its path");
+    let dir = profile_dir(&this).expect("target/PROFILE/swarm or target/PROFILE/deps/it-HASH").to_owned();
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(profile) => profile,
-        None => panic!("{} does not lie in target/PROFILE/deps", this.display()),
+        None => panic!("{} does not lie in target/PROFILE", this.display()),
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
     let output = Command::new(env!("CARGO"))
@@ -52,5 +52,23 @@ fn build() -> Result<PathBuf, String> {
         Ok(dir)
     } else {
         Err(format!("the services do not build:\n{}", String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+/// `target/PROFILE` of a binary, which is there itself or, when it is a test, in `deps`.
+fn profile_dir(binary: &Path) -> Option<&Path> {
+    let dir = binary.parent()?;
+    if dir.ends_with("deps") { dir.parent() } else { Some(dir) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_and_the_load_tool_find_the_profile_they_were_built_with() {
+        for binary in ["/w/target/release/swarm", "/w/target/release/deps/it-0a1b"] {
+            assert_eq!(profile_dir(Path::new(binary)), Some(Path::new("/w/target/release")));
+        }
     }
 }

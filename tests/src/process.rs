@@ -1,6 +1,7 @@
 //! A child process: what it says is kept as it comes, and it dies with its handle.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
@@ -15,6 +16,19 @@ use crate::wait::DEADLINE;
 
 /// Lines shown of each process when a test fails.
 const SHOWN_LINES: usize = 60;
+
+/// The children that run, for [`kill_all`].
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// Kills every child that runs: for a program that ends without dropping anything.
+pub fn kill_all() {
+    for id in lock_running().iter() {
+        if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
+            // Fails only when it has ended already; its id is not another's before it is waited for.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
 
 /// A running child process. Dropping it kills it (SIGKILL) and, in a failing test, prints its last lines.
 #[derive(Debug)]
@@ -59,7 +73,14 @@ impl Process {
         let output = Arc::new(Output::default());
         output.read(Stream::Out, child.stdout.take().expect("stdout is piped"));
         output.read(Stream::Err, child.stderr.take().expect("stderr is piped"));
+        lock_running().insert(child.id());
         Self { name: name.to_owned(), pid: Pid::from_child(&child), child: Mutex::new(child), output }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_pid().unsigned_abs()
     }
 
     /// The first line, of those said and those still to come, in which `find` finds something; `None` when the
@@ -122,6 +143,7 @@ impl Process {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         // Fails only when it has ended already.
         let _ = child.kill();
+        lock_running().remove(&self.id());
         let _ = child.wait();
     }
 
@@ -189,4 +211,8 @@ impl Said {
     fn ended(&self) -> bool {
         self.ended_streams == 2
     }
+}
+
+fn lock_running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -134,8 +134,9 @@ pub(crate) fn run(options: &Options) -> Result<Delivered> {
         let start_us = now_us() + 100_000;
         let measure_from_us = start_us + as_us(options.warmup);
         orders.send(Order::MeasureFrom(measure_from_us))?;
-        let publishing =
-            desk.as_ref().map(|desk| scope.spawn(move || publish(desk, options.schedule(start_us))));
+        let publishing = desk.as_ref().map(|desk| {
+            scope.spawn(move || publish(desk, options.schedule(start_us), options.publish_connections))
+        });
         sleep_until(measure_from_us);
         let before = watch.read();
         let published = match publishing {
@@ -163,7 +164,6 @@ impl Options {
             rate: self.rate,
             updates: (self.rate * (self.warmup + self.duration).as_secs_f64()).ceil() as usize,
             payload_bytes: self.update_bytes.saturating_sub(ENVELOPE_BYTES),
-            connections: self.publish_connections,
         }
     }
 

@@ -55,24 +55,36 @@ pub(crate) struct Ramp {
 impl Plan {
     /// What the flags ask for, with a token for each user.
     pub(crate) fn new(sockets: &Sockets, tokens: Vec<String>) -> Self {
-        let sources = match sockets.sources {
-            0 => sockets.connections.div_ceil(CONNECTIONS_PER_SOURCE),
-            given => given,
-        };
-        Self {
-            gateways: sockets.gateway.clone(),
-            tokens,
+        let mut plan = Self {
             per_user: sockets.per_user,
-            connections: sockets.connections,
-            in_flight: sockets.in_flight,
             connect_rate: sockets.connect_rate,
-            sources,
+            ..Self::all_at_once(sockets.gateway.clone(), tokens, sockets.connections)
+        };
+        plan.in_flight = sockets.in_flight;
+        if sockets.sources > 0 {
+            plan.sources = sockets.sources;
         }
+        plan
+    }
+
+    /// As many clients as this, each with a token of its own, none of which waits for another.
+    pub(crate) fn all_at_once(gateways: Vec<Endpoint>, tokens: Vec<String>, connections: usize) -> Self {
+        let sources = connections.div_ceil(CONNECTIONS_PER_SOURCE);
+        let in_flight = connections;
+        Self { gateways, tokens, per_user: 1, connections, in_flight, connect_rate: 0.0, sources }
+    }
+
+    /// The gateway of a client. Not in turn: their markets go in turn, and every gateway is to have every market.
+    fn gateway(&self, index: usize) -> &Endpoint {
+        // 2^32 divided by the golden ratio spreads consecutive numbers, and every n-th of them, evenly.
+        let spread = (index as u64).wrapping_mul(0x9E37_79B9) & 0xFFFF_FFFF;
+        let gateway = (spread * self.gateways.len() as u64) >> 32;
+        &self.gateways[usize::try_from(gateway).expect("below the number of gateways")]
     }
 
     /// Where a client connects to, from where, and its request.
     fn client(&self, index: usize) -> (&Endpoint, Option<IpAddr>, String) {
-        let gateway = &self.gateways[index % self.gateways.len()];
+        let gateway = self.gateway(index);
         let source = u8::try_from(index % self.sources + 1).ok();
         let spread = self.sources > 1 && gateway.address.is_ipv4() && gateway.address.ip().is_loopback();
         let from = source.filter(|_| spread).map(|last| Ipv4Addr::new(127, 0, 0, last).into());
@@ -322,15 +334,7 @@ mod tests {
     }
 
     fn hive(gateway: Endpoint) -> Hive {
-        let plan = Plan {
-            gateways: vec![gateway],
-            tokens: vec!["secret".into()],
-            per_user: 2,
-            connections: 2,
-            in_flight: 2,
-            connect_rate: 0.0,
-            sources: 1,
-        };
+        let plan = Plan::all_at_once(vec![gateway], vec!["secret".into(); 2], 2);
         Hive::new(plan, Tally::new(Markets { first: 5, count: 1, per_connection: 1 }, 2)).unwrap()
     }
 
@@ -378,6 +382,19 @@ mod tests {
         thread::spawn(move || listener.incoming().take(2).for_each(|stream| drop(stream.unwrap())));
         let error = hive(endpoint).ramp(&ProgressBar::hidden()).unwrap_err();
         assert!(error.to_string().contains("sockets failed"), "{error}");
+    }
+
+    #[test]
+    fn gateways_get_as_many_clients_each_and_of_every_market() {
+        let endpoint: Endpoint = "http://127.0.0.1:80".parse().unwrap();
+        let other = Endpoint { authority: "b".into(), ..endpoint.clone() };
+        let plan = Plan::all_at_once(vec![endpoint, other], Vec::new(), 0);
+        let is_first = |index: &usize| plan.gateway(*index).authority != "b";
+        assert!((495..=505).contains(&(0..1000).filter(is_first).count()));
+        for every in [2, 8, 40, 50] {
+            let of_one_market = (0..1000).step_by(every).filter(is_first).count() * every;
+            assert!((400..=600).contains(&of_one_market), "{of_one_market} of every {every}th");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //!
 //! Exit code: 0 all checks hold, 1 a check failed, 2 the run could not be done.
 
+mod append;
+mod bed;
 mod clock;
 mod connection;
 mod deliver;
@@ -26,6 +28,8 @@ mod publish;
 mod report;
 mod sequence;
 mod session;
+mod storm;
+mod tail;
 mod tally;
 mod tokens;
 
@@ -57,6 +61,10 @@ enum Command {
     Overrides(overrides::Options),
     /// Connect many sockets and hold them: what they cost, and whether heartbeats are answered
     Idle(idle::Options),
+    /// What it costs Redis to be followed by gateways; starts all it needs
+    Tail(tail::Options),
+    /// Many clients that come back at once and resume; starts all it needs
+    Storm(storm::Options),
 }
 
 const EXAMPLES: &str = "\
@@ -72,6 +80,8 @@ fn main() -> ExitCode {
         Command::Deliver(options) => deliver::run(&options).map(|report| show(&report, json)),
         Command::Overrides(options) => overrides::run(&options).map(|report| show(&report, json)),
         Command::Idle(options) => idle::run(&options).map(|report| show(&report, json)),
+        Command::Tail(options) => tail::run(&options).map(|report| show(&report, json)),
+        Command::Storm(options) => storm::run(&options).map(|report| show(&report, json)),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("swarm: {error:#}");

@@ -22,10 +22,10 @@ pub(crate) enum Message {
         /// This client was too slow.
         conflated: bool,
     },
-    /// `ack` of the one subscribe each connection sends.
+    /// `ack` of the one subscribe or resume each connection sends.
     Ack {
-        /// `seq` per market where live delivery starts.
-        positions: HashMap<u64, u64>,
+        /// Per market where live delivery starts.
+        positions: HashMap<u64, Position>,
         /// Codes of refused markets, with how many each.
         rejected: BTreeMap<String, usize>,
     },
@@ -84,6 +84,11 @@ pub(crate) fn payload(intended_us: u64, payload_bytes: usize) -> String {
     format!("{LINE_START}{intended_us}{PAD_START}{pad}{LINE_END}")
 }
 
+/// The intended send time in a payload, if a swarm published it.
+pub(crate) fn intended_us(payload: &str) -> Option<u64> {
+    Some(serde_json::from_str::<Payload>(payload).ok()?.swarm?.t)
+}
+
 const LINE_START: &str = r#"{"swarm":{"t":"#;
 const PAD_START: &str = r#","pad":""#;
 const LINE_END: &str = r#""}}"#;
@@ -130,9 +135,9 @@ fn any(text: &[u8]) -> Result<Message, serde_json::Error> {
     Ok(match wire.kind.as_str() {
         "odds_update" => {
             let payload = present("payload", wire.payload)?;
-            let line = serde_json::from_str::<Payload>(payload.get()).ok().and_then(|payload| payload.swarm);
+            let intended_us = intended_us(payload.get());
             let (market, seq) = (present("marketId", wire.market)?, present("seq", wire.seq)?);
-            Message::Update(Update { market, seq, intended_us: line.map(|line| line.t) })
+            Message::Update(Update { market, seq, intended_us })
         }
         "snapshot" => Message::Snapshot {
             market: present("marketId", wire.market)?,
@@ -141,11 +146,9 @@ fn any(text: &[u8]) -> Result<Message, serde_json::Error> {
             conflated: wire.conflated,
         },
         "ack" => {
-            let positions =
-                wire.positions.into_iter().map(|(market, position)| (market, position.seq)).collect();
             let mut rejected = BTreeMap::new();
             wire.rejected.into_iter().for_each(|one| *rejected.entry(one.code).or_default() += 1);
-            Message::Ack { positions, rejected }
+            Message::Ack { positions: wire.positions, rejected }
         }
         "ping" => Message::Ping,
         "pong" => Message::Pong { ts: present("ts", wire.ts)? },
@@ -188,9 +191,13 @@ struct Wire {
     reason: String,
 }
 
-#[derive(Deserialize)]
-struct Position {
-    seq: u64,
+/// Where delivery of a market starts.
+#[derive(Debug, PartialEq, Eq, Clone, Copy, Deserialize)]
+pub(crate) struct Position {
+    /// The log's top.
+    pub(crate) seq: u64,
+    /// Answer to a resume: whether everything after its offset comes first. Else a snapshot does.
+    pub(crate) recovered: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -264,11 +271,15 @@ mod tests {
         let read = |text: &str| parse(text.as_bytes()).unwrap();
         assert_eq!(
             read(
-                r#"{"type":"ack","ok":false,"subscribed":[1001],"positions":{"1001":{"epoch":3,"seq":1030}},
+                r#"{"type":"ack","ok":false,"subscribed":[1001,1004],
+                   "positions":{"1001":{"epoch":3,"seq":1030},"1004":{"epoch":3,"seq":7,"recovered":true}},
                    "rejected":[{"marketId":1002,"code":"FORBIDDEN"},{"marketId":1003,"code":"FORBIDDEN"}]}"#
             ),
             Message::Ack {
-                positions: HashMap::from([(1001, 1030)]),
+                positions: HashMap::from([
+                    (1001, Position { seq: 1030, recovered: None }),
+                    (1004, Position { seq: 7, recovered: Some(true) })
+                ]),
                 rejected: BTreeMap::from([("FORBIDDEN".into(), 2)])
             }
         );

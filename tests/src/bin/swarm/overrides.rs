@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::task::LocalSet;
 
 use crate::clock::{as_us, now_us};
@@ -15,7 +15,7 @@ use crate::http::{Endpoint, Http, runtime};
 use crate::markets::Markets;
 use crate::options::{Publisher, Watched, counted, duration};
 use crate::process::{self, Used};
-use crate::publish::{Accepted, Desk, OVERRIDE};
+use crate::publish::Desk;
 use crate::report::{Percentiles, Report, Table, per_second, ratio, time};
 use crate::tally::Times;
 
@@ -178,7 +178,7 @@ impl Load {
             let first = self.totals.borrow().next;
             self.totals.borrow_mut().next += self.batch;
             let sent_us = now_us();
-            let answer = self.send_one(&mut http, first).await;
+            let answer = self.desk.send(&mut http, first..first + self.batch, self.payload_bytes).await;
             let mut totals = self.totals.borrow_mut();
             match answer {
                 Ok(items) => {
@@ -195,29 +195,6 @@ impl Load {
             }
         }
     }
-
-    /// Sends one request and returns what became of each override in it.
-    async fn send_one(&self, http: &mut Http, first: usize) -> Result<Vec<Result<u64, String>>, String> {
-        let bodies =
-            (first..first + self.batch).map(|index| self.desk.body(index, now_us(), self.payload_bytes));
-        let (path, body) = match self.batch {
-            1 => (OVERRIDE, bodies.collect()),
-            _ => ("/admin/odds/batch", format!("[{}]", bodies.collect::<Vec<_>>().join(","))),
-        };
-        let answer = http.post(path, body).await.map_err(|error| format!("{error:#}"))?;
-        if answer.status != 200 {
-            return Err(answer.status.to_string());
-        }
-        let items = match self.batch {
-            1 => serde_json::from_slice(&answer.body).map(|item| vec![item]),
-            _ => serde_json::from_slice::<Vec<Item>>(&answer.body),
-        };
-        let items = items.context("200").map_err(|error| format!("{error:#}"))?;
-        if items.len() != self.batch {
-            return Err(format!("{} results for {} overrides", items.len(), self.batch));
-        }
-        Ok(items.into_iter().map(Into::into).collect())
-    }
 }
 
 /// A connection that fails this often in a row stops, so that a dead server is not hammered.
@@ -231,23 +208,6 @@ impl Totals {
                 self.seqs[market].add(seq);
             }
             Err(why) => *self.failed.entry(why).or_default() += 1,
-        }
-    }
-}
-
-/// What a batch is answered with for each of its overrides, in order.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Item {
-    Accepted(Accepted),
-    Refused { code: String },
-}
-
-impl From<Item> for Result<u64, String> {
-    fn from(item: Item) -> Self {
-        match item {
-            Item::Accepted(accepted) => Ok(accepted.seq),
-            Item::Refused { code } => Err(code),
         }
     }
 }
@@ -298,13 +258,5 @@ mod tests {
         assert_eq!(seqs.too_many(), 0);
         seqs.add(6);
         assert_eq!(seqs.too_many(), 1);
-    }
-
-    #[test]
-    fn a_batch_is_answered_item_by_item() {
-        let answer = r#"[{"ok":true,"marketId":1,"epoch":2,"seq":3,"ts":4,"auditId":"a"},
-                         {"ok":false,"code":"UNPROCESSABLE","message":"m"}]"#;
-        let items = serde_json::from_str::<Vec<Item>>(answer).unwrap().into_iter().map(Result::from);
-        assert_eq!(items.collect::<Vec<_>>(), [Ok(3), Err("UNPROCESSABLE".into())]);
     }
 }

@@ -1,6 +1,7 @@
 //! Publishing in an open loop: each update has its time, and is late rather than left out when answers are slow.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
@@ -47,6 +48,37 @@ impl Desk {
         if answer.status == 200 { Ok(()) } else { Err(refusal(Asked::Override, &self.endpoint, &answer)) }
     }
 
+    /// Sends the overrides with these indices in one request: what became of each, its `seq` or why not, in order.
+    ///
+    /// # Errors
+    /// Why the request as a whole was not carried out, as far as is known.
+    pub(crate) async fn send(
+        &self,
+        http: &mut Http,
+        indices: Range<usize>,
+        payload_bytes: usize,
+    ) -> Result<Vec<Result<u64, String>>, String> {
+        let wanted = indices.len();
+        let bodies = indices.map(|index| self.body(index, now_us(), payload_bytes));
+        let (path, body) = match wanted {
+            1 => (OVERRIDE, bodies.collect()),
+            _ => ("/admin/odds/batch", format!("[{}]", bodies.collect::<Vec<_>>().join(","))),
+        };
+        let answer = http.post(path, body).await.map_err(|error| format!("{error:#}"))?;
+        if answer.status != 200 {
+            return Err(answer.status.to_string());
+        }
+        let items = match wanted {
+            1 => serde_json::from_slice(&answer.body).map(|item| vec![item]),
+            _ => serde_json::from_slice::<Vec<Item>>(&answer.body),
+        };
+        let items = items.context("200").map_err(|error| format!("{error:#}"))?;
+        if items.len() != wanted {
+            return Err(format!("{} results for {wanted} overrides", items.len()));
+        }
+        Ok(items.into_iter().map(Into::into).collect())
+    }
+
     /// The body of an override of the market with this index.
     pub(crate) fn body(&self, index: usize, intended_us: u64, payload_bytes: usize) -> String {
         let (market, payload) = (self.markets.id(index), payload(intended_us, payload_bytes));
@@ -55,13 +87,30 @@ impl Desk {
 }
 
 /// Where one override goes.
-pub(crate) const OVERRIDE: &str = "/admin/odds/override";
+const OVERRIDE: &str = "/admin/odds/override";
 
 /// What the publisher says about an accepted override.
 #[derive(Deserialize)]
-pub(crate) struct Accepted {
+struct Accepted {
     /// Its place in the market's log.
-    pub(crate) seq: u64,
+    seq: u64,
+}
+
+/// What a batch is answered with for each of its overrides, in order.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Item {
+    Accepted(Accepted),
+    Refused { code: String },
+}
+
+impl From<Item> for Result<u64, String> {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Accepted(accepted) => Ok(accepted.seq),
+            Item::Refused { code } => Err(code),
+        }
+    }
 }
 
 /// When to send what.
@@ -75,8 +124,13 @@ pub(crate) struct Schedule {
     pub(crate) updates: usize,
     /// Bytes of each payload, at least.
     pub(crate) payload_bytes: usize,
-    /// Requests at the same time.
-    pub(crate) connections: usize,
+}
+
+impl Schedule {
+    /// When the update with this index is due.
+    pub(crate) fn due_us(&self, index: usize) -> u64 {
+        self.start_us + offset_us(index, self.rate)
+    }
 }
 
 /// What became of a schedule.
@@ -119,12 +173,12 @@ const LATE_US: u64 = 10_000;
 
 const GRACE_US: u64 = 1_000_000;
 
-/// Works the schedule off, with a thread for each connection: whichever is free takes the next update and sleeps until
+/// Works the schedule off, with a thread for each of `connections`: whichever is free takes the next update and sleeps until
 /// it is due.
 ///
 /// # Errors
 /// When threads or sockets cannot be had. Refused updates are counted, not errors.
-pub(crate) fn publish(desk: &Desk, schedule: Schedule) -> Result<Published> {
+pub(crate) fn publish(desk: &Desk, schedule: Schedule, connections: usize) -> Result<Published> {
     let run = Run {
         desk,
         schedule,
@@ -134,7 +188,7 @@ pub(crate) fn publish(desk: &Desk, schedule: Schedule) -> Result<Published> {
     };
     let mut total = Totals::default();
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..schedule.connections).map(|_| scope.spawn(|| run.work())).collect();
+        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(|| run.work())).collect();
         for thread in threads {
             total.add(thread.join().expect("publishing threads do not panic")?);
         }
@@ -162,8 +216,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn work(&self) -> Result<Totals> {
-        let Schedule { start_us, rate, updates, payload_bytes, .. } = self.schedule;
-        let over_us = start_us + offset_us(updates, rate) + GRACE_US;
+        let Schedule { updates, payload_bytes, .. } = self.schedule;
+        let over_us = self.schedule.due_us(updates) + GRACE_US;
         let runtime = runtime()?;
         let mut http = self.desk.http();
         let mut totals = Totals::default();
@@ -173,7 +227,7 @@ impl Run<'_> {
             if index >= updates {
                 return Ok(totals);
             }
-            let intended_us = start_us + offset_us(index, rate);
+            let intended_us = self.schedule.due_us(index);
             sleep_until(intended_us);
             let sent_us = now_us();
             if sent_us > over_us {
@@ -222,5 +276,18 @@ impl Totals {
         for (why, count) in other.failed {
             *self.failed.entry(why).or_default() += count;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_answered_item_by_item() {
+        let answer = r#"[{"ok":true,"marketId":1,"epoch":2,"seq":3,"ts":4,"auditId":"a"},
+                         {"ok":false,"code":"UNPROCESSABLE","message":"m"}]"#;
+        let items = serde_json::from_str::<Vec<Item>>(answer).unwrap().into_iter().map(Result::from);
+        assert_eq!(items.collect::<Vec<_>>(), [Ok(3), Err("UNPROCESSABLE".into())]);
     }
 }

@@ -1,6 +1,6 @@
 //! What a run prints: a table, or one JSON object.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -78,6 +78,14 @@ impl Table {
         self.row(name, format!("{columns} max {}", time(times.max)));
     }
 
+    /// Adds a block with a line for each bound.
+    pub(crate) fn bounds(&mut self, bounds: &[Bound]) {
+        self.section("bounds");
+        for bound in bounds {
+            self.row(if bound.holds() { "holds" } else { "DOES NOT HOLD" }, bound.to_string());
+        }
+    }
+
     /// Adds a line for each process.
     pub(crate) fn processes(&mut self, used: &[Used]) {
         for process in used {
@@ -96,6 +104,36 @@ impl Table {
         if used.is_empty() {
             self.row("server", "no process of this machine, or gone; --gateway-pid shows CPU and memory");
         }
+    }
+}
+
+/// A promise about a number.
+#[derive(Debug, Serialize)]
+pub(crate) struct Bound {
+    what: String,
+    is: f64,
+    at_most: f64,
+}
+
+impl Bound {
+    /// `what` is this, and is to be at most that.
+    pub(crate) fn new(what: String, is: f64, at_most: f64) -> Self {
+        Self { what, is, at_most }
+    }
+
+    /// What to say when it does not hold.
+    pub(crate) fn failure(&self) -> Option<String> {
+        (!self.holds()).then(|| self.to_string())
+    }
+
+    fn holds(&self) -> bool {
+        self.is <= self.at_most
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:.2}, at most {:.2}", self.what, self.is, self.at_most)
     }
 }
 
@@ -135,6 +173,11 @@ impl From<&Times> for Percentiles {
 #[expect(clippy::cast_precision_loss, reason = "counts and times here are far below 2^52")]
 pub(crate) fn ratio(a: u64, b: u64) -> Option<f64> {
     (b > 0).then(|| a as f64 / b as f64)
+}
+
+/// A time in milliseconds.
+pub(crate) fn millis(us: u64) -> f64 {
+    ratio(us, 1_000).unwrap_or_default()
 }
 
 /// How many a second.
@@ -177,6 +220,13 @@ mod tests {
     fn times_and_sizes_have_a_fitting_unit() {
         assert_eq!([time(999), time(1_500), time(2_000_000)], ["999 µs", "1.50 ms", "2.00 s"]);
         assert_eq!([bytes(1300), bytes(20_480), bytes(20 << 20)], ["1300 B", "20.0 KiB", "20.0 MiB"]);
+    }
+
+    #[test]
+    fn a_bound_that_does_not_hold_says_so() {
+        assert!(Bound::new("x".into(), 2.5, 2.5).failure().is_none());
+        assert_eq!(Bound::new("x".into(), 2.51, 2.5).failure().as_deref(), Some("x: 2.51, at most 2.50"));
+        assert!(Bound::new("not measured".into(), f64::NAN, 1.0).failure().is_some());
     }
 
     #[test]

@@ -117,12 +117,17 @@ impl Session {
             self.phase = Phase::Live;
             return;
         }
-        let markets: Vec<String> =
-            tally.markets.of(self.index).map(|market| format!("\"{market}\"")).collect();
-        out.frame(
-            Opcode::Text,
-            format!(r#"{{"type":"subscribe","markets":[{}]}}"#, markets.join(",")).as_bytes(),
-        );
+        let market = |market| match tally.offset(market) {
+            Some(seq) => format!("\"{market}\":{seq}"),
+            None => format!("\"{market}\""),
+        };
+        let markets = tally.markets.of(self.index).map(market).collect::<Vec<_>>().join(",");
+        let message = if tally.is_resuming() {
+            format!(r#"{{"type":"resume","offsets":{{{markets}}}}}"#)
+        } else {
+            format!(r#"{{"type":"subscribe","markets":[{markets}]}}"#)
+        };
+        out.frame(Opcode::Text, message.as_bytes());
         self.phase = Phase::Subscribing;
         self.began_us = now_us;
     }
@@ -147,7 +152,7 @@ impl Session {
                 }
                 let known = positions
                     .into_iter()
-                    .filter(|&(market, seq)| tally.start(self.index, market, seq))
+                    .filter(|&(market, position)| tally.start(self.index, market, position))
                     .count();
                 if known != tally.markets.per_connection {
                     return Err(Ended::Violation(format!(
@@ -346,6 +351,17 @@ mod tests {
         assert!(!client.session.is_live());
         client.text(ACK).unwrap();
         assert!(client.session.is_live());
+    }
+
+    #[test]
+    fn a_client_that_resumes_says_what_it_has() {
+        let mut client = Client::new(1);
+        client.tally = Tally::resuming(client.tally.markets, 1, vec![2]);
+        client.receive(SWITCHING.as_bytes()).unwrap();
+        assert_eq!(client.sent(), [(0x81, br#"{"type":"resume","offsets":{"5":2}}"#.to_vec())]);
+        client.text(&ACK.replace(r#""seq":3"#, r#""seq":3,"recovered":true"#)).unwrap();
+        client.text(r#"{"type":"odds_update","marketId":5,"seq":3,"ts":1,"payload":{"a":{}}}"#).unwrap();
+        assert_eq!((client.tally.recovered, client.tally.checks.broken()), (1, 0));
     }
 
     #[test]

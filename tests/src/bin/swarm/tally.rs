@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use crate::markets::Markets;
-use crate::message::Update;
+use crate::message::{Position, Update};
 use crate::sequence::{Sequence, Verdict};
 
 /// Counts and times of all connections together, and the state of the checks.
 pub(crate) struct Tally {
     /// What is subscribed to.
     pub(crate) markets: Markets,
+    /// What clients have already of each market, by its index, when they resume instead of subscribing.
+    offsets: Option<Vec<u64>>,
     sequences: Vec<Sequence>,
+    /// Resumed markets whose missed updates come first.
+    pub(crate) recovered: u64,
     /// What comes from then on is measured.
     pub(crate) measure_from_us: u64,
 
@@ -86,6 +90,8 @@ impl Tally {
     pub(crate) fn new(markets: Markets, connections: usize) -> Self {
         Self {
             markets,
+            offsets: None,
+            recovered: 0,
             sequences: vec![Sequence::default(); connections * markets.per_connection],
             measure_from_us: u64::MAX,
             deliveries: 0,
@@ -109,11 +115,35 @@ impl Tally {
         }
     }
 
+    /// The same for clients that resume, after these offsets by market index.
+    pub(crate) fn resuming(markets: Markets, connections: usize, offsets: Vec<u64>) -> Self {
+        Self { offsets: Some(offsets), ..Self::new(markets, connections) }
+    }
+
+    /// Whether clients resume instead of subscribing.
+    pub(crate) fn is_resuming(&self) -> bool {
+        self.offsets.is_some()
+    }
+
+    /// The offset from which clients resume a market; `None` when they subscribe.
+    pub(crate) fn offset(&self, market: u64) -> Option<u64> {
+        self.offsets.as_ref()?.get(self.markets.index(market)?).copied()
+    }
+
     /// Notes where a connection's delivery of a market starts. `false`: it has not subscribed to it.
-    pub(crate) fn start(&mut self, connection: usize, market: u64, seq: u64) -> bool {
+    pub(crate) fn start(&mut self, connection: usize, market: u64, position: Position) -> bool {
         let Some(slot) = self.markets.slot(connection, market) else { return false };
-        self.sequences[slot].start_after(seq);
+        let recovered = self.offset(market).filter(|_| position.recovered == Some(true));
+        self.recovered += u64::from(recovered.is_some());
+        self.sequences[slot].start_after(recovered.unwrap_or(position.seq));
         true
+    }
+
+    /// Begins to measure anew, with what comes from then on.
+    pub(crate) fn measure_anew(&mut self, from_us: u64) {
+        self.measure_from_us = from_us;
+        self.measured = 0;
+        self.latency = Times::default();
     }
 
     /// Checks and counts an update.
@@ -228,7 +258,7 @@ mod tests {
     fn tally() -> Tally {
         let mut tally = Tally::new(Markets { first: 1, count: 4, per_connection: 2 }, 2);
         for (connection, market) in [(0, 1), (0, 2), (1, 3), (1, 4)] {
-            assert!(tally.start(connection, market, 10));
+            assert!(tally.start(connection, market, Position { seq: 10, recovered: None }));
         }
         tally
     }
@@ -244,6 +274,19 @@ mod tests {
         tally.update(0, update(2, 11, 0), 0);
         tally.update(1, update(3, 11, 0), 0);
         assert_eq!((tally.deliveries, tally.checks.broken()), (3, 0));
+    }
+
+    #[test]
+    fn what_is_recovered_comes_from_the_offset_on_and_what_is_not_from_the_top() {
+        let markets = Markets { first: 1, count: 2, per_connection: 2 };
+        let mut tally = Tally::resuming(markets, 1, vec![8, 8]);
+        tally.start(0, 1, Position { seq: 10, recovered: Some(true) });
+        tally.start(0, 2, Position { seq: 10, recovered: Some(false) });
+        assert_eq!((tally.recovered, tally.undelivered([0].into_iter(), &[10, 10])), (1, 2));
+        tally.update(0, update(1, 9, 0), 0);
+        tally.update(0, update(1, 10, 0), 0);
+        tally.update(0, update(2, 11, 0), 0);
+        assert_eq!((tally.checks.broken(), tally.undelivered([0].into_iter(), &[10, 11])), (0, 0));
     }
 
     #[test]

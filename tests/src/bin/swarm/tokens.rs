@@ -32,7 +32,11 @@ const SLACK_S: u64 = 10 * 60;
 
 const ASKING_AT_ONCE: usize = 32;
 
-fn sign(secret: &str, first_user: u64, users: usize, life_s: u64) -> Result<Vec<String>> {
+/// Signs tokens for this many users, good for `life_s`.
+///
+/// # Errors
+/// When the secret is not fit to be a gateway's.
+pub(crate) fn sign(secret: &str, first_user: u64, users: usize, life_s: u64) -> Result<Vec<String>> {
     let keys = Keyring::parse(&Secret::new(secret), Audience::Ws).context("--jwt-secret")?;
     let iat = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let claims = |sub: u64| WsClaims { sub: sub.to_string(), markets: None, iat, exp: iat + life_s };

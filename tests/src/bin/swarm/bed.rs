@@ -1,0 +1,133 @@
+//! What a bench starts by itself, and what Redis says about its work.
+
+use std::collections::BTreeMap;
+use std::{fs, panic, process};
+
+use ::tests::process::kill_all;
+use ::tests::{Redis, Service};
+use anyhow::{Context, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::Serialize;
+
+use crate::http::{Endpoint, Http};
+
+/// Lets a panic end the run as one that could not be done, and the children with it: the harness reports what it cannot
+/// start by panicking, and a release build drops nothing then.
+pub(crate) fn end_children_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        kill_all();
+        process::exit(2);
+    }));
+}
+
+/// Runs `start` on the first core, whose children stay there; this thread, and what it starts later, shares the others.
+/// With one core there is nothing to divide.
+///
+/// # Errors
+/// When Linux does not let us.
+pub(crate) fn on_its_own_core<T>(start: impl FnOnce() -> T) -> Result<T> {
+    let all = sched_getaffinity(None).context("which cores there are")?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
+    let Some(first) = cores.next().filter(|_| all.count() > 1) else { return Ok(start()) };
+    let (mut own, mut others) = (CpuSet::new(), CpuSet::new());
+    own.set(first);
+    cores.for_each(|core| others.set(core));
+    sched_setaffinity(None, &own).context("to a core of its own")?;
+    let started = start();
+    sched_setaffinity(None, &others).context("to the other cores")?;
+    Ok(started)
+}
+
+/// CPU time of Redis so far, nanoseconds: of the one thread that does all its work, as the scheduler counts it.
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn redis_cpu_ns(redis: &Redis) -> Result<u64> {
+    let path = format!("/proc/{}/schedstat", redis.process().id());
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    text.split(' ').next().and_then(|ns| ns.parse().ok()).with_context(|| format!("{path}: {text}"))
+}
+
+/// How often Redis was asked what.
+#[derive(Debug, Default, Clone, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Commands(BTreeMap<String, Calls>);
+
+/// Calls of one command.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Calls {
+    /// How many.
+    pub(crate) calls: u64,
+    /// How long they took Redis, without reading them and writing their answers.
+    pub(crate) usec: u64,
+}
+
+impl Commands {
+    /// All since Redis started.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub(crate) fn so_far(redis: &Redis) -> Result<Self> {
+        Ok(Self::parse(&redis.ask::<String>("INFO commandstats")?))
+    }
+
+    /// Those since `earlier`.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let since = |(name, now): (&String, &Calls)| {
+            let then = earlier.of(name);
+            (name.clone(), Calls { calls: now.calls - then.calls, usec: now.usec - then.usec })
+        };
+        Self(self.0.iter().map(since).filter(|(_, calls)| calls.calls > 0).collect())
+    }
+
+    /// Calls of one command, by its name in small letters.
+    pub(crate) fn of(&self, name: &str) -> Calls {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    fn parse(info: &str) -> Self {
+        let command = |line: &str| {
+            let (name, fields) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+            let field = |name: &str| {
+                let value = |field: &str| field.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
+                fields.split(',').find_map(value)
+            };
+            Some((name.to_owned(), Calls { calls: field("calls")?, usec: field("usec")? }))
+        };
+        Self(info.lines().filter_map(command).collect())
+    }
+}
+
+/// Adds up a counter without labels over these gateways' metrics.
+///
+/// # Errors
+/// When one does not answer.
+pub(crate) async fn counter(gateways: &[Service], name: &str) -> Result<u64> {
+    let mut total = 0;
+    for gateway in gateways {
+        let answer = Http::new(&Endpoint::from(gateway.ops), None).get("/metrics").await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok();
+        total += text.lines().find_map(value).unwrap_or_default();
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_redis_was_asked_between_two_looks() {
+        let before =
+            "# Commandstats\r\ncmdstat_xread:calls=2,usec=10,usec_per_call=5.00,rejected_calls=0\r\n";
+        let after =
+            "cmdstat_xread:calls=5,usec=40,usec_per_call=8.00\r\ncmdstat_client|tracking:calls=1,usec=3\r\n";
+        let since = Commands::parse(after).since(&Commands::parse(before));
+        assert_eq!(since.of("xread"), Calls { calls: 3, usec: 30 });
+        assert_eq!(since.of("client|tracking"), Calls { calls: 1, usec: 3 });
+        assert_eq!(since.of("hgetall"), Calls::default());
+    }
+}
