@@ -59,14 +59,34 @@ pub struct Markets {
 #[derive(Default)]
 struct Todo {
     /// By part.
-    rung: BTreeMap<usize, BTreeSet<MarketId>>,
+    rung: BTreeMap<usize, Marks>,
     loads: BTreeSet<MarketId>,
+}
+
+/// What is to be read of one part.
+#[derive(Default)]
+struct Marks {
+    rung: BTreeSet<MarketId>,
+    /// All markets now and then, hardly any of which has changed: what rang does not wait behind them.
+    swept: BTreeSet<MarketId>,
+}
+
+impl Marks {
+    fn pop(&mut self) -> Option<MarketId> {
+        let Some(id) = self.rung.pop_first() else { return self.swept.pop_first() };
+        self.swept.remove(&id);
+        Some(id)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rung.is_empty() && self.swept.is_empty()
+    }
 }
 
 impl Todo {
     fn take_part(&mut self, max: usize, busy: &HashSet<usize>) -> Option<(usize, Vec<MarketId>)> {
         let (&part, marks) = self.rung.iter_mut().find(|(part, _)| !busy.contains(part))?;
-        let ids = std::iter::from_fn(|| marks.pop_first()).take(max).collect();
+        let ids = std::iter::from_fn(|| marks.pop()).take(max).collect();
         if marks.is_empty() {
             self.rung.remove(&part);
         }
@@ -301,9 +321,17 @@ impl Markets {
 
     /// Marks markets as changed. Those that are not followed are passed over when the tail takes them.
     pub fn mark(&self, ids: impl IntoIterator<Item = MarketId>) {
+        self.mark_as(|marks| &mut marks.rung, ids);
+    }
+
+    fn mark_as(
+        &self,
+        kind: fn(&mut Marks) -> &mut BTreeSet<MarketId>,
+        ids: impl IntoIterator<Item = MarketId>,
+    ) {
         let mut todo = lock(&self.todo);
         for id in ids {
-            todo.rung.entry((self.part_of)(id)).or_default().insert(id);
+            kind(todo.rung.entry((self.part_of)(id)).or_default()).insert(id);
         }
         drop(todo);
         self.rung.notify_one();
@@ -326,7 +354,8 @@ impl Markets {
         }
     }
 
-    /// Marks every followed market as changed, and lets go of those that nobody has held for [`GRACE`].
+    /// Marks every followed market as one to read once what rang has been, and lets go of those that nobody has held
+    /// for [`GRACE`].
     pub fn sweep(&self, now: Instant) {
         let mut markets = lock(&self.markets);
         markets.retain(|_, market| {
@@ -341,7 +370,7 @@ impl Markets {
         let all: Vec<MarketId> = markets.keys().copied().collect();
         drop(markets);
         metrics::counter!(crate::metrics::TAIL_SWEPT).increment(all.len() as u64);
-        self.mark(all);
+        self.mark_as(|marks| &mut marks.swept, all);
     }
 
     /// Up to `max` changed markets of one part that is not `busy`, with the cursor of each.
@@ -792,6 +821,27 @@ mod tests {
             markets.begin(&market, &mut resume(Some(7), 5), 500).unwrap().snapshot,
             Some(SnapshotCause::Reset)
         );
+    }
+
+    #[test]
+    fn what_rang_is_read_before_what_the_sweep_marked_and_once() {
+        let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
+        let ids = [1, 2, 3, 4].map(|id| MarketId::new(id).unwrap());
+        for id in ids {
+            let _ = markets.follow(id);
+            markets.loaded(id, loaded(7, 1..=5), true);
+        }
+        let taken = |max| {
+            let (_, batch) = markets.take_rung(max, &HashSet::new()).unwrap();
+            batch.into_iter().map(|(id, _)| id.get()).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(9), [1, 2, 3, 4], "what is loaded is read on");
+        markets.sweep(Instant::now());
+        markets.mark([ids[2]]);
+        assert_eq!(taken(2), [3, 1]);
+        markets.mark([ids[3]]);
+        assert_eq!(taken(9), [4, 2]);
+        assert!(markets.take_rung(9, &HashSet::new()).is_none());
     }
 
     #[test]

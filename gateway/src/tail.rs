@@ -82,12 +82,15 @@ async fn read_loop(
     // What is known of each part's failures; a part that is being read has none here.
     let mut idle: HashMap<usize, Backoff> = HashMap::new();
     let mut busy = HashSet::new();
+    // When what rang is to be read, while that is still collected.
+    let mut due = None;
     loop {
         tokio::select! {
-            () = markets.rung.notified() => {
-                if !linger.is_zero() {
-                    tokio::time::sleep(linger).await;
-                }
+            () = markets.rung.notified(), if due.is_none() => {
+                due = (!linger.is_zero()).then(|| tokio::time::Instant::now() + linger);
+            }
+            () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                due = None;
             }
             Some(ended) = reads.join_next() => {
                 // A read does not panic; if it did, its part would stay busy and the sweep's marks would pile up.
@@ -95,6 +98,9 @@ async fn read_loop(
                 busy.remove(&part);
                 idle.insert(part, backoff);
             }
+        }
+        if due.is_some() {
+            continue;
         }
         while let Some((part, batch)) = markets.take_rung(MAX_READ_MARKETS, &busy) {
             busy.insert(part);
