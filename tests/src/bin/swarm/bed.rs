@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::{fs, panic, process};
 
+use ::tests::binaries::{BIN_DIR_VARIABLE, path};
 use ::tests::process::kill_all;
 use ::tests::{Redis, Service};
 use anyhow::{Context, Result};
@@ -11,15 +12,20 @@ use serde::Serialize;
 
 use crate::http::{Endpoint, Http};
 
-/// Lets a panic end the run as one that could not be done, and the children with it: the harness reports what it cannot
-/// start by panicking, and a release build drops nothing then.
-pub(crate) fn end_children_on_panic() {
+/// Builds the services, with the profile that this was built with. From then on a panic ends the run as one that could
+/// not be done, and the children with it: that is how the harness reports what it cannot start, and a release build
+/// drops nothing then.
+pub(crate) fn prepare() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         report(info);
         kill_all();
         process::exit(2);
     }));
+    eprintln!("swarm: building the services, unless that is done or {BIN_DIR_VARIABLE} says where they are");
+    for name in ["gateway", "publisher"] {
+        let _ = path(name);
+    }
 }
 
 /// Runs `start` on the first core, whose children stay there; this thread, and what it starts later, shares the others.

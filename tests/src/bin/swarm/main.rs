@@ -1,6 +1,7 @@
 //! `swarm`: puts bounded load on a running KMarket and checks every update that comes back.
 //!
-//! It speaks the contract (docs/protocol.md) and knows nothing else about the services.
+//! It speaks the contract (docs/protocol.md) and knows nothing else about the services, except that `tail` and `storm`
+//! start them, through the harness of the tests, and append to Redis as the publisher does.
 //! One thread owns all the sockets through epoll; publishing happens on threads of its own:
 //!
 //! ```text
@@ -72,6 +73,7 @@ Start the system so that its own rate limits do not measure themselves, then loa
   HANDSHAKE_RATE_LIMIT=0 TOKEN_RATE_LIMIT=0 cargo run --release
   export ADMIN_TOKEN=<the admin token it prints>
   cargo run --release -p tests --bin swarm -- deliver --connections 1000 --rate 100
+`tail` and `storm` start all they need by themselves.
 `swarm <command> --help` has an example for each command.";
 
 fn main() -> ExitCode {

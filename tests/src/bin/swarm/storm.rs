@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use shared::token::Role;
 
-use crate::bed::{Commands, counter, end_children_on_panic};
+use crate::bed::{Commands, counter, prepare};
 use crate::clock::now_us;
 use crate::hive::{Hive, Plan};
 use crate::http::{Endpoint, runtime};
@@ -111,7 +111,7 @@ struct Storm {
 pub(crate) fn run(options: &Options) -> Result<Stormed> {
     ensure!(options.missed <= options.updates, "--missed is at most --updates");
     ensure!(options.per_connection <= options.markets, "--per-connection is at most --markets");
-    end_children_on_panic();
+    prepare();
     process::allow_open_files(options.connections + 64)?;
     let redis = Redis::start();
     let tops = options.publish(&redis)?;
@@ -224,14 +224,12 @@ impl Options {
 
     fn bounds(&self, resuming: &Storm) -> Vec<Bound> {
         let most = self.markets * self.gateways;
+        // All who want the same market share one load of it.
         let bound = |what: &str, is: u64| {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-            Bound::new(format!("{what}, at most one a market and gateway"), is as f64, most as f64)
+            Bound::new(what.to_owned(), is as f64, most as f64)
         };
-        vec![
-            bound("markets loaded", resuming.loads),
-            bound("HGETALL that Redis was asked", resuming.redis.of("hgetall").calls),
-        ]
+        vec![bound("loads of a market", resuming.loads), bound("HGETALL", resuming.redis.of("hgetall").calls)]
     }
 }
 
