@@ -9,8 +9,8 @@ use tests::{
 
 #[tokio::test]
 async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
-    let (primary, replica) = (Redis::start(), Redis::start());
-    replica.follow(primary.port());
+    let primary = Redis::start();
+    let replica = Redis::replica_of(primary.port());
     let publisher = Launch::publisher(&primary).env("PUBLISH_MIN_REPLICAS", "1").start();
     let gateway = Launch::gateway(&primary).start();
     let admin = Admin::with_token(publisher.url(""), &tokens::admin(Role::Trader));
@@ -25,8 +25,7 @@ async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
     assert_eq!(Rest::of(&gateway).snapshot(market).await.seq, 2);
 
     // The same request again appends nothing, and waits for the replicas again.
-    let other = Redis::start();
-    other.follow(primary.port());
+    let _other = Redis::replica_of(primary.port());
     let answer = admin.send_with_key("again", &body).await;
     let accepted: Accepted = answer.json();
     assert_eq!((accepted.seq, accepted.durability.as_str()), (2, "replicated"));

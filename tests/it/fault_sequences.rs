@@ -309,7 +309,7 @@ impl World {
             desk.expect_last_is_replayed(market).await;
         }
         for pod in &self.gateways {
-            pod.expect_ready().await;
+            pod.service.expect_readiness(200).await;
         }
     }
 
@@ -435,10 +435,5 @@ impl Pod {
     fn restart(&mut self) {
         self.service.process.kill();
         self.service = self.launch.clone().start();
-    }
-
-    async fn expect_ready(&self) {
-        let (http, url) = (Http::default(), self.service.ops_url("/readyz"));
-        eventually("readiness", async || (http.get(&url).await.status == 200).then_some(())).await;
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::Value;
 use tests::{
-    Access, Desk, Follower, Http, Redis, Rest, Services,
+    Access, Desk, Follower, Redis, Rest, Services,
     admin::{numbered, override_body},
     chaos::{Chaos, Weather},
     eventually, fresh_market,
@@ -54,8 +54,7 @@ impl Scene {
     }
 
     async fn readiness(&self, index: usize, status: u16) {
-        let (http, url) = (Http::default(), self.services.gateway(index).ops_url("/readyz"));
-        eventually("readiness", async || (http.get(&url).await.status == status).then_some(())).await;
+        self.services.gateway(index).expect_readiness(status).await;
     }
 }
 

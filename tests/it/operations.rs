@@ -1,8 +1,7 @@
 //! The listener for operations, and SIGTERM (contract, section 4 and rule 10).
 
 use tests::{
-    Http, Launch, Redis, Service, Socket, Stack, admin::numbered, eventually, fresh_market, fresh_user,
-    tokens,
+    Http, Launch, Redis, Socket, Stack, admin::numbered, eventually, fresh_market, fresh_user, tokens,
 };
 
 #[tokio::test]
@@ -12,7 +11,7 @@ async fn livez_readyz_and_metrics_are_on_their_own_listener() {
     stack.admin().publish(fresh_market(), &numbered(1)).await;
     for service in [stack.gateway(0), stack.gateway(1), stack.publisher()] {
         assert_eq!(http.get(&service.ops_url("/livez")).await.status, 200);
-        ready(service).await;
+        service.expect_readiness(200).await;
         let metrics = http.get(&service.ops_url("/metrics")).await;
         assert_eq!(metrics.status, 200);
         assert!(metrics.text.contains("# TYPE "), "{}", metrics.text);
@@ -30,7 +29,7 @@ async fn readyz_is_503_with_reasons_while_redis_is_gone_and_livez_is_not() {
     let publisher = Launch::publisher(&redis).start();
     let http = Http::default();
     for service in [&gateway, &publisher] {
-        ready(service).await;
+        service.expect_readiness(200).await;
     }
     redis.kill();
     for service in [&gateway, &publisher] {
@@ -48,7 +47,7 @@ async fn readyz_is_503_with_reasons_while_redis_is_gone_and_livez_is_not() {
     }
     redis.restart();
     for service in [&gateway, &publisher] {
-        ready(service).await;
+        service.expect_readiness(200).await;
     }
 }
 
@@ -66,7 +65,7 @@ async fn a_pod_that_has_never_reached_redis_answers_503_with_retry_after() {
         assert!(refused.header("retry-after").is_some());
     }
     redis.restart();
-    ready(&gateway).await;
+    gateway.expect_readiness(200).await;
     assert_eq!(http.handshake(&handshake, &[]).await.status, 101);
     assert_eq!(http.get(&read).await.status, 200);
 }
@@ -75,7 +74,7 @@ async fn a_pod_that_has_never_reached_redis_answers_503_with_retry_after() {
 async fn a_client_whose_request_cannot_be_answered_is_sent_elsewhere() {
     let redis = Redis::start();
     let gateway = Launch::gateway(&redis).start();
-    ready(&gateway).await;
+    gateway.expect_readiness(200).await;
     let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
     redis.kill();
     socket.send(&format!(r#"{{"type":"resume","offsets":{{"{}":5}}}}"#, fresh_market())).await;
@@ -111,13 +110,9 @@ async fn while_draining_readiness_fails_and_handshakes_are_refused() {
         sockets.push(Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await);
     }
     gateway.process.terminate();
-    let http = Http::default();
-    eventually("readiness fails", async || {
-        (http.get(&gateway.ops_url("/readyz")).await.status == 503).then_some(())
-    })
-    .await;
+    gateway.expect_readiness(503).await;
     let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
-    let refused = http.handshake(&url, &[]).await;
+    let refused = Http::default().handshake(&url, &[]).await;
     refused.expect_error(503, "SERVICE_UNAVAILABLE");
     assert!(refused.header("retry-after").is_some());
     assert_eq!(last.closed().await.code, 1012);
@@ -129,11 +124,4 @@ async fn a_publisher_stops_on_sigterm() {
     let publisher = stack.another_publisher(&[]);
     publisher.process.terminate();
     assert!(publisher.process.wait().success());
-}
-
-async fn ready(service: &Service) {
-    eventually("readiness", async || {
-        (Http::default().get(&service.ops_url("/readyz")).await.status == 200).then_some(())
-    })
-    .await;
 }

@@ -3,19 +3,12 @@
 use std::time::Duration;
 
 use tests::{
-    Cluster, Desk, Follower, Http, Launch, Redis, Sentinels, Services, Stack,
+    Cluster, Desk, Follower, Launch, Redis, Sentinels, Services, Stack,
     chaos::{Chaos, Weather},
-    cluster, eventually, fresh_market,
+    cluster, fresh_market,
 };
 
 const REPLICA: &[(&str, &str)] = &[("TAIL_FROM", "replica"), ("STALE_AFTER", "1s")];
-
-/// A plain Redis that follows the one at this port.
-fn replica_of(port: u16) -> Redis {
-    let replica = Redis::start();
-    replica.follow(port);
-    replica
-}
 
 /// How many times this Redis was asked what came after cursors.
 fn reads_at(redis: &Redis) -> u64 {
@@ -27,7 +20,7 @@ fn reads_at(redis: &Redis) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn following_asks_the_primary_for_nothing() {
     let primary = Redis::start();
-    let replica = replica_of(primary.port());
+    let replica = Redis::replica_of(primary.port());
     let services = Services::start(&primary, REPLICA, &[]);
     let market = fresh_market();
     let mut desk = Desk::new(services.admin());
@@ -46,7 +39,7 @@ async fn following_asks_the_primary_for_nothing() {
 async fn a_client_that_knows_more_than_a_replica_waits_for_it_and_is_not_reset() {
     let primary = Redis::start();
     let link = Chaos::before(&primary);
-    let replica = replica_of(link.port());
+    let replica = Redis::replica_of(link.port());
     let ahead = Launch::gateway(&primary).start();
     let behind = Launch::gateway(&primary).envs(REPLICA).start();
     let publisher = Launch::publisher(&primary).start();
@@ -76,7 +69,7 @@ async fn a_client_that_knows_more_than_a_replica_waits_for_it_and_is_not_reset()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_hangs_is_left_for_the_primary_until_it_keeps_up_again() {
     let primary = Redis::start();
-    let replica = replica_of(primary.port());
+    let replica = Redis::replica_of(primary.port());
     let services = Services::start(&primary, REPLICA, &[]);
     let market = fresh_market();
     let mut desk = Desk::new(services.admin());
@@ -95,7 +88,7 @@ async fn a_replica_that_hangs_is_left_for_the_primary_until_it_keeps_up_again() 
     follower.reach_all_of(&desk).await;
     assert!(reads_at(&replica) > before);
     assert_eq!(follower.known(market).resets, 0);
-    ready(&services).await;
+    services.expect_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,7 +111,7 @@ async fn a_promoted_replica_behind_sentinels_costs_nothing() {
         assert_eq!(follower.known(market).resets, 0, "nothing was lost");
         follower.expect_as_in(set.node(primary), market);
     }
-    ready(&services).await;
+    services.expect_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,7 +139,7 @@ async fn in_a_cluster_each_primary_has_a_replica_followed_and_is_replaced_by_it(
         assert_eq!(follower.known(market).resets, 0, "nothing was lost");
     }
     follower.expect_as_in(cluster.node(cluster::PRIMARIES), markets[0]);
-    ready(&services).await;
+    services.expect_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,13 +150,4 @@ async fn without_a_replica_the_primary_is_followed() {
     let mut follower = Follower::start(stack.gateway(0).api, &[market]).await;
     desk.publish_many(market, 3).await;
     follower.reach_all_of(&desk).await;
-}
-
-/// Both pods vouch for their prices.
-async fn ready(services: &Services) {
-    let http = Http::default();
-    for index in [0, 1] {
-        let url = services.gateway(index).ops_url("/readyz");
-        eventually("readiness", async || (http.get(&url).await.status == 200).then_some(())).await;
-    }
 }

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::{
-    Access, Cluster, Desk, Follower, Http, Rest, Sentinels, Services, cluster, eventually, fresh_market,
-};
+use tests::{Access, Cluster, Desk, Follower, Rest, Sentinels, Services, cluster, eventually, fresh_market};
 
 use crate::backbone;
 
@@ -93,7 +91,7 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
         follower.expect_as_in(promoted, lost);
     }
     everything.reach_all_of(&others_desk).await;
-    expect_ready(&services).await;
+    services.expect_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,7 +118,7 @@ async fn what_a_replica_had_when_it_was_acknowledged_outlives_a_primary_that_is_
     desk.expect_all_in(cluster.node(cluster::PRIMARIES), market, first.epoch);
     follower.reach_all_of(&desk).await;
     follower.expect_as_in(cluster.node(cluster::PRIMARIES), market);
-    expect_ready(&services).await;
+    services.expect_ready().await;
 }
 
 /// The link to one node of a cluster is dead, and nobody is told.
@@ -145,7 +143,7 @@ async fn a_half_open_link_to_one_primary_of_a_cluster_holds_up_no_other_market()
     everything.reach_all_of(&others_desk).await;
     assert_eq!(everything.known(lost).resets, 0);
     everything.expect_as_in(cluster.node(0), lost);
-    expect_ready(&services).await;
+    services.expect_ready().await;
 }
 
 /// Publishes and delivers in other markets until `until` is done, none of it held up; what that gave.
@@ -199,7 +197,7 @@ async fn after_a_failover_that_reads_failed_in_no_pod_stays_stale() {
     assert!(follower.status().await.stale);
     desk.publish(market).await;
     follower.reach_all_of(&desk).await;
-    expect_ready(&services).await;
+    services.expect_ready().await;
 }
 
 /// Whether the replica of this primary would stand elsewhere in the order of addresses.
@@ -239,7 +237,7 @@ async fn a_slot_that_moves_to_another_primary_while_updates_flow_costs_none() {
             follower.expect_as_in(cluster.node(to), market);
         }
     }
-    expect_ready(&services).await;
+    services.expect_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -268,14 +266,5 @@ async fn a_killed_primary_behind_sentinels_is_replaced_and_subscribers_go_on() {
         assert_eq!(follower.known(markets[0]).resets, 0, "nothing was lost");
         follower.expect_as_in(set.node(primary), markets[0]);
     }
-    expect_ready(&services).await;
-}
-
-/// Both pods vouch for their prices again.
-async fn expect_ready(services: &Services) {
-    for index in [0, 1] {
-        let url = services.gateway(index).ops_url("/readyz");
-        let http = Http::default();
-        eventually("readiness", async || (http.get(&url).await.status == 200).then_some(())).await;
-    }
+    services.expect_ready().await;
 }

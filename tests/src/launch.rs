@@ -15,10 +15,11 @@ use serde_json::Value;
 
 use crate::{
     binaries,
+    http::Http,
     process::{Process, Stream},
     redis::Access,
     tokens::{ADMIN_JWT_SECRET, JWT_SECRET},
-    wait::DEADLINE,
+    wait::{DEADLINE, eventually},
 };
 
 /// How a service will be started: its environment (contract, section 7) and arguments.
@@ -164,6 +165,12 @@ impl Service {
             );
             thread::park_timeout(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until `/readyz` answers with this status.
+    pub async fn expect_readiness(&self, status: u16) {
+        let (http, url) = (Http::default(), self.ops_url("/readyz"));
+        eventually("readiness", async || (http.get(&url).await.status == status).then_some(())).await;
     }
 
     fn is_ready(&self) -> bool {

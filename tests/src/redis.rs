@@ -69,6 +69,14 @@ impl Redis {
         Self::in_set(args, None)
     }
 
+    /// Starts one that follows the plain Redis at this port of 127.0.0.1, and has all of it.
+    #[must_use]
+    pub fn replica_of(primary: u16) -> Self {
+        let replica = Self::start();
+        replica.follow(primary);
+        replica
+    }
+
     /// Starts one that has everything on disk before it answers.
     #[must_use]
     pub fn durable() -> Self {

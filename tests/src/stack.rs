@@ -123,6 +123,13 @@ impl Services {
         &self.publisher
     }
 
+    /// Waits until both gateways vouch for their prices.
+    pub async fn expect_ready(&self) {
+        for gateway in &self.gateways {
+            gateway.expect_readiness(200).await;
+        }
+    }
+
     /// A trader.
     #[must_use]
     pub fn admin(&self) -> Admin {

@@ -1,5 +1,5 @@
-//! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each node that is tailed. It pushes
-//! the key of every log that changes; the loss of a connection means that rings were lost. A Redis that refuses
+//! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each node that is tailed. It
+//! pushes the key of every log that changes; the loss of a connection means that rings were lost. A Redis that refuses
 //! tracking is asked with blocking reads instead.
 
 use std::{
@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
-    time::{Interval, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, timeout},
 };
 
 use super::{
@@ -63,7 +63,8 @@ struct Marks {
 impl NodesDoorbell {
     pub(super) fn new(nodes: Arc<Nodes>, followed: Followed) -> Self {
         let changes = nodes.changes();
-        let mut checks = interval(CHECK_EVERY);
+        // Not at once: who they are is asked when listening begins.
+        let mut checks = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             followed,

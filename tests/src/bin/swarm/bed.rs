@@ -12,6 +12,12 @@ use serde::Serialize;
 
 use crate::http::{Endpoint, Http};
 
+/// Lowest market id.
+pub(crate) const FIRST_MARKET: u64 = 900_000_001;
+
+/// Tokens outlive every run.
+pub(crate) const TOKEN_LIFE_S: u64 = 3600;
+
 /// Builds the services, with the profile that this was built with. From then on a panic ends the run as one that could
 /// not be done, and the children with it: that is how the harness reports what it cannot start, and a release build
 /// drops nothing then.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::clock::{as_us, now_us, sleep_until, thread_cpu_us};
 use crate::hive::{Hive, Plan, Ramp};
 use crate::http::expect_gateway;
+use crate::message::payload_bytes;
 use crate::options::{Publisher, Sockets, Watched, counted, duration, rate};
 use crate::process::{self, Used};
 use crate::publish::{Desk, Published, Schedule, publish};
@@ -163,7 +164,7 @@ impl Options {
             start_us,
             rate: self.rate,
             updates: (self.rate * (self.warmup + self.duration).as_secs_f64()).ceil() as usize,
-            payload_bytes: self.update_bytes.saturating_sub(ENVELOPE_BYTES),
+            payload_bytes: payload_bytes(self.update_bytes),
         }
     }
 
@@ -204,9 +205,6 @@ impl Options {
         }
     }
 }
-
-/// What an update message has around its payload.
-const ENVELOPE_BYTES: usize = 83;
 
 /// A socket, and what its runtime keeps open.
 const FILES_PER_PUBLISHER: usize = 4;
@@ -334,13 +332,7 @@ impl Report for Delivered {
 
     fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
-        if self.checks.broken() > 0 {
-            let first = self.checks.first.as_deref().unwrap_or_default();
-            failures.push(format!(
-                "{} updates out of order, doubled or skipped; first: {first}",
-                self.checks.broken()
-            ));
-        }
+        failures.extend(self.checks.failure());
         if self.undelivered > 0 {
             failures.push(format!("{} acknowledged updates never came", self.undelivered));
         }

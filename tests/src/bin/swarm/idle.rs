@@ -210,13 +210,7 @@ impl Report for Held {
         if self.pings_unanswered > 0 {
             failures.push(format!("{} pings were not answered", self.pings_unanswered));
         }
-        if self.checks.broken() > 0 {
-            let first = self.checks.first.as_deref().unwrap_or_default();
-            failures.push(format!(
-                "{} updates out of order, doubled or skipped; first: {first}",
-                self.checks.broken()
-            ));
-        }
+        failures.extend(self.checks.failure());
         failures
     }
 }

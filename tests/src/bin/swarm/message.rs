@@ -77,6 +77,13 @@ pub(crate) fn parse(text: &[u8]) -> Result<Message, serde_json::Error> {
     }
 }
 
+/// How long a payload has to be for an update message of at least `update_bytes`.
+pub(crate) fn payload_bytes(update_bytes: usize) -> usize {
+    /// What an update message has around its payload.
+    const ENVELOPE_BYTES: usize = 83;
+    update_bytes.saturating_sub(ENVELOPE_BYTES)
+}
+
 /// A payload of one line that carries the intended send time, padded to `payload_bytes` if it is shorter.
 pub(crate) fn payload(intended_us: u64, payload_bytes: usize) -> String {
     let bare = format!("{LINE_START}{intended_us}{PAD_START}{LINE_END}").len();

@@ -9,11 +9,12 @@ use clap::Args;
 use serde::Serialize;
 use shared::token::Role;
 
-use crate::bed::{Commands, counter, prepare};
+use crate::bed::{Commands, FIRST_MARKET, TOKEN_LIFE_S, counter, prepare};
 use crate::clock::now_us;
 use crate::hive::{Hive, Plan};
 use crate::http::{Endpoint, runtime};
 use crate::markets::Markets;
+use crate::message::payload_bytes;
 use crate::options::{Publisher, counted};
 use crate::process::{self, Used, Watch};
 use crate::publish::Desk;
@@ -134,17 +135,8 @@ pub(crate) fn run(options: &Options) -> Result<Stormed> {
     })
 }
 
-/// Lowest market id.
-const FIRST_MARKET: u64 = 900_000_001;
-
 /// Overrides in one request.
 const BATCH: usize = 1000;
-
-/// What an update message has around its payload.
-const ENVELOPE_BYTES: usize = 83;
-
-/// Tokens outlive every run.
-const TOKEN_LIFE_S: u64 = 3600;
 
 /// How long to wait for what is still missing when all are acknowledged.
 const DRAIN_US: u64 = 30_000_000;
@@ -160,7 +152,7 @@ impl Options {
         let endpoint = Endpoint::from(publisher.api);
         let options = Publisher { publisher: Some(endpoint.clone()), admin_token: Some(admin(Role::Trader)) };
         let desk = Desk::new(&options, &endpoint, self.all_markets());
-        let payload_bytes = self.update_bytes.saturating_sub(ENVELOPE_BYTES);
+        let payload_bytes = payload_bytes(self.update_bytes);
         let total = self.markets * self.updates;
         let mut tops = vec![0; self.markets];
         runtime()?.block_on(async {
@@ -268,11 +260,8 @@ impl Storm {
                 failures.push(format!("{title}: {what}"));
             }
         };
-        let first = self.checks.first.as_deref().unwrap_or_default();
-        unless(
-            self.checks.broken() == 0,
-            format!("{} updates out of order, doubled or skipped; first: {first}", self.checks.broken()),
-        );
+        let broken = self.checks.failure();
+        unless(broken.is_none(), broken.unwrap_or_default());
         unless(
             self.deliveries == self.expected,
             format!("{} updates came instead of {}", self.deliveries, self.expected),

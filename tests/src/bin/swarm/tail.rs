@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ::tests::redis::until;
 use ::tests::tokens::JWT_SECRET;
 use ::tests::{Launch, Redis, Service};
 use anyhow::{Result, ensure};
@@ -19,12 +18,12 @@ use shared::backbone::keys;
 use shared::{MarketId, Position};
 
 use crate::append::{Appender, Way};
-use crate::bed::{Commands, on_its_own_core, prepare, redis_cpu_ns};
+use crate::bed::{Commands, FIRST_MARKET, TOKEN_LIFE_S, on_its_own_core, prepare, redis_cpu_ns};
 use crate::clock::{as_us, now_us, sleep_until};
 use crate::hive::{Hive, Plan};
 use crate::http::Endpoint;
 use crate::markets::Markets;
-use crate::message::intended_us;
+use crate::message::{intended_us, payload_bytes};
 use crate::options::{counted, duration, rate};
 use crate::publish::Schedule;
 use crate::report::{self, Bound, Percentiles, Report, Table, per_second, ratio, time};
@@ -132,7 +131,7 @@ enum What {
 pub(crate) fn run(options: &Options) -> Result<Followed> {
     prepare();
     let redis = on_its_own_core(Redis::start)?;
-    let _replica = options.replica.then(|| replica_of(&redis));
+    let _replica = options.replica.then(|| Redis::replica_of(redis.port()));
     let per_connection = MARKETS_PER_SOCKET.min(options.markets);
     let markets = Markets { first: FIRST_MARKET, count: options.markets, per_connection };
     let log = Appender::new(&redis, markets)?;
@@ -158,9 +157,6 @@ pub(crate) fn run(options: &Options) -> Result<Followed> {
     Ok(Followed { markets: options.markets, rounds: options.rounds, bounds: bounds(&rows), rows })
 }
 
-/// Lowest market id.
-const FIRST_MARKET: u64 = 900_000_001;
-
 /// As many as a gateway allows by default.
 const MARKETS_PER_SOCKET: usize = 200;
 
@@ -172,9 +168,6 @@ const WARMUP: Duration = Duration::from_secs(1);
 
 /// How long to wait for what is still missing after each.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// What an update message has around its payload.
-const ENVELOPE_BYTES: usize = 83;
 
 /// How long one blocking read waits.
 const BLOCK_MS: usize = 100;
@@ -312,7 +305,7 @@ impl Bench<'_> {
             start_us,
             rate,
             updates: (rate * (WARMUP + self.options.duration).as_secs_f64()).ceil() as usize,
-            payload_bytes: self.options.update_bytes.saturating_sub(ENVELOPE_BYTES),
+            payload_bytes: payload_bytes(self.options.update_bytes),
         }
     }
 }
@@ -325,16 +318,6 @@ fn median(mut rounds: Vec<Row>) -> Row {
     let mut row = rounds.swap_remove(rounds.len() / 2);
     row.measured = Measured { undelivered, wrong, ..row.measured };
     row
-}
-
-/// A replica that has caught up.
-fn replica_of(primary: &Redis) -> Redis {
-    let replica = Redis::with(&["--replicaof", "127.0.0.1", &primary.port().to_string()]);
-    until("a replica in step", || {
-        let info: String = replica.ask("INFO replication").ok()?;
-        info.contains("master_link_status:up").then_some(())
-    });
-    replica
 }
 
 impl Follower {
@@ -387,9 +370,6 @@ impl Follower {
         }
     }
 }
-
-/// Tokens outlive every run.
-const TOKEN_LIFE_S: u64 = 3600;
 
 /// One blocking read of all logs: when each update that came was due.
 fn read_all(connection: &mut Connection, markets: Markets, cursors: &mut [Position]) -> Result<Vec<u64>> {

@@ -83,6 +83,13 @@ impl Checks {
     pub(crate) fn broken(&self) -> u64 {
         self.holes + self.duplicates + self.reordered + self.unexpected + self.backward
     }
+
+    /// What to say when one was.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let first = self.first.as_deref().unwrap_or_default();
+        let broken = self.broken();
+        (broken > 0).then(|| format!("{broken} updates out of order, doubled or skipped; first: {first}"))
+    }
 }
 
 impl Tally {
