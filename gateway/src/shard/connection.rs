@@ -76,6 +76,12 @@ pub struct Deadlines {
 }
 
 impl Connection {
+    /// Looks at what a write needs, so that it is in the cache by then.
+    pub(super) fn warm(&self) -> u64 {
+        let is_free = u64::from(self.queued) ^ u64::from(self.blocked_since.is_some());
+        is_free ^ (self.out.len() ^ self.unread.len()) as u64 ^ u64::from(self.is_open())
+    }
+
     /// Whether the client's messages have to wait.
     pub(super) fn is_paused(&self) -> bool {
         self.waiting.is_some() || self.out.len() > MAX_UNSENT_ANSWERS
