@@ -185,12 +185,11 @@ pub fn start(
         subscriptions: Subscriptions::new(index, Arc::clone(&markets)),
         markets,
         wheel: Wheel::new(0),
-        to_write: VecDeque::new(),
+        to_write: ToWrite::default(),
         to_read: Vec::new(),
         read_buffer: vec![0; READ_BYTES],
         joined: Vec::new(),
         batch: Batch::default(),
-        last_flush: Instant::now(),
         stale: None,
         drain_over: None,
         messages: 0,
@@ -212,15 +211,13 @@ struct Shard {
     subscriptions: Subscriptions,
     markets: Arc<Markets>,
     wheel: Wheel,
-    /// Connections that are owed something and whose sockets take it, each once.
-    to_write: VecDeque<usize>,
+    to_write: ToWrite,
     /// Connections with more to read than one round's share.
     to_read: Vec<usize>,
     read_buffer: Vec<u8>,
     /// Room for a message joined from fragments.
     joined: Vec<u8>,
     batch: Batch,
-    last_flush: Instant,
     /// The status message that a new client gets while prices are stale.
     stale: Option<Encoded>,
     drain_over: Option<Duration>,
@@ -238,7 +235,9 @@ impl Shard {
                 tracing::error!(%error, "a shard cannot poll its sockets");
                 return;
             }
-            self.now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let now = self.started.elapsed();
+            self.now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            self.to_write.now = now;
             for key in std::mem::take(&mut self.to_read) {
                 self.read(key);
             }
@@ -267,10 +266,11 @@ impl Shard {
         if !self.to_read.is_empty() {
             return Some(Duration::ZERO);
         }
-        if !self.to_write.is_empty() {
-            return Some(self.settings.flush_interval.saturating_sub(self.last_flush.elapsed()));
+        let now = self.started.elapsed();
+        if let Some(&(_, since)) = self.to_write.keys.front() {
+            return Some((since + self.settings.flush_interval).saturating_sub(now));
         }
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.wheel.timeout_ms(now_ms).map(Duration::from_millis)
     }
 
@@ -598,19 +598,12 @@ impl Shard {
     }
 
     fn write_round(&mut self) {
-        let interval = self.settings.flush_interval;
-        if !interval.is_zero() {
-            if self.to_write.is_empty() || self.last_flush.elapsed() < interval {
-                return;
-            }
-            self.last_flush = Instant::now();
-        }
-        let count = self.to_write.len().min(WRITES_A_ROUND);
+        let count = self.to_write.due(self.settings.flush_interval).min(WRITES_A_ROUND);
         for index in 0..count {
             if index % WARM_AT_ONCE == 0 {
                 self.warm((count - index).min(WARM_AT_ONCE));
             }
-            let Some(key) = self.to_write.pop_front() else { break };
+            let Some((key, _)) = self.to_write.keys.pop_front() else { break };
             self.write(key);
         }
         if self.writes > 0 {
@@ -624,7 +617,7 @@ impl Shard {
     /// waiting for memory would cost one connection as much as everything else here.
     fn warm(&self, count: usize) {
         let mut seen = 0;
-        for &key in self.to_write.iter().take(count) {
+        for &(key, _) in self.to_write.keys.iter().take(count) {
             seen ^= self.subscriptions.warm(key);
             seen ^= self.connections.get(key).map_or(0, Connection::warm);
         }
@@ -784,6 +777,7 @@ impl Shard {
         let _ = self.poll.registry().deregister(&mut connection.socket);
         if is_roomy(self.connections.len(), self.connections.capacity()) {
             self.connections.shrink_to_fit();
+            self.to_write.keys.shrink_to_fit();
             self.subscriptions.shrink(self.connections.capacity());
         }
     }
@@ -797,12 +791,32 @@ impl Shard {
     }
 }
 
-fn queue(connections: &mut Slab<Connection>, to_write: &mut VecDeque<usize>, key: usize) {
+/// Connections that are owed something and whose sockets take it, each once, in the order they came to be so.
+#[derive(Default)]
+struct ToWrite {
+    /// With the time since the shard's start at which they were queued.
+    keys: VecDeque<(usize, Duration)>,
+    /// As of this round.
+    now: Duration,
+}
+
+impl ToWrite {
+    /// How many have waited for `interval`. Each waits for itself: updates that come meanwhile go with the first, and
+    /// writes are spread over time.
+    fn due(&self, interval: Duration) -> usize {
+        if interval.is_zero() {
+            return self.keys.len();
+        }
+        self.keys.partition_point(|(_, since)| *since + interval <= self.now)
+    }
+}
+
+fn queue(connections: &mut Slab<Connection>, to_write: &mut ToWrite, key: usize) {
     if let Some(connection) = connections.get_mut(key)
         && !connection.queued
         && connection.blocked_since.is_none()
     {
         connection.queued = true;
-        to_write.push_back(key);
+        to_write.keys.push_back((key, to_write.now));
     }
 }
