@@ -34,22 +34,72 @@ pub(crate) fn prepare() {
     }
 }
 
-/// Runs `start` on the first core, whose children stay there; this thread, and what it starts later, shares the others.
-/// With one core there is nothing to divide.
+/// The first core for what is measured, the others for whoever loads it. With one core there is nothing to divide.
+pub(crate) struct Cores {
+    measured: CpuSet,
+    loading: CpuSet,
+    all: CpuSet,
+}
+
+impl Cores {
+    /// Divides them. This thread, and what it starts from then on, is on those that load.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn divide() -> Result<Self> {
+        let all = sched_getaffinity(None).context("which cores there are")?;
+        let (mut measured, mut loading) = (CpuSet::new(), CpuSet::new());
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
+        cores.by_ref().take(1).for_each(|first| measured.set(first));
+        cores.for_each(|core| loading.set(core));
+        let cores = if all.count() > 1 {
+            Self { measured, loading, all }
+        } else {
+            Self { measured: all, loading: all, all }
+        };
+        sched_setaffinity(None, &cores.loading).context("to the cores that load")?;
+        Ok(cores)
+    }
+
+    /// Runs `start`, whose children stay on the core for what is measured.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn measured<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
+        self.on(&self.measured, start)
+    }
+
+    /// Runs `start`, whose children may use every core.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn all<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
+        self.on(&self.all, start)
+    }
+
+    fn on<T>(&self, cores: &CpuSet, start: impl FnOnce() -> T) -> Result<T> {
+        sched_setaffinity(None, cores).context("to other cores")?;
+        let started = start();
+        sched_setaffinity(None, &self.loading).context("back to the cores that load")?;
+        Ok(started)
+    }
+}
+
+/// CPU time of a process so far, nanoseconds: of all its threads, as the scheduler counts it.
 ///
 /// # Errors
-/// When Linux does not let us.
-pub(crate) fn on_its_own_core<T>(start: impl FnOnce() -> T) -> Result<T> {
-    let all = sched_getaffinity(None).context("which cores there are")?;
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
-    let Some(first) = cores.next().filter(|_| all.count() > 1) else { return Ok(start()) };
-    let (mut own, mut others) = (CpuSet::new(), CpuSet::new());
-    own.set(first);
-    cores.for_each(|core| others.set(core));
-    sched_setaffinity(None, &own).context("to a core of its own")?;
-    let started = start();
-    sched_setaffinity(None, &others).context("to the other cores")?;
-    Ok(started)
+/// When it has ended.
+pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut total = 0;
+    for task in fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+        let path = task?.path().join("schedstat");
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let ns = text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+        total += ns.with_context(|| format!("{}: {text}", path.display()))?;
+    }
+    Ok(total)
 }
 
 /// CPU time of Redis so far, nanoseconds: of the one thread that does all its work, as the scheduler counts it.

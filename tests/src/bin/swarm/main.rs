@@ -12,16 +12,19 @@
 //! Exit code: 0 all checks hold, 1 a check failed, 2 the run could not be done.
 
 mod append;
+mod baseline;
 mod bed;
 mod clock;
 mod connection;
 mod deliver;
+mod fan_out;
 mod frame;
 mod hive;
 mod http;
 mod idle;
 mod markets;
 mod message;
+mod naive;
 mod options;
 mod overrides;
 mod process;
@@ -30,6 +33,7 @@ mod report;
 mod sequence;
 mod session;
 mod storm;
+mod subject;
 mod tail;
 mod tally;
 mod tokens;
@@ -66,6 +70,11 @@ enum Command {
     Tail(tail::Options),
     /// Many clients that come back at once and resume; starts all it needs
     Storm(storm::Options),
+    /// Updates of one market to many sockets, against a bare send(2) loop; starts all it needs
+    FanOut(fan_out::Options),
+    /// What the benches compare a gateway with
+    #[command(hide = true)]
+    Baseline(baseline::Options),
 }
 
 const EXAMPLES: &str = "\
@@ -84,6 +93,8 @@ fn main() -> ExitCode {
         Command::Idle(options) => idle::run(&options).map(|report| show(&report, json)),
         Command::Tail(options) => tail::run(&options).map(|report| show(&report, json)),
         Command::Storm(options) => storm::run(&options).map(|report| show(&report, json)),
+        Command::FanOut(options) => fan_out::run(&options).map(|report| show(&report, json)),
+        Command::Baseline(options) => baseline::run(&options).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("swarm: {error:#}");
