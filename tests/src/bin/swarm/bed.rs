@@ -1,16 +1,18 @@
 //! What a bench starts by itself, and what Redis says about its work.
 
 use std::collections::BTreeMap;
-use std::{fs, panic, process};
+use std::time::Duration;
+use std::{fs, panic, process, slice, thread};
 
 use ::tests::binaries::{BIN_DIR_VARIABLE, path};
 use ::tests::process::kill_all;
 use ::tests::{Redis, Service};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
-use crate::http::{Endpoint, Http};
+use crate::clock::now_us;
+use crate::http::{Endpoint, Http, runtime};
 
 /// Lowest market id.
 pub(crate) const FIRST_MARKET: u64 = 900_000_001;
@@ -112,6 +114,55 @@ pub(crate) fn redis_cpu_ns(redis: &Redis) -> Result<u64> {
     text.split(' ').next().and_then(|ns| ns.parse().ok()).with_context(|| format!("{path}: {text}"))
 }
 
+/// What the kernel holds for sockets and everything else, of the whole machine: both ends of every socket here.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Kernel {
+    /// Buffers of TCP sockets, in use or kept for them.
+    pub(crate) tcp_bytes: u64,
+    /// All slabs, of which sockets, files and epoll items are some.
+    pub(crate) slab_bytes: u64,
+}
+
+impl Kernel {
+    /// Now.
+    ///
+    /// # Errors
+    /// When Linux does not say.
+    pub(crate) fn read() -> Result<Self> {
+        let sockstat = fs::read_to_string("/proc/net/sockstat")?;
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let page_bytes = rustix::param::page_size() as u64;
+        Ok(Self {
+            tcp_bytes: number_after(&sockstat, "TCP:", "mem").context("/proc/net/sockstat")? * page_bytes,
+            slab_bytes: number_after(&meminfo, "Slab:", "Slab:").context("/proc/meminfo")? << 10,
+        })
+    }
+}
+
+/// The number after a word, in the line that begins with `line`.
+fn number_after(text: &str, line: &str, word: &str) -> Option<u64> {
+    let mut words = text.lines().find(|text| text.starts_with(line))?.split_ascii_whitespace();
+    words.find(|&found| found == word)?;
+    words.next()?.parse().ok()
+}
+
+/// Waits until a gateway has this many connections.
+///
+/// # Errors
+/// When it has not within 30 s.
+pub(crate) fn await_connections(gateway: &Service, wanted: u64) -> Result<()> {
+    let runtime = runtime()?;
+    let give_up_us = now_us() + 30_000_000;
+    loop {
+        let connections = runtime.block_on(counter(slice::from_ref(gateway), "gateway_connections"))?;
+        if connections == wanted {
+            return Ok(());
+        }
+        ensure!(now_us() < give_up_us, "the gateway has {connections} connections instead of {wanted}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// How often Redis was asked what.
 #[derive(Debug, Default, Clone, Serialize)]
 #[serde(transparent)]
@@ -180,6 +231,20 @@ pub(crate) async fn counter(gateways: &[Service], name: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_of_the_kernel_are_found_by_their_words() {
+        let sockstat =
+            "sockets: used 143\nTCP: inuse 126 orphan 0 tw 710 alloc 126 mem 85\nUDP: inuse 0 mem 7\n";
+        assert_eq!(number_after(sockstat, "TCP:", "mem"), Some(85));
+        assert_eq!(number_after("MemFree: 1 kB\nSlab:  123 kB\n", "Slab:", "Slab:"), Some(123));
+        assert_eq!(number_after(sockstat, "RAW:", "mem"), None);
+    }
+
+    #[test]
+    fn this_process_uses_cpu() {
+        assert!(cpu_ns(process::id()).unwrap() > 0 && Kernel::read().unwrap().slab_bytes > 0);
+    }
 
     #[test]
     fn what_redis_was_asked_between_two_looks() {

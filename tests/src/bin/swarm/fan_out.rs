@@ -13,7 +13,7 @@ use crate::markets::Markets;
 use crate::message::payload_bytes;
 use crate::options::{counted, duration, rate};
 use crate::process;
-use crate::report::{Bound, Report, Table, ratio};
+use crate::report::{Bound, Report, Table, median, per_second, ratio};
 use crate::subject::{Clients, Load, Measured, Subject};
 
 /// Flags of `swarm fan-out`.
@@ -99,9 +99,11 @@ struct Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Part {
+    /// The baseline keeps up.
     Steady,
     /// Half of what saturates the baseline.
     HalfLoad,
+    /// The baseline does not keep up.
     Overload,
 }
 
@@ -144,7 +146,7 @@ pub(crate) fn run(options: &Options) -> Result<FannedOut> {
         }
     }
     let rss_bytes_per_socket = pair.each_ref().map(|subject| subject.rss_bytes_per_socket);
-    let bounds = bounds(against, &rows, rss_bytes_per_socket);
+    let bounds = bounds(against, &rows, options.connections, rss_bytes_per_socket);
     let Options { connections, rounds, .. } = *options;
     Ok(FannedOut { connections, rounds, against, rows, rss_bytes_per_socket, bounds })
 }
@@ -192,13 +194,6 @@ impl Options {
     }
 }
 
-/// The middle one.
-pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<_> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 impl Row {
     /// Of the gateway, as a multiple of the baseline's in the same round.
     fn times(&self, of: impl Fn(&Measured) -> f64) -> f64 {
@@ -209,8 +204,14 @@ impl Row {
         self.times(|measured| ratio(measured.latency.p99, 1).unwrap_or_default())
     }
 
-    fn is_saturated(&self) -> bool {
-        median(self.rounds.iter().map(|round| round.baseline.busy())) >= SATURATED
+    /// How much of what was due the baseline delivered in time.
+    fn kept_up(&self, connections: usize) -> f64 {
+        let due = ratio(connections as u64, 1).unwrap_or_default() * self.rate;
+        median(
+            self.rounds
+                .iter()
+                .map(|round| per_second(round.baseline.deliveries, round.baseline.took_us) / due),
+        )
     }
 
     /// The round in the middle by this.
@@ -221,11 +222,11 @@ impl Row {
     }
 }
 
-/// From this share of a core on the baseline is saturated.
+/// With less than this share of what is due the baseline is saturated.
 const SATURATED: f64 = 0.95;
 
 /// What has to hold.
-fn bounds(against: Against, rows: &[Row], rss_bytes_per_socket: [f64; 2]) -> Vec<Bound> {
+fn bounds(against: Against, rows: &[Row], connections: usize, rss_bytes_per_socket: [f64; 2]) -> Vec<Bound> {
     let mut bounds = Vec::new();
     let least = |row: &Row, least| {
         let what = format!("{}/s, deliveries a CPU-second, × the baseline's", row.rate);
@@ -239,9 +240,8 @@ fn bounds(against: Against, rows: &[Row], rss_bytes_per_socket: [f64; 2]) -> Vec
                 bounds.push(Bound::new(what, row.p99_times(), P99_OF_SEND));
             }
             (Against::Baseline(Kind::Send), Part::Overload) => {
-                let what = format!("{}/s, cores that the baseline keeps busy", row.rate);
-                let busy = median(row.rounds.iter().map(|round| round.baseline.busy()));
-                bounds.push(Bound::at_least(what, busy, SATURATED));
+                let what = format!("{}/s, share of what is due that the baseline delivers", row.rate);
+                bounds.push(Bound::new(what, row.kept_up(connections), SATURATED));
                 bounds.push(least(row, OF_SEND_OVERLOADED));
             }
             (Against::Baseline(Kind::Naive), _) => bounds.push(least(row, OF_NAIVE)),
@@ -288,8 +288,7 @@ impl Report for FannedOut {
             let part = match row.part {
                 Part::Steady => "",
                 Part::HalfLoad => ", half of what saturates the baseline",
-                Part::Overload if row.is_saturated() => ", the baseline saturated",
-                Part::Overload => ", the baseline NOT saturated",
+                Part::Overload => ", too many for the baseline",
             };
             table.section(&format!("{} updates a second{part}", row.rate));
             let middles: [Option<&Measured>; 2] =

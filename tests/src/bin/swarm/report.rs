@@ -195,6 +195,13 @@ pub(crate) fn ratio(a: u64, b: u64) -> Option<f64> {
     (b > 0).then(|| a as f64 / b as f64)
 }
 
+/// The middle one.
+pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<_> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// A time in milliseconds.
 pub(crate) fn millis(us: u64) -> f64 {
     ratio(us, 1_000).unwrap_or_default()
@@ -253,6 +260,12 @@ mod tests {
             Some("x: 0.90, at least 0.95")
         );
         assert!(Bound::at_least("not measured".into(), f64::NAN, 1.0).failure().is_some());
+    }
+
+    #[test]
+    fn the_median_is_the_one_in_the_middle() {
+        assert!((median([3.0, 100.0, 1.0].into_iter()) - 3.0).abs() < f64::EPSILON);
+        assert!(median(std::iter::empty()).is_nan());
     }
 
     #[test]

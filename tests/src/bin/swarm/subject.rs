@@ -161,7 +161,7 @@ impl Subject {
             (Server::Baseline(_), Feed::Redis { .. }) => unreachable!("a baseline makes its updates itself"),
         };
         let tokens = sign(JWT_SECRET, 1, connections, TOKEN_LIFE_S)?;
-        let plan = Plan::all_at_once(vec![Endpoint::from(address)], tokens, connections);
+        let plan = Plan::all_at_once(vec![Endpoint::from(address)], tokens, connections).in_turn();
         let mut hive = Hive::new(plan, Tally::new(markets, connections))?;
         let before = rss_bytes(pid)?;
         let live = hive.ramp(&ProgressBar::hidden())?.live;
@@ -169,6 +169,14 @@ impl Subject {
         let rss_bytes_per_socket =
             ratio(rss_bytes(pid)?.saturating_sub(before), connections as u64).unwrap_or_default();
         Ok(Self { server, feed, clients, hive, rss_bytes_per_socket })
+    }
+
+    /// The gateway that it is; `None`: it is a baseline.
+    pub(crate) fn service(&self) -> Option<&Service> {
+        match &self.server {
+            Server::Gateway(service) => Some(service),
+            Server::Baseline(_) => None,
+        }
     }
 
     /// Its process.
