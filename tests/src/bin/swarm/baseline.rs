@@ -22,6 +22,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use shared::time::unix_ms;
 use slab::Slab;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::clock::{now_us, sleep_until};
 use crate::frame::server_frame;
@@ -216,12 +217,19 @@ enum Wants {
     Run(Run),
 }
 
+/// Linux allows no more by default.
+const BACKLOG: i32 = 4096;
+
 const LISTENER: Token = Token(usize::MAX);
 
 impl SendLoop {
     fn new() -> Result<Self> {
         let poll = Poll::new()?;
-        let mut listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        let mut listener = TcpListener::from_std(socket.into());
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         announce(listener.local_addr()?);
         Ok(Self { poll, listener, clients: Slab::new(), markets: HashMap::new(), ids: Vec::new() })

@@ -53,8 +53,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a redis-server on a core of its own; the publisher, the clients, and redis-benchmark in its turn, share the others.
-redis-benchmark calls the publisher's append script with the same kind of arguments, 16 calls in a pipeline.
+Starts a redis-server on the first core and a publisher on any; the clients, and redis-benchmark in its turn, have the
+others. redis-benchmark calls the publisher's append script with the same kind of arguments, 16 calls in a pipeline.
 
 Examples:
   swarm publisher
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Published> {
     prepare();
     let cores = Cores::divide()?;
     let redis = cores.measured(Redis::start)?;
-    let publisher = Launch::publisher(&redis).start();
+    let publisher = cores.all(|| Launch::publisher(&redis).start())?;
     let endpoint = Endpoint::from(publisher.api);
     let overrides = |connections, batch| {
         let target = overrides::Target {

@@ -1,6 +1,7 @@
 //! A server on the core for what is measured, with its clients, and what a delivery costs it.
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
@@ -8,8 +9,9 @@ use std::time::Duration;
 use ::tests::process::Process;
 use ::tests::tokens::JWT_SECRET;
 use ::tests::{Launch, Redis, Service};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
+use rustix::process::nice;
 use serde::Serialize;
 
 use crate::append::{Appender, Way};
@@ -195,46 +197,21 @@ impl Subject {
         let pid = self.pid();
         let Self { feed, clients, hive, .. } = self;
         let window = Window::new(load, now_us() + LEAD_US);
-        let give_up_us = window.until_us + DRAIN_US;
         let tally = hive.tally();
         tally.measure_anew(window.from_us);
         let snapshots = tally.snapshots;
 
-        let (before, after, ended) = thread::scope(|scope| {
-            let feeding = scope.spawn(|| feed.run(window, clients.markets));
-            let (mut before, mut after, mut look_us) = (None, None, 0);
-            let (mut ended, mut feeding) = (None, Some(feeding));
-            hive.receive(|hive| {
-                let now_us = now_us();
-                if before.is_none() && now_us >= window.from_us {
-                    before = Some(Reading::take(pid, hive));
-                }
-                if after.is_none() && now_us >= window.until_us {
-                    after = Some(Reading::take(pid, hive));
-                }
-                if after.is_none() || now_us < look_us {
-                    return true;
-                }
-                look_us = now_us + LOOK_EVERY_US;
-                if let Some(thread) = feeding.take_if(|thread| thread.is_finished()) {
-                    ended = Some(thread.join().expect("the feeding thread does not panic"));
-                }
-                match &ended {
-                    None => true,
-                    Some(Err(_)) => false,
-                    Some(Ok((_, tops))) => hive.undelivered(tops) > 0 && now_us < give_up_us,
-                }
-            })?;
-            let ended = match (ended, feeding) {
-                (Some(ended), _) => ended,
-                (None, Some(thread)) => thread.join().expect("the feeding thread does not panic"),
-                (None, None) => unreachable!("it was joined or it was not"),
-            };
-            anyhow::Ok((before, after, ended?))
+        let ended = OnceLock::new();
+        let (before, after, late, tops) = thread::scope(|scope| {
+            let hive = &mut *hive;
+            let receiving = scope.spawn(|| receive(hive, pid, window, &ended));
+            let fed = feed.run(window, clients.markets);
+            // Before any error is given back: the receiving thread waits for this.
+            ended.get_or_init(|| fed.as_ref().ok().map(|(_, tops)| tops.clone()));
+            let (before, after) = receiving.join().expect("the receiving thread does not panic")?;
+            let (late, tops) = fed?;
+            anyhow::Ok((before, after, late, tops))
         })?;
-        let (late, tops) = ended;
-        let (Some(before), Some(after)) = (before, after) else { unreachable!("receiving ends after both") };
-        let (before, after) = (before?, after?);
         let undelivered = hive.undelivered(&tops);
         let tally = hive.tally();
         Ok(Measured {
@@ -251,6 +228,42 @@ impl Subject {
         })
     }
 }
+
+/// Receives until everything has come up to where the logs end, once that is known, or for some time after. What was used
+/// and received at the beginning and at the end of the measured time.
+fn receive(
+    hive: &mut Hive,
+    pid: u32,
+    window: Window,
+    ended: &OnceLock<Option<Vec<u64>>>,
+) -> Result<(Reading, Reading)> {
+    // Who appends and Redis share these cores and are never to wait for the receiver: that would count as latency.
+    nice(YIELDING)?;
+    let (mut before, mut after, mut look_us) = (None, None, 0);
+    hive.receive(|hive| {
+        let now_us = now_us();
+        if before.is_none() && now_us >= window.from_us {
+            before = Some(Reading::take(pid, hive));
+        }
+        if after.is_none() && now_us >= window.until_us {
+            after = Some(Reading::take(pid, hive));
+        }
+        if after.is_none() || now_us < look_us {
+            return true;
+        }
+        look_us = now_us + LOOK_EVERY_US;
+        let missing = match ended.get() {
+            None => true,
+            Some(None) => false,
+            Some(Some(tops)) => hive.undelivered(tops) > 0,
+        };
+        missing && now_us < window.until_us + DRAIN_US
+    })?;
+    Ok((before.context("receiving ended early")??, after.context("receiving ended early")??))
+}
+
+/// Added to the nice value.
+const YIELDING: i32 = 10;
 
 /// From now until the first update is due.
 const LEAD_US: u64 = 20_000;
