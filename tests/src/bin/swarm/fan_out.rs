@@ -1,7 +1,5 @@
 //! `swarm fan-out`: one market to many sockets, what a delivery costs.
 
-use std::time::Duration;
-
 use ::tests::Service;
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -10,11 +8,10 @@ use serde::Serialize;
 use crate::baseline::Kind;
 use crate::bed::{Cores, FIRST_MARKET, prepare};
 use crate::markets::Markets;
-use crate::message::payload_bytes;
-use crate::options::{counted, duration, rate};
+use crate::options::{counted, rate};
 use crate::process;
 use crate::report::{Bound, Report, Table, median, per_second, ratio};
-use crate::subject::{Clients, Load, Measured, Subject};
+use crate::subject::{Clients, Measured, Subject, Taking};
 
 /// Flags of `swarm fan-out`.
 #[derive(Args)]
@@ -40,17 +37,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = counted(1, 64), conflicts_with = "against")]
     workers: Option<usize>,
 
-    /// How long each measurement takes
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
-    duration: Duration,
-
-    /// How often each is taken, in turn with the baseline; the median of the ratios counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(1, 99))]
-    rounds: usize,
-
-    /// Size of an update as a WebSocket message, at least
-    #[arg(long, value_name = "BYTES", default_value_t = 145, value_parser = counted(0, 16_000))]
-    update_bytes: usize,
+    #[command(flatten)]
+    taking: Taking,
 }
 
 const EXAMPLES: &str = "\
@@ -130,9 +118,9 @@ pub(crate) fn run(options: &Options) -> Result<FannedOut> {
     for (rate, part) in options.rates(against, &mut pair[0])? {
         rows.push(Row { rate, part, rounds: Vec::new() });
     }
-    for round in 0..options.rounds {
+    for round in 0..options.taking.rounds {
         for row in &mut rows {
-            let load = options.load(row.rate);
+            let load = options.taking.load(row.rate);
             let [baseline, gateway] = &mut pair;
             // Neither always comes first.
             let both = if round % 2 == 0 {
@@ -147,18 +135,11 @@ pub(crate) fn run(options: &Options) -> Result<FannedOut> {
     }
     let rss_bytes_per_socket = pair.each_ref().map(|subject| subject.rss_bytes_per_socket);
     let bounds = bounds(against, &rows, options.connections, rss_bytes_per_socket);
-    let Options { connections, rounds, .. } = *options;
+    let Options { connections, taking: Taking { rounds, .. }, .. } = *options;
     Ok(FannedOut { connections, rounds, against, rows, rss_bytes_per_socket, bounds })
 }
 
-const WARMUP: Duration = Duration::from_millis(500);
-
 impl Options {
-    fn load(&self, rate: f64) -> Load {
-        let payload_bytes = payload_bytes(self.update_bytes);
-        Load { rate, warmup: WARMUP, duration: self.duration, payload_bytes }
-    }
-
     /// The baseline, and the gateway that is compared with it.
     fn pair(&self, against: Against, cores: &Cores) -> Result<[Subject; 2]> {
         let markets = Markets { first: FIRST_MARKET, count: 1, per_connection: 1 };
@@ -182,7 +163,7 @@ impl Options {
         if against == Against::Baseline(Kind::Send)
             && let Some(&most) = self.overload.iter().max_by(|a, b| a.total_cmp(b))
         {
-            let saturated = baseline.measure(self.load(most))?.per_cpu_second();
+            let saturated = baseline.measure(self.taking.load(most))?.per_cpu_second();
             let sockets = ratio(self.connections as u64, 1).unwrap_or_default();
             rates.push(((saturated / sockets / 2.0).round().max(1.0), Part::HalfLoad));
         }

@@ -1,7 +1,6 @@
 //! `swarm spread`: many markets, each socket on some of them: what collecting updates before a write is worth.
 
 use std::slice;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -11,11 +10,10 @@ use crate::baseline::Kind;
 use crate::bed::{Cores, FIRST_MARKET, counter, prepare};
 use crate::http::runtime;
 use crate::markets::Markets;
-use crate::message::payload_bytes;
-use crate::options::{counted, duration, rate};
+use crate::options::{counted, rate};
 use crate::process;
 use crate::report::{Bound, Report, Table, median, millis, ratio};
-use crate::subject::{Clients, Load, Measured, Subject};
+use crate::subject::{Clients, Load, Measured, Subject, Taking};
 
 /// Flags of `swarm spread`.
 #[derive(Args)]
@@ -37,17 +35,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "RATE", default_value_t = 1000.0, value_parser = rate)]
     rate: f64,
 
-    /// How long each measurement takes
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
-    duration: Duration,
-
-    /// How often each is taken, in turn; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(1, 99))]
-    rounds: usize,
-
-    /// Size of an update as a WebSocket message, at least
-    #[arg(long, value_name = "BYTES", default_value_t = 145, value_parser = counted(0, 16_000))]
-    update_bytes: usize,
+    #[command(flatten)]
+    taking: Taking,
 }
 
 const EXAMPLES: &str = "\
@@ -106,9 +95,8 @@ pub(crate) fn run(options: &Options) -> Result<Spread> {
     let mut subjects = [Subject::baseline(Kind::Send, clients, &cores)?, gateway("0ms")?, gateway(FLUSH)?];
     let names = ["send(2) loop", "FLUSH_INTERVAL=0ms", "FLUSH_INTERVAL=5ms"];
     let mut cases = names.map(|name| Case { name, rounds: Vec::new() });
-    let payload_bytes = payload_bytes(options.update_bytes);
-    let load = Load { rate, warmup: WARMUP, duration: options.duration, payload_bytes };
-    for _ in 0..options.rounds {
+    let load = options.taking.load(rate);
+    for _ in 0..options.taking.rounds {
         for (subject, case) in subjects.iter_mut().zip(&mut cases) {
             case.rounds.push(round(subject, load)?);
         }
@@ -116,8 +104,6 @@ pub(crate) fn run(options: &Options) -> Result<Spread> {
     let bounds = bounds(&cases);
     Ok(Spread { connections, markets, per_connection, rate, cases: cases.into(), bounds })
 }
-
-const WARMUP: Duration = Duration::from_millis(500);
 
 /// The `FLUSH_INTERVAL` that is compared with none.
 const FLUSH: &str = "5ms";

@@ -15,12 +15,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::bed::{Cores, FIRST_MARKET, Kernel, TOKEN_LIFE_S, await_connections, prepare};
 use crate::frame::{self, Opcode};
 use crate::markets::Markets;
-use crate::message::payload_bytes;
-use crate::options::{counted, duration, rate};
+use crate::options::{counted, rate};
 use crate::process::{self, rss_bytes};
 use crate::report::{Bound, Report, Table, bytes, median, ratio};
 use crate::session::upgrade_request;
-use crate::subject::{Clients, Load, Measured, Subject};
+use crate::subject::{Clients, Load, Measured, Subject, Taking};
 use crate::tokens::sign;
 
 /// Flags of `swarm stalled`.
@@ -39,17 +38,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "RATE", default_value_t = 20.0, value_parser = rate)]
     rate: f64,
 
-    /// How long each measurement takes
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
-    duration: Duration,
-
-    /// How often each is taken, in turn; the median of the ratios counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(1, 9))]
-    rounds: usize,
-
-    /// Size of an update as a WebSocket message, at least
-    #[arg(long, value_name = "BYTES", default_value_t = 145, value_parser = counted(0, 16_000))]
-    update_bytes: usize,
+    #[command(flatten)]
+    taking: Taking,
 }
 
 const EXAMPLES: &str = "\
@@ -100,13 +90,13 @@ pub(crate) fn run(options: &Options) -> Result<Beside> {
     let rss_before = rss_bytes(subject.pid())?;
     let tokens = sign(JWT_SECRET, FIRST_STALLED_USER, stalled, TOKEN_LIFE_S)?;
     let mut rounds = Vec::new();
-    for _ in 0..options.rounds {
-        let alone = subject.measure(options.load(rate, options.duration))?;
+    for _ in 0..options.taking.rounds {
+        let alone = subject.measure(options.taking.load(rate))?;
         let tcp_before = Kernel::read()?.tcp_bytes;
         let address = service(&subject)?.api;
         let sockets = tokens.iter().map(|token| stall(address, token)).collect::<Result<Vec<_>>>()?;
         subject.measure(options.fill())?;
-        let beside = subject.measure(options.load(rate, options.duration))?;
+        let beside = subject.measure(options.taking.load(rate))?;
         let tcp = fs::read_to_string("/proc/net/tcp")?;
         rounds.push(Round {
             alone,
@@ -134,18 +124,9 @@ fn service(subject: &Subject) -> Result<&Service> {
 }
 
 impl Options {
-    fn load(&self, rate: f64, duration: Duration) -> Load {
-        Load {
-            rate,
-            warmup: Duration::from_millis(500),
-            duration,
-            payload_bytes: payload_bytes(self.update_bytes),
-        }
-    }
-
     /// More than the send buffer of a socket and the receive buffer of a stalled one take.
     fn fill(&self) -> Load {
-        self.load(200.0, Duration::from_secs(6))
+        Load { duration: Duration::from_secs(6), ..self.taking.load(200.0) }
     }
 }
 

@@ -10,6 +10,7 @@ use ::tests::process::Process;
 use ::tests::tokens::JWT_SECRET;
 use ::tests::{Launch, Redis, Service};
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use indicatif::ProgressBar;
 use rustix::process::nice;
 use serde::Serialize;
@@ -21,6 +22,8 @@ use crate::clock::{now_us, thread_cpu_us};
 use crate::hive::{Hive, Plan, offset_us};
 use crate::http::Endpoint;
 use crate::markets::Markets;
+use crate::message::payload_bytes;
+use crate::options::{counted, duration};
 use crate::process::rss_bytes;
 use crate::publish::Schedule;
 use crate::report::{Percentiles, per_second, ratio, time};
@@ -59,6 +62,32 @@ enum Feed {
     /// It makes them itself.
     Itself(SocketAddr),
 }
+
+/// How measurements are taken.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct Taking {
+    /// How long each measurement takes
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub(crate) duration: Duration,
+
+    /// How often each is taken, in turn with what it is compared with; the median of the ratios counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(1, 99))]
+    pub(crate) rounds: usize,
+
+    /// Size of an update as a WebSocket message, at least
+    #[arg(long, value_name = "BYTES", default_value_t = 145, value_parser = counted(0, 16_000))]
+    update_bytes: usize,
+}
+
+impl Taking {
+    /// This many updates a second, for a measurement of the usual length.
+    pub(crate) fn load(&self, rate: f64) -> Load {
+        let payload_bytes = payload_bytes(self.update_bytes);
+        Load { rate, warmup: WARMUP, duration: self.duration, payload_bytes }
+    }
+}
+
+const WARMUP: Duration = Duration::from_millis(500);
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
