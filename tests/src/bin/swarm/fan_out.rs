@@ -21,11 +21,11 @@ pub(crate) struct Options {
     #[arg(long, short = 'n', value_name = "N", default_value_t = 5000, value_parser = counted(1, 18_000))]
     connections: usize,
 
-    /// Updates a second that the baseline keeps up with; repeatable
+    /// Updates a second; repeatable
     #[arg(long, value_name = "RATE", default_values_t = [20.0, 50.0], value_parser = rate)]
     rate: Vec<f64>,
 
-    /// Updates a second that are too many for the baseline; repeatable
+    /// Updates a second that are too many for the send(2) loop; repeatable
     #[arg(long, value_name = "RATE", default_values_t = [100.0, 200.0], value_parser = rate)]
     overload: Vec<f64>,
 
@@ -87,7 +87,7 @@ struct Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Part {
-    /// The baseline keeps up.
+    /// What a delivery costs when there is time for it.
     Steady,
     /// Half of what saturates the baseline.
     HalfLoad,
@@ -166,8 +166,6 @@ impl Options {
             let saturated = baseline.measure(self.taking.load(most))?.per_cpu_second();
             let sockets = ratio(self.connections as u64, 1).unwrap_or_default();
             rates.push(((saturated / sockets / 2.0).round().max(1.0), Part::HalfLoad));
-        }
-        if against != Against::Baseline(Kind::Naive) {
             rates.extend(self.overload.iter().map(|&rate| (rate, Part::Overload)));
         }
         ensure!(!rates.is_empty(), "no --rate");
@@ -312,5 +310,81 @@ impl Report for FannedOut {
             }
         }
         failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Percentiles;
+    use crate::tally::Times;
+
+    /// Of two seconds.
+    fn measured(deliveries: u64, cpu_us: u64, p99_us: u64) -> Measured {
+        let mut latency = Times::default();
+        latency.record(p99_us);
+        Measured {
+            deliveries,
+            cpu_us,
+            took_us: 2_000_000,
+            latency: (&latency).into(),
+            late: Percentiles::from(&Times::default()),
+            receiver_busy: 0.5,
+            snapshots: 0,
+            undelivered: 0,
+            wrong: None,
+        }
+    }
+
+    /// Ten sockets; in each round the gateway needs so much CPU for what the baseline does in a second.
+    fn row(rate: f64, part: Part, deliveries: u64, cpu_us: [u64; 3]) -> Row {
+        let rounds = cpu_us.map(|cpu_us| Round {
+            baseline: measured(deliveries, 1_000_000, 100),
+            gateway: measured(deliveries, cpu_us, 121),
+        });
+        Row { rate, part, rounds: rounds.into() }
+    }
+
+    fn failed(against: Against, rows: &[Row], rss: [f64; 2]) -> Vec<String> {
+        bounds(against, rows, 10, rss).iter().filter_map(Bound::failure).collect()
+    }
+
+    #[test]
+    fn the_median_of_the_rounds_ratios_is_what_has_to_hold() {
+        let send = Against::Baseline(Kind::Send);
+        let rows = [row(20.0, Part::Steady, 400, [1_000_000, 5_000_000, 1_040_000])];
+        assert!(failed(send, &rows, [0.0; 2]).is_empty());
+        let rows = [row(20.0, Part::Steady, 400, [1_000_000, 5_000_000, 1_100_000])];
+        assert_eq!(failed(send, &rows, [0.0; 2]).len(), 1);
+    }
+
+    #[test]
+    fn an_overload_that_the_baseline_keeps_up_with_shows_nothing() {
+        let send = Against::Baseline(Kind::Send);
+        let much_better = [500_000; 3];
+        assert!(failed(send, &[row(100.0, Part::Overload, 1000, much_better)], [0.0; 2]).is_empty());
+        let failed = failed(send, &[row(100.0, Part::Overload, 2000, much_better)], [0.0; 2]);
+        assert!(failed.len() == 1 && failed[0].contains("share of what is due"), "{failed:?}");
+    }
+
+    #[test]
+    fn at_half_load_latency_counts() {
+        let send = Against::Baseline(Kind::Send);
+        let failed = failed(send, &[row(10.0, Part::HalfLoad, 200, [9_000_000; 3])], [0.0; 2]);
+        assert!(failed.len() == 1 && failed[0].contains("p99, × the baseline's: 1.21"), "{failed:?}");
+    }
+
+    #[test]
+    fn beside_the_naive_one_memory_counts_too() {
+        let rows = [row(20.0, Part::Steady, 400, [400_000; 3])];
+        assert!(failed(Against::Baseline(Kind::Naive), &rows, [60_000.0, 2_000.0]).is_empty());
+        assert_eq!(failed(Against::Baseline(Kind::Naive), &rows, [60_000.0, 2_001.0]).len(), 1);
+    }
+
+    #[test]
+    fn more_workers_may_cost_a_little_more() {
+        let two = Against::OneWorker { workers: 2 };
+        assert!(failed(two, &[row(20.0, Part::Steady, 400, [1_170_000; 3])], [0.0; 2]).is_empty());
+        assert_eq!(failed(two, &[row(20.0, Part::Steady, 400, [1_180_000; 3])], [0.0; 2]).len(), 1);
     }
 }
