@@ -195,11 +195,16 @@ pub(crate) fn ratio(a: u64, b: u64) -> Option<f64> {
     (b > 0).then(|| a as f64 / b as f64)
 }
 
-/// The middle one.
+/// The middle one, or halfway between the two in the middle.
 pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<_> = figures.collect();
     figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = figures.len() / 2;
+    match figures.get(middle) {
+        None => f64::NAN,
+        Some(upper) if figures.len().is_multiple_of(2) => f64::midpoint(figures[middle - 1], *upper),
+        Some(middle) => *middle,
+    }
 }
 
 /// A time in milliseconds.
@@ -265,6 +270,10 @@ mod tests {
     #[test]
     fn the_median_is_the_one_in_the_middle() {
         assert!((median([3.0, 100.0, 1.0].into_iter()) - 3.0).abs() < f64::EPSILON);
+        assert!(
+            (median([0.92, 1.16, 0.83, 1.12].into_iter()) - 1.02).abs() < 1e-9,
+            "neither favours the higher"
+        );
         assert!(median(std::iter::empty()).is_nan());
     }
 
