@@ -83,11 +83,15 @@ impl Taking {
     /// This many updates a second, for a measurement of the usual length.
     pub(crate) fn load(&self, rate: f64) -> Load {
         let payload_bytes = payload_bytes(self.update_bytes);
-        Load { rate, warmup: WARMUP, duration: self.duration, payload_bytes }
+        let warmup = WARMUP.max(Duration::from_secs_f64(WARMUP_UPDATES / rate));
+        Load { rate, warmup, duration: self.duration, payload_bytes }
     }
 }
 
 const WARMUP: Duration = Duration::from_millis(500);
+/// After a pause Linux acknowledges the first 16 segments of a connection at once, on the sender's CPU: whoever had
+/// paused for longer before a measurement would pay for more of these.
+const WARMUP_UPDATES: f64 = 24.0;
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]
