@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, an unwrap is an assertion")]
 
 mod audit;
+mod autobahn;
 mod backbone;
 mod batch;
 mod closing;
