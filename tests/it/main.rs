@@ -8,6 +8,7 @@ mod audit;
 mod autobahn;
 mod backbone;
 mod batch;
+mod clients;
 mod closing;
 mod disturbances;
 mod durability;
