@@ -188,7 +188,6 @@ pub fn start(
         to_write: ToWrite::default(),
         to_read: Vec::new(),
         read_buffer: vec![0; READ_BYTES],
-        joined: Vec::new(),
         batch: Batch::default(),
         stale: None,
         drain_over: None,
@@ -215,8 +214,6 @@ struct Shard {
     /// Connections with more to read than one round's share.
     to_read: Vec<usize>,
     read_buffer: Vec<u8>,
-    /// Room for a message joined from fragments.
-    joined: Vec<u8>,
     batch: Batch,
     /// The status message that a new client gets while prices are stale.
     stale: Option<Encoded>,
@@ -322,7 +319,7 @@ impl Shard {
             session,
             out: self.stale.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             unread: leftover,
-            assembler: frame::Assembler::default(),
+            reader: frame::Reader::default(),
             phase: Phase::Open,
             waiting: None,
             readable: false,
@@ -392,7 +389,10 @@ impl Shard {
                     }
                     let bytes = &mut buffer[..count];
                     if connection.unread.is_empty() {
-                        self.work_off(key, bytes);
+                        let taken = self.work_off(key, bytes);
+                        if let Some(connection) = self.connections.get_mut(key) {
+                            connection.unread = bytes[taken..].to_vec();
+                        }
                     } else {
                         connection.unread.extend_from_slice(bytes);
                         self.work_off_unread(key);
@@ -405,43 +405,38 @@ impl Shard {
 
     fn work_off_unread(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if !connection.unread.is_empty() && connection.is_open() {
-            let mut bytes = std::mem::take(&mut connection.unread);
-            self.work_off(key, &mut bytes);
+        let mut bytes = std::mem::take(&mut connection.unread);
+        let taken = self.work_off(key, &mut bytes);
+        if let Some(connection) = self.connections.get_mut(key) {
+            // A frame that comes in very many pieces is not copied at each.
+            connection.unread = if taken == 0 { bytes } else { bytes[taken..].to_vec() };
         }
     }
 
-    /// Takes whole frames off `bytes` while the connection may be served, and keeps the rest.
-    fn work_off(&mut self, key: usize, mut bytes: &mut [u8]) {
-        while let Some(connection) = self.connections.get_mut(key) {
-            if !connection.is_open() {
-                return;
-            }
+    /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
+    /// many bytes that were.
+    fn work_off(&mut self, key: usize, bytes: &mut [u8]) -> usize {
+        let max_bytes = self.settings.max_message_bytes;
+        let mut taken = 0;
+        while let Some(connection) = self.connections.get_mut(key)
+            && connection.is_open()
+        {
             if connection.is_paused() {
-                connection.unread = bytes.to_vec();
-                return;
+                return taken;
             }
-            match frame::decode(bytes, self.settings.max_message_bytes) {
-                Ok(Some((frame, taken))) => {
-                    let mut joined = std::mem::take(&mut self.joined);
-                    let message =
-                        connection.assembler.push(&frame, self.settings.max_message_bytes, &mut joined);
-                    match message {
-                        Ok(Some(message)) => self.message(key, &message),
-                        Ok(None) => {}
-                        Err(code) => self.close(key, code),
+            let mut joined = Vec::new();
+            match connection.reader.read(&mut bytes[taken..], max_bytes, &mut joined) {
+                Ok(Some((count, message))) => {
+                    taken += count;
+                    if let Some(message) = message {
+                        self.message(key, &message);
                     }
-                    joined.clear();
-                    self.joined = joined;
-                    bytes = &mut bytes[taken..];
                 }
-                Ok(None) => {
-                    connection.unread = bytes.to_vec();
-                    return;
-                }
-                Err(code) => return self.close(key, code),
+                Ok(None) => return taken,
+                Err(code) => self.close(key, code),
             }
         }
+        bytes.len()
     }
 
     fn message(&mut self, key: usize, message: &Message<'_>) {
@@ -462,12 +457,15 @@ impl Shard {
                 Ok(false) => {}
                 Err(code) => self.close(key, code),
             },
-            Message::Pong => {
+            Message::Pong | Message::EmptyFragment => {
                 if let Err(code) = connection.session.control(rules, self.now_ms) {
                     self.close(key, code);
                 }
             }
-            Message::Close => self.begin_close(key, CloseCode::Normal),
+            Message::Close(code) => {
+                frame::append_close_answer(&mut connection.out, code);
+                self.begin_close(key, CloseCode::Normal);
+            }
         }
     }
 
@@ -745,16 +743,18 @@ impl Shard {
         if self.connections[key].is_open() {
             let spread_ms =
                 if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
-            self.connections[key].say(&server::bye(code, code.after_ms() + spread_ms));
+            let connection = &mut self.connections[key];
+            connection.say(&server::bye(code, code.after_ms() + spread_ms));
+            frame::append_close(&mut connection.out, code);
             self.begin_close(key, code);
         }
     }
 
+    /// What follows once the close frame is among what goes out.
     fn begin_close(&mut self, key: usize, code: CloseCode) {
         self.stop_waiting(key);
         self.subscriptions.unsubscribe_all(key);
         let connection = &mut self.connections[key];
-        frame::append_close(&mut connection.out, code);
         connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
         connection.unread = Vec::new();
         connection.deadlines.wake_ms = u64::MAX;

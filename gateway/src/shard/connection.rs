@@ -6,7 +6,7 @@ use mio::net::TcpStream;
 use shared::protocol::close::CloseCode;
 
 use crate::{
-    frame::{self, Assembler},
+    frame::{self, Reader},
     limits::Place,
     session::{Session, Subscribe},
 };
@@ -24,7 +24,7 @@ pub struct Connection {
     pub(super) out: Vec<u8>,
     /// Bytes of a frame that has not come whole, or that waits its turn.
     pub(super) unread: Vec<u8>,
-    pub(super) assembler: Assembler,
+    pub(super) reader: Reader,
     pub(super) phase: Phase,
     /// The request whose markets are not all there yet; nothing else is read meanwhile.
     pub(super) waiting: Option<Box<Waiting>>,
