@@ -49,7 +49,7 @@ all its threads and system calls included, and nothing of Redis.
 Examples:
   swarm fan-out
   swarm fan-out --against naive
-  swarm fan-out --workers 2
+  swarm fan-out --workers 2 --rate 20
   swarm fan-out --rate 40 --rounds 1 --duration 10s";
 
 /// What `swarm fan-out` found.
