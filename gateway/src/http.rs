@@ -19,7 +19,7 @@ use axum::{
 };
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use shared::{
-    backbone::Backbone, http::refusal, protocol::error::ErrorCode, settings::Secret, token::Keyring,
+    backbone::Backbone, http::refusal, protocol::error::ErrorCode, rotation::Live, settings::Secret,
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -30,6 +30,7 @@ use crate::{
     settings::{Origins, Settings},
     shard::{ShardHandle, Stats},
     tail::Health,
+    tokens::Tokens,
 };
 
 /// What the handlers stand on.
@@ -48,8 +49,9 @@ pub struct Gateway {
     pub health: Arc<Health>,
     /// No new sockets.
     pub draining: AtomicBool,
-    keys: Keyring,
-    token_api_key: Option<Secret>,
+    /// Which tokens are good.
+    pub tokens: Arc<Tokens>,
+    token_api_key: Option<Live<Secret>>,
     read_auth: bool,
     allowed_origins: Origins,
     addresses: address::Addresses,
@@ -66,6 +68,7 @@ impl Gateway {
         max_connections: usize,
         backbone: Arc<dyn Backbone>,
         markets: Arc<Markets>,
+        tokens: Arc<Tokens>,
         (shards, stats): (Vec<Arc<ShardHandle>>, Arc<Stats>),
         health: Arc<Health>,
     ) -> Arc<Self> {
@@ -79,7 +82,7 @@ impl Gateway {
             places: Places::new(max_connections, settings.max_connections_per_user),
             health,
             draining: AtomicBool::new(false),
-            keys: settings.keys.clone(),
+            tokens,
             token_api_key: settings.token_api_key.clone(),
             read_auth: settings.read_auth,
             allowed_origins: settings.allowed_origins.clone(),

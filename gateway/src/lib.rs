@@ -17,3 +17,4 @@ pub mod settings;
 pub mod shard;
 pub mod standalone;
 pub mod tail;
+pub mod tokens;

@@ -12,6 +12,7 @@ use gateway::{
 };
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
+    rotation,
     settings::Stop,
     telemetry,
 };
@@ -59,6 +60,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
             (Arc::new(RedisBackbone::new(config, retention).context("REDIS_URL")?), Router::new())
         }
     };
+    rotation::follow(settings.secret_files.clone()).context("signals")?;
     let running = server::start(settings, Arc::clone(&backbone), admin, metrics).await?;
     if settings.redis.is_none() {
         standalone::introduce(&settings.admin_keys);

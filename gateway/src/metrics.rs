@@ -38,6 +38,8 @@ pub const TAIL_READ_SECONDS: &str = "gateway_tail_read_seconds";
 pub const MARKET_LOADS: &str = "gateway_market_loads_total";
 /// Holes in a log, or new epochs, that were healed by loading the market anew.
 pub const GAPS_HEALED: &str = "gateway_tail_gaps_healed_total";
+/// Revocations this pod knows.
+pub const REVOCATIONS: &str = "gateway_revocations";
 /// 1 while this pod cannot vouch for fresh prices.
 pub const STALE: &str = "gateway_stale";
 
@@ -65,5 +67,6 @@ pub fn describe() {
     describe_histogram!(TAIL_READ_SECONDS, Unit::Seconds, "Time of one read of the tail");
     describe_counter!(MARKET_LOADS, "Markets loaded");
     describe_counter!(GAPS_HEALED, "Holes and new epochs healed by loading a market anew");
+    describe_gauge!(REVOCATIONS, "Revocations this pod knows");
     describe_gauge!(STALE, "1 while this pod cannot vouch for fresh prices");
 }

@@ -17,6 +17,7 @@ use shared::{
         serve::{Limits, serve},
     },
     protocol::server,
+    time::unix_ms,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -31,6 +32,7 @@ use crate::{
     settings::Settings,
     shard::{self, ShardSettings, Stats, Timing},
     tail::{self, Health, TailSettings},
+    tokens::Tokens,
 };
 
 /// Encoded frames kept per market, bytes, whatever `HISTORY_LEN` says: about 1000 updates of 4 KiB.
@@ -75,7 +77,8 @@ pub async fn start(
     let for_parts = Arc::clone(&backbone);
     let markets = Markets::new(bound, settings.workers, Box::new(move |id| for_parts.part(id)));
     let stats = Arc::new(Stats::default());
-    let shard_settings = Arc::new(shard_settings(settings));
+    let tokens = Arc::new(Tokens::new(settings.keys.clone()));
+    let shard_settings = Arc::new(shard_settings(settings, Arc::clone(&tokens)));
     let (mut handles, mut shards) = (Vec::new(), Vec::new());
     for index in 0..settings.workers {
         let (handle, thread) =
@@ -87,10 +90,11 @@ pub async fn start(
     let health = Arc::new(Health::new(settings.stale_after));
     let tail_settings = TailSettings { history: settings.resume_max, linger: settings.tail_linger };
     let mut tasks = tail::start(&markets, &backbone, &health, tail_settings);
-    let gateway = Gateway::new(settings, files.sockets, backbone, markets, (handles, stats), health);
+    let gateway = Gateway::new(settings, files.sockets, backbone, markets, tokens, (handles, stats), health);
+    tasks.spawn(follow_revocations(Arc::clone(&gateway)));
 
     // Who connects at once should find a pod that is ready. One that cannot be says so when asked.
-    let _ = tokio::time::timeout(START_PATIENCE, gateway.health.listened()).await;
+    let _ = tokio::time::timeout(START_PATIENCE, gateway.health.started()).await;
     let (stop, stopped) = watch::channel(false);
     let api = listen(settings.listen, "api")?;
     let ops = listen(settings.ops_listen, "ops")?;
@@ -130,14 +134,22 @@ impl Running {
     }
 }
 
-fn shard_settings(settings: &Settings) -> ShardSettings {
+/// Keeps the pod's tokens up to date, and the shards, whose sockets are open on some.
+async fn follow_revocations(gateway: Arc<Gateway>) {
+    let (tokens, backbone, health) =
+        (Arc::clone(&gateway.tokens), Arc::clone(&gateway.backbone), Arc::clone(&gateway.health));
+    tail::follow_revocations(tokens, backbone, health, || {
+        for shard in &gateway.shards {
+            shard.review_tokens();
+        }
+    })
+    .await;
+}
+
+fn shard_settings(settings: &Settings, tokens: Arc<Tokens>) -> ShardSettings {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     ShardSettings {
-        rules: Rules {
-            keys: settings.keys.clone(),
-            max_markets: settings.max_markets,
-            rate: settings.message_rate,
-        },
+        rules: Rules { tokens, max_markets: settings.max_markets, rate: settings.message_rate },
         timing: Timing {
             heartbeat_interval_ms: ms(settings.heartbeat_interval),
             heartbeat_timeout_ms: ms(settings.heartbeat_timeout),
@@ -189,10 +201,12 @@ async fn tick(gateway: Arc<Gateway>) {
         let gauge = |name, value: usize| metrics::gauge!(name).set(value as f64);
         gauge(names::CONNECTIONS, gateway.stats.connections.load(Ordering::Relaxed));
         gauge(names::MARKETS, gateway.markets.len());
+        gauge(names::REVOCATIONS, gateway.tokens.known().len());
         gauge(names::STALE, usize::from(gateway.health.stale_since().is_some()));
         if now >= forget_at {
             forget_at = now + FORGET_EVERY;
             gateway.forget_old_rates();
+            gateway.tokens.forget(unix_ms());
         }
     }
 }

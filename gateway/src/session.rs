@@ -1,5 +1,7 @@
 //! What a client's messages mean: pure, `(message, now) → action`. Knows nothing of sockets or of markets' logs.
 
+use std::sync::Arc;
+
 use shared::{
     MarketId,
     protocol::{
@@ -8,19 +10,20 @@ use shared::{
         error::Refusal,
         server,
     },
-    token::{Keyring, LEEWAY_S, WsClaims},
+    token::{WsClaims, ends_ms},
 };
 
 use crate::{
     limits::{Bucket, Rate},
     market::{Start, Wanted},
+    tokens::{Mark, Tokens},
 };
 
 /// What holds for every session of a pod.
 #[derive(Debug)]
 pub struct Rules {
     /// Verifies a refreshed token.
-    pub keys: Keyring,
+    pub tokens: Arc<Tokens>,
     /// `MAX_MARKETS_PER_CONNECTION`.
     pub max_markets: usize,
     /// `MESSAGE_BURST` and `MESSAGE_RATE`.
@@ -32,6 +35,7 @@ pub struct Rules {
 pub struct Session {
     scope: Scope,
     expires_at_s: u64,
+    mark: Mark,
     bucket: Bucket,
     /// Messages refused by the rate since the last that was not.
     strikes: u32,
@@ -98,6 +102,7 @@ impl Session {
         Self {
             scope: Scope::of(claims),
             expires_at_s: claims.exp,
+            mark: rules.tokens.mark(claims),
             bucket: Bucket::full(rules.rate, now_ms),
             strikes: 0,
         }
@@ -106,7 +111,13 @@ impl Session {
     /// Unix milliseconds at which the token, leeway included, ends.
     #[must_use]
     pub fn expires_at_ms(&self) -> u64 {
-        self.expires_at_s.saturating_add(LEEWAY_S).saturating_mul(1000)
+        ends_ms(self.expires_at_s)
+    }
+
+    /// By what the token is found when it is revoked.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// Whether the token allows `market`.
@@ -158,10 +169,11 @@ impl Session {
                     offsets.into_iter().map(|(market, offset)| Wanted::new(market, Start::After(offset)));
                 self.subscribe(id, true, wanted, subscribed, rules)
             }
-            ClientRequest::Refresh { token } => match rules.keys.verify::<WsClaims>(&token) {
+            ClientRequest::Refresh { token } => match rules.tokens.verify(&token) {
                 Ok(claims) if claims.sub == user => {
                     self.scope = Scope::of(&claims);
                     self.expires_at_s = claims.exp;
+                    self.mark = rules.tokens.mark(&claims);
                     Action::Refreshed { id }
                 }
                 Ok(_) => refuse(id.as_ref(), Refusal::Unauthorized, "token: it is another user's"),
@@ -239,7 +251,7 @@ mod tests {
     use std::collections::HashSet;
 
     use proptest::prelude::*;
-    use shared::token::Audience;
+    use shared::token::{Audience, Keyring, LEEWAY_S};
 
     use super::*;
 
@@ -254,12 +266,13 @@ mod tests {
     }
 
     fn rules() -> Rules {
-        Rules { keys: Keyring::random(Audience::Ws), max_markets: 3, rate: Rate { burst: 20, per_second: 5 } }
+        let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
+        Rules { tokens, max_markets: 3, rate: Rate { burst: 20, per_second: 5 } }
     }
 
     fn claims(sub: &str, markets: Option<&[u64]>, exp: u64) -> WsClaims {
         let markets = markets.map(|ids| ids.iter().map(|&id| market(id)).collect());
-        WsClaims { sub: sub.into(), markets, iat: 0, exp }
+        WsClaims { sub: sub.into(), markets, iat: 0, exp, jti: None }
     }
 
     fn market(id: u64) -> MarketId {
@@ -330,7 +343,7 @@ mod tests {
         let far = shared::time::unix_ms() / 1000 + 1000;
         let mut session = Session::new(&claims("1", None, 10), &rules, 0);
         let refresh =
-            |claims: &WsClaims| format!(r#"{{"type":"refresh","token":"{}"}}"#, rules.keys.sign(claims));
+            |claims: &WsClaims| format!(r#"{{"type":"refresh","token":"{}"}}"#, rules.tokens.sign(claims));
         for (token, good) in [
             (refresh(&claims("2", None, far)), false),
             (refresh(&claims("1", None, 10)), false),

@@ -9,6 +9,7 @@ use axum::http::HeaderValue;
 use ipnet::IpNet;
 use shared::{
     backbone::RedisConfig,
+    rotation::{Live, SecretFile},
     settings::{FromSetting, Secret, Setting, Settings as Source, Stop},
     telemetry::LogFormat,
     token::{Audience, Keyring},
@@ -32,7 +33,9 @@ pub struct Settings {
     /// Embedded only: publish invented markets.
     pub demo: bool,
     /// Who may ask for tokens; `None`: everyone.
-    pub token_api_key: Option<Secret>,
+    pub token_api_key: Option<Live<Secret>>,
+    /// Where secrets come from that may change while it runs.
+    pub secret_files: Vec<SecretFile>,
     /// Tokens a minute and user; 0 = no limit.
     pub token_rate_limit: u32,
     /// Whether REST reads need a token.
@@ -171,7 +174,8 @@ impl Settings {
         let redis = source.optional("REDIS_URL").map(|url| RedisConfig { url, ca_pem, tail_from });
         let embedded = redis.is_none();
         let listen: SocketAddr = source.value("LISTEN");
-        let token_api_key: Option<Secret> = source.optional("TOKEN_API_KEY");
+        let mut secret_files = Vec::new();
+        let token_api_key = token_api_key(&mut source, &mut secret_files);
         let allow_open_tokens: bool = source.value("ALLOW_OPEN_TOKENS");
         if token_api_key.is_none() && !allow_open_tokens && !listen.ip().is_loopback() {
             source.problem(
@@ -190,8 +194,8 @@ impl Settings {
             ReadAuth::None => false,
             ReadAuth::Token => true,
         };
-        let keys = keyring(&mut source, "JWT_SECRET", Audience::Ws, embedded);
-        let admin_keys = keyring(&mut source, "ADMIN_JWT_SECRET", Audience::Admin, true);
+        let keys = keyring(&mut source, &mut secret_files, "JWT_SECRET", Audience::Ws, embedded);
+        let admin_keys = keyring(&mut source, &mut secret_files, "ADMIN_JWT_SECRET", Audience::Admin, true);
         let settings = Self {
             listen,
             ops_listen: source.value("OPS_LISTEN"),
@@ -200,6 +204,7 @@ impl Settings {
             admin_keys,
             demo,
             token_api_key,
+            secret_files,
             token_rate_limit: source.value("TOKEN_RATE_LIMIT"),
             read_auth,
             cors_origins: source.optional("CORS_ORIGINS").unwrap_or(Origins::Only(Vec::new())),
@@ -287,9 +292,18 @@ impl FileBudget {
     }
 }
 
-fn keyring(source: &mut Source, name: &'static str, audience: Audience, optional: bool) -> Keyring {
+fn keyring(
+    source: &mut Source,
+    files: &mut Vec<SecretFile>,
+    name: &'static str,
+    audience: Audience,
+    optional: bool,
+) -> Keyring {
     match source.optional::<Secret>(name).map(|secret| Keyring::parse(&secret, audience)) {
-        Some(Ok(keys)) => return keys,
+        Some(Ok(keys)) => {
+            files.extend(source.keys_file(name, &keys));
+            return keys;
+        }
         Some(Err(error)) => source.problem(name, &error.to_string()),
         None if !optional => {
             source.problem(name, "required with REDIS_URL; make one with: openssl rand -hex 32");
@@ -297,6 +311,27 @@ fn keyring(source: &mut Source, name: &'static str, audience: Audience, optional
         None => {}
     }
     Keyring::random(audience)
+}
+
+fn token_api_key(source: &mut Source, files: &mut Vec<SecretFile>) -> Option<Live<Secret>> {
+    const NAME: &str = "TOKEN_API_KEY";
+    // An empty key would let everyone in who sends an empty one.
+    let check = |key: &Secret| match key.expose().trim() {
+        "" => Err("must not be empty".to_owned()),
+        _ => Ok(()),
+    };
+    let key: Secret = source.optional(NAME)?;
+    if let Err(problem) = check(&key) {
+        source.problem(NAME, &problem);
+    }
+    let key = Live::new(key);
+    let in_use = key.clone();
+    files.extend(source.secret_file(NAME, move |key| {
+        check(key)?;
+        in_use.set(key.clone());
+        Ok(())
+    }));
+    Some(key)
 }
 
 fn at_least_one(source: &mut Source, name: &'static str) -> usize {

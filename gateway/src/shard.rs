@@ -46,6 +46,7 @@ use crate::{
     market::{Begin, Markets, Start, Wanted, Watcher},
     metrics as names,
     session::{Action, Rules, Session, Subscribe},
+    tokens::Known,
 };
 
 /// The waker's token; connections use their slab key.
@@ -109,6 +110,7 @@ enum Input {
     Connection(Box<Accepted>),
     Rung(MarketId),
     Status { stale: bool, message: Encoded },
+    Revocations,
     Drain(Duration),
 }
 
@@ -130,6 +132,12 @@ impl ShardHandle {
     /// Tells every client whether prices are fresh, now and when it connects later.
     pub fn announce(&self, stale: bool, message: &Encoded) {
         self.send(Input::Status { stale, message: Encoded::clone(message) });
+        self.flush();
+    }
+
+    /// Closes every connection whose token is revoked by now.
+    pub fn review_tokens(&self) {
+        self.send(Input::Revocations);
         self.flush();
     }
 
@@ -289,6 +297,12 @@ impl Shard {
                     }
                     self.stale = stale.then_some(message);
                 }
+                Input::Revocations => {
+                    let known = self.settings.rules.tokens.known();
+                    for key in self.keys() {
+                        self.close_if_revoked(key, &known);
+                    }
+                }
                 Input::Drain(over) => {
                     self.drain_over = Some(over);
                     for key in self.keys() {
@@ -342,8 +356,18 @@ impl Shard {
         if let Some(over) = self.drain_over {
             self.drain(key, over);
         }
+        // It may have been revoked on its way here, before this shard was told.
+        let known = self.settings.rules.tokens.known();
+        self.close_if_revoked(key, &known);
         self.work_off_unread(key);
         Ok(())
+    }
+
+    fn close_if_revoked(&mut self, key: usize, known: &Known) {
+        let connection = &self.connections[key];
+        if known.has(connection.place.user(), connection.session.mark()) {
+            self.close(key, CloseCode::NotAllowed);
+        }
     }
 
     fn drain(&mut self, key: usize, over: Duration) {
@@ -818,5 +842,70 @@ fn queue(connections: &mut Slab<Connection>, to_write: &mut ToWrite, key: usize)
     {
         connection.queued = true;
         to_write.keys.push_back((key, to_write.now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+    };
+
+    use shared::{
+        backbone::{Revocation, Revoked},
+        token::{Audience, Keyring},
+    };
+
+    use super::*;
+    use crate::{
+        limits::{Places, Rate},
+        log::Bound,
+        tokens::Tokens,
+    };
+
+    /// Between a handshake's check and the shard nobody can be told: the shard looks again.
+    #[test]
+    fn a_connection_whose_token_was_revoked_on_its_way_here_is_closed() {
+        let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
+        let rate = Rate { burst: 20, per_second: 5 };
+        let minute_ms = 60_000;
+        let settings = ShardSettings {
+            rules: Rules { tokens: Arc::clone(&tokens), max_markets: 1, rate },
+            timing: Timing {
+                heartbeat_interval_ms: minute_ms,
+                heartbeat_timeout_ms: minute_ms,
+                slow_after_ms: minute_ms,
+            },
+            max_message_bytes: 1024,
+            resume_max: 1,
+            flush_interval: Duration::ZERO,
+        };
+        let markets = Markets::new(Bound { updates: 1, bytes: 1 }, 1, Box::new(|_| 0));
+        let (shard, thread) = start(0, Arc::new(settings), markets, Arc::default()).unwrap();
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let now_ms = unix_ms();
+        let claims = WsClaims {
+            sub: "1".into(),
+            markets: None,
+            iat: now_ms / 1000,
+            exp: now_ms,
+            jti: Some("a".into()),
+        };
+        tokens.learn(&[Revocation { whom: Revoked::Token("a".into()), ts: now_ms }], now_ms);
+        let place = Places::new(1, 1).take("1").unwrap();
+        shard.adopt(Accepted { socket, leftover: Vec::new(), claims, place });
+
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).unwrap();
+        assert!(String::from_utf8_lossy(&said).contains("NOT_ALLOWED"));
+        drop(client);
+        shard.drain(Duration::ZERO);
+        thread.join().unwrap();
     }
 }

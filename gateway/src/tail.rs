@@ -6,6 +6,7 @@
 
 mod doorbell;
 mod health;
+mod revoked;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,8 +21,8 @@ use shared::{
 };
 use tokio::task::JoinSet;
 
-pub use self::health::Health;
 use self::health::Part;
+pub use self::{health::Health, revoked::follow_revocations};
 use crate::{market::Markets, metrics as names};
 
 /// Markets in one read.

@@ -15,7 +15,10 @@ use serde::{
     de::{self, IgnoredAny, SeqAccess},
 };
 use serde_json::value::RawValue;
-use shared::backbone::{Append, Appended, Backbone};
+use shared::{
+    backbone::{Append, Appended, Backbone},
+    protocol::error::json_problem,
+};
 
 use crate::{
     http::{Answer, Problem, ProblemBody},
@@ -100,7 +103,7 @@ pub enum InvalidBatch {
     #[error("the body is not UTF-8 text")]
     NotUtf8,
     /// Not a JSON array.
-    #[error("not a JSON array of overrides (for NDJSON say content-type: application/x-ndjson): {0}")]
+    #[error("not a JSON array of overrides (for NDJSON say content-type: application/x-ndjson): {}", json_problem(.0))]
     Json(#[from] serde_json::Error),
     /// More than are taken at once.
     #[error("a batch has at most {MAX_ITEMS} overrides")]

@@ -29,6 +29,7 @@ use crate::{
     batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
     metrics,
     overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
+    revoke::{self, InvalidRevocation, MAX_REVOKE_BYTES, NotRevoked},
 };
 
 /// What the admin API stands on.
@@ -55,6 +56,7 @@ fn routes(admin: Admin) -> Router {
         .route("/admin/odds/override", post(override_one))
         .route("/admin/odds/batch", post(override_many))
         .route("/admin/audit", get(read_audit))
+        .route("/admin/tokens/revoke", post(revoke_tokens))
         .route("/admin/{*rest}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(admin))
@@ -112,6 +114,13 @@ async fn read_audit(
     let Query(query) = Query::<AuditQuery>::try_from_uri(&uri).map_err(|_| RequestError::Query)?;
     let page = audit::page(&*admin.backbone, query.parse()?).await?;
     Ok(json_text(page))
+}
+
+async fn revoke_tokens(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let claims = authorize(&admin.keys, &parts.headers, Role::Admin)?;
+    let whom = revoke::parse(&body::read(body, MAX_REVOKE_BYTES).await?)?;
+    Ok(json(&revoke::run(&*admin.backbone, whom, &claims.sub, request_id(&parts)).await?))
 }
 
 async fn not_found() -> Problem {
@@ -264,6 +273,8 @@ problems! {
         InvalidBatch::TooManyItems => PayloadTooLarge,
     }
     InvalidQuery: { _ => BadRequest }
+    InvalidRevocation: { _ => BadRequest }
+    NotRevoked: { _ => ServiceUnavailable }
 }
 
 impl From<NotAppended> for Problem {

@@ -2,6 +2,7 @@
 //!
 //! The path of one override, top to bottom: [`http`] takes the request, [`auth`] says who asks, [`overrides`] checks
 //! what they ask and appends it; [`audit`] reads back who did what. [`batch`] does the same for many at once.
+//! [`revoke`] takes clients' tokens back.
 
 pub mod audit;
 pub mod auth;
@@ -11,6 +12,7 @@ pub mod metrics;
 pub mod ops;
 pub mod overrides;
 pub mod replay;
+pub mod revoke;
 pub mod settings;
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use shared::{
         ops,
         serve::{Limits, serve},
     },
+    rotation,
     settings::Stop,
     telemetry,
 };
@@ -64,6 +65,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     let backbone: Arc<dyn Backbone> = redis;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let stop = stop_signal().context("signals")?;
+    rotation::follow(settings.secret_files).context("signals")?;
     let api =
         TcpListener::bind(settings.listen).await.with_context(|| format!("LISTEN {}", settings.listen))?;
     let operators_listener = TcpListener::bind(settings.ops_listen)

@@ -18,6 +18,7 @@ use shared::{
     backbone::{Append, AppendError, Appended, Backbone, BackboneError, Idempotency},
     ids::MAX_SAFE_INTEGER,
     price::{InvalidOdds, check_decimal_odds},
+    protocol::error::json_problem,
 };
 use tokio::time::{Instant, timeout};
 
@@ -131,7 +132,7 @@ pub enum InvalidOverride {
     #[error("the body is not UTF-8 text")]
     NotUtf8,
     /// Not a JSON object.
-    #[error("not a JSON object: {0}")]
+    #[error("not a JSON object: {}", json_problem(.0))]
     Json(serde_json::Error),
     /// A field that an override has not.
     #[error("{0}: unknown field; an override has marketId, payload, reason and expectedSeq")]
@@ -143,7 +144,7 @@ pub enum InvalidOverride {
     #[error("{0}: missing")]
     Missing(&'static str),
     /// A field of another type.
-    #[error("{field}: {problem}")]
+    #[error("{field}: {}", json_problem(problem))]
     WrongType {
         /// Which field.
         field: &'static str,

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use shared::{
     MarketId,
     backbone::{RedisConfig, Retention, TailFrom},
+    rotation::SecretFile,
     settings::{FromSetting, Secret, Setting, Settings, Stop},
     telemetry::LogFormat,
     token::{Audience, Keyring, Role},
@@ -23,6 +24,8 @@ pub struct Serve {
     pub redis: RedisConfig,
     /// Who is let in.
     pub keys: Keyring,
+    /// Where secrets come from that may change while it runs.
+    pub secret_files: Vec<SecretFile>,
     /// How much is kept.
     pub retention: Retention,
     /// Replicas that must have an override before it is acknowledged.
@@ -170,9 +173,11 @@ impl Serve {
         let keys = keyring(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
+        let keys_file = keys.as_ref().and_then(|keys| settings.keys_file("ADMIN_JWT_SECRET", keys));
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
-        Ok(Self { listen, ops_listen, redis, keys, retention, min_replicas, log_format })
+        let secret_files = keys_file.into_iter().collect();
+        Ok(Self { listen, ops_listen, redis, keys, secret_files, retention, min_replicas, log_format })
     }
 }
 

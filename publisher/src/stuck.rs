@@ -7,7 +7,7 @@ use shared::{
     MarketId, Position, Seq,
     backbone::{
         Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Followed,
-        Loaded, LogPage, Tails,
+        Loaded, LogPage, Revocation, Revocations, RevokeError, Revoked, Tails,
     },
 };
 
@@ -72,6 +72,14 @@ impl Backbone for Stuck {
         _: Option<AuditId>,
         _: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn revoke(&self, _: Revoked, _: &str) -> Result<Revocation, RevokeError> {
+        self.fail().await.map_err(RevokeError::from)
+    }
+
+    async fn revocations(&self, _: Position) -> Result<Option<Revocations>, BackboneError> {
         self.fail().await
     }
 

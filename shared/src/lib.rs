@@ -9,6 +9,7 @@ pub mod ids;
 pub mod position;
 pub mod price;
 pub mod protocol;
+pub mod rotation;
 pub mod settings;
 pub mod telemetry;
 pub mod time;

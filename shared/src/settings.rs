@@ -1,6 +1,8 @@
 //! Settings from flags, environment variables and files (contract, section 7). All problems are reported at once.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use crate::{rotation::SecretFile, token::Keyring};
 
 /// One row of a service's table of settings.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +51,20 @@ pub enum Stop {
 }
 
 /// What was set, and what is wrong with it so far.
-#[derive(Debug)]
 pub struct Settings {
     table: &'static [Setting],
+    /// Some of them are secrets.
     values: BTreeMap<&'static str, String>,
+    /// Where those come from that were read from a file.
+    files: BTreeMap<&'static str, PathBuf>,
     problems: Vec<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.values.keys().collect();
+        f.debug_struct("Settings").field("set", &names).finish_non_exhaustive()
+    }
 }
 
 impl Settings {
@@ -68,7 +79,8 @@ impl Settings {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
-        let mut settings = Self { table, values: BTreeMap::new(), problems: Vec::new() };
+        let mut settings =
+            Self { table, values: BTreeMap::new(), files: BTreeMap::new(), problems: Vec::new() };
         for setting in table {
             settings.take(setting.name, &|name| env(name).filter(|value| !value.is_empty()), &str::to_owned);
         }
@@ -119,10 +131,12 @@ impl Settings {
             }
             (Some(value), None) => {
                 self.values.insert(name, value);
+                self.files.remove(name);
             }
             (None, Some(path)) => match std::fs::read_to_string(&path) {
                 Ok(text) => {
-                    self.values.insert(name, text.trim_end_matches(['\r', '\n']).to_owned());
+                    self.values.insert(name, without_line_end(&text).to_owned());
+                    self.files.insert(name, PathBuf::from(path));
                 }
                 Err(error) => {
                     self.problems.push(format!("{}: cannot read {path}: {error}", spell(&file_name)));
@@ -152,6 +166,25 @@ impl Settings {
         }
     }
 
+    /// The file that the setting was read from, if it was, for `take` to be told when it has another secret. A pipe,
+    /// as a shell makes one, has nothing more to say.
+    #[must_use]
+    pub fn secret_file(
+        &self,
+        name: &'static str,
+        take: impl Fn(&Secret) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Option<SecretFile> {
+        let (path, value) = (self.files.get(name).filter(|path| path.is_file())?, self.values.get(name)?);
+        Some(SecretFile::new(name, path.clone(), Secret::new(value), take))
+    }
+
+    /// The same for the keys of a ring.
+    #[must_use]
+    pub fn keys_file(&self, name: &'static str, keys: &Keyring) -> Option<SecretFile> {
+        let keys = keys.clone();
+        self.secret_file(name, move |secrets| keys.replace(secrets).map_err(|error| error.to_string()))
+    }
+
     /// Records something wrong with a setting.
     pub fn problem(&mut self, name: &str, message: &str) {
         self.problems.push(format!("{name}: {message}"));
@@ -173,6 +206,11 @@ impl Settings {
         });
         [usage, "", intro, ""].into_iter().map(str::to_owned).chain(rows).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// A file's text as a value: editors end the last line.
+pub(crate) fn without_line_end(text: &str) -> &str {
+    text.trim_end_matches(['\r', '\n'])
 }
 
 fn flag_of(name: &str) -> String {
@@ -313,7 +351,7 @@ mod tests {
         let secret = settings.optional::<Secret>("JWT_SECRET").unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(secret.expose(), "hush");
-        assert!(!format!("{secret:?}").contains("hush"));
+        assert!(!format!("{secret:?} {settings:?}").contains("hush"));
         let both = read(&[], &[("JWT_SECRET_FILE", "/nonexistent"), ("JWT_SECRET", "x")]);
         assert!(both.finish().is_err());
     }

@@ -4,15 +4,20 @@ use shared::{
     MarketId, Payload, Position, Seq, Update,
     backbone::{
         Append, AppendError, Appended, AuditId, Backbone, Doorbell, Idempotency, MemoryBackbone,
-        RedisBackbone, Retention, Ring,
+        RedisBackbone, Retention, RevokeError, Revoked, Ring,
     },
     protocol::server::odds_update,
 };
-use tests::{admin::numbered, fresh_market, within};
+use tests::{admin::numbered, eventually, fresh_market, within};
 
 /// Small, to see trimming.
-const RETENTION: Retention =
-    Retention { history_len: 100, audit_len: 1000, idempotency_ttl: std::time::Duration::from_hours(1) };
+const RETENTION: Retention = Retention {
+    history_len: 100,
+    audit_len: 1000,
+    idempotency_ttl: std::time::Duration::from_hours(1),
+    revocation_ttl: std::time::Duration::from_secs(3),
+    revocations: 5,
+};
 
 /// Redis trims whole nodes of its radix tree, 100 entries each.
 const TRIM_SLACK: usize = 100;
@@ -60,6 +65,7 @@ conformance![
     the_log_keeps_about_as_much_as_it_should,
     the_doorbell_rings_for_what_changes,
     it_answers_a_ping,
+    revocations_are_kept_for_their_time_and_no_more_than_may_be,
 ];
 
 async fn appends_are_numbered_without_holes(backbone: &dyn Backbone) {
@@ -297,6 +303,44 @@ async fn wait_for_rings(bell: &mut dyn Doorbell, mut missing: Vec<MarketId>, beg
 
 async fn it_answers_a_ping(backbone: &dyn Backbone) {
     backbone.ping().await.unwrap();
+}
+
+async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &dyn Backbone) {
+    assert_eq!(backbone.revocations(Position::ORIGIN).await.unwrap(), None, "nobody has revoked anything");
+    let user = backbone.revoke(Revoked::User("1 \"é".into()), "desk-1").await.unwrap();
+    assert!(shared::time::unix_ms().abs_diff(user.ts) < 5000);
+    let token = backbone.revoke(Revoked::Token("a".into()), "desk-1").await.unwrap();
+    let kept = backbone.revocations(Position::ORIGIN).await.unwrap().unwrap();
+    assert_eq!(kept.all, [user, token]);
+    assert_eq!(kept.newest.epoch.get(), kept.all[1].ts);
+    assert_eq!(backbone.revocations(kept.newest).await.unwrap(), None, "nothing new");
+    // One that knows another newest, as after a loss, hears of all that are kept.
+    let lost = Position { seq: kept.newest.seq.next(), ..kept.newest };
+    assert_eq!(backbone.revocations(lost).await.unwrap(), Some(kept));
+
+    // As fast as it goes, so that there is no room before the first is over.
+    let mut refused = false;
+    for n in 0..1000 {
+        match backbone.revoke(Revoked::User(n.to_string()), "desk-1").await {
+            Ok(_) => {}
+            Err(RevokeError::Full) => {
+                refused = true;
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refused, "at most as many as may be");
+    assert_eq!(
+        backbone.revocations(Position::ORIGIN).await.unwrap().unwrap().all.len(),
+        RETENTION.revocations
+    );
+    let later = eventually("room again", async || {
+        backbone.revoke(Revoked::Token("later".into()), "desk-1").await.ok()
+    })
+    .await;
+    let kept = backbone.revocations(Position::ORIGIN).await.unwrap().unwrap().all;
+    assert!(kept.contains(&later) && !kept.iter().any(|kept| kept.whom == Revoked::User("1 \"é".into())));
 }
 
 fn new_market() -> MarketId {

@@ -158,6 +158,11 @@ impl Admin {
         self.http.post_with(&format!("{}{path}", self.base), &all, body).await
     }
 
+    /// `POST /admin/tokens/revoke` with this body.
+    pub async fn revoke(&self, body: &str) -> Answer {
+        self.post("/admin/tokens/revoke", &[], body).await
+    }
+
     /// `GET /admin/audit?query`.
     pub async fn audit(&self, query: &str) -> Answer {
         let url = format!("{}/admin/audit?{query}", self.base);

@@ -128,6 +128,11 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// Asks it to read its files again (SIGHUP).
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Stops it from running at all (SIGSTOP), as a machine that hangs does.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

@@ -33,6 +33,20 @@ pub fn expiring(user: u64, seconds: i64) -> String {
     sign(user, None, seconds)
 }
 
+/// A token for `user` with this id (`jti`), issued `age_s` seconds ago, that expires in ten minutes.
+#[must_use]
+pub fn with_id(user: u64, jti: &str, age_s: u64) -> String {
+    let (now, exp) = times(TTL_S);
+    let claims = WsClaims {
+        sub: user.to_string(),
+        markets: None,
+        iat: now.saturating_sub(age_s),
+        exp,
+        jti: Some(jti.to_owned()),
+    };
+    ring(JWT_SECRET, Audience::Ws).sign(&claims)
+}
+
 /// A token for the desk.
 #[must_use]
 pub fn admin(role: Role) -> String {
@@ -44,6 +58,20 @@ pub fn admin(role: Role) -> String {
 pub fn admin_expiring(role: Role, seconds: i64) -> String {
     let (iat, exp) = times(seconds);
     ring(ADMIN_JWT_SECRET, Audience::Admin).sign(&AdminClaims { sub: "desk-1".to_owned(), role, iat, exp })
+}
+
+/// A token for the desk that other keys sign.
+#[must_use]
+pub fn admin_signed(keys: &Keyring, role: Role) -> String {
+    let (iat, exp) = times(TTL_S);
+    keys.sign(&AdminClaims { sub: "desk-1".to_owned(), role, iat, exp })
+}
+
+/// A token for `user` that other keys sign.
+#[must_use]
+pub fn signed(keys: &Keyring, user: u64) -> String {
+    let (iat, exp) = times(TTL_S);
+    keys.sign(&WsClaims { sub: user.to_string(), markets: None, iat, exp, jti: None })
 }
 
 /// The claims in a token that the tests' gateways signed.
@@ -62,7 +90,7 @@ fn sign(user: u64, markets: Option<&[u64]>, seconds: i64) -> String {
     let (iat, exp) = times(seconds);
     let id = |&market: &u64| MarketId::new(market).expect("tests use good market ids");
     let markets = markets.map(|markets| markets.iter().map(id).collect());
-    ring(JWT_SECRET, Audience::Ws).sign(&WsClaims { sub: user.to_string(), markets, iat, exp })
+    ring(JWT_SECRET, Audience::Ws).sign(&WsClaims { sub: user.to_string(), markets, iat, exp, jti: None })
 }
 
 fn times(seconds: i64) -> (u64, u64) {

@@ -14,7 +14,7 @@ use shared::{
     backbone::BackboneError,
     http::{json, json_text},
     protocol::{error::ErrorCode, server},
-    token::{WsClaims, bearer},
+    token::bearer,
 };
 
 use tokio::time::timeout;
@@ -185,8 +185,12 @@ fn authorize(
     }
     let authorization = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
     let token = query.get("token").map(String::as_str).or(authorization).unwrap_or_default();
-    let claims: WsClaims =
-        gateway.keys.verify(token).map_err(|error| Problem(ErrorCode::Unauthorized, error.to_string()))?;
+    if !gateway.health.knows_revocations() {
+        let message = "which tokens are revoked is not known yet: retry".to_owned();
+        return Err(Problem(ErrorCode::ServiceUnavailable, message));
+    }
+    let claims =
+        gateway.tokens.verify(token).map_err(|error| Problem(ErrorCode::Unauthorized, error.to_string()))?;
     if claims.markets.is_some_and(|markets| !markets.contains(&market)) {
         return Err(Problem(ErrorCode::Forbidden, format!("market {market} is not in the token's scope")));
     }

@@ -13,21 +13,18 @@ use serde_json::Value;
 use shared::{
     MarketId,
     http::{body, json},
-    protocol::error::ErrorCode,
+    protocol::error::{ErrorCode, json_problem},
     time::unix_ms,
-    token::{WsClaims, bearer, same_secret},
+    token::{MAX_TTL_S, WsClaims, bearer, read_user_id, same_secret},
 };
 
 use super::{Gateway, error::Problem};
 
 /// The longest request body, bytes: a scope of some thousand markets.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The longest user id, characters.
-const MAX_USER_ID_CHARS: usize = 128;
 /// The most markets in a scope, so that the token fits into a handshake's header.
 const MAX_SCOPE: usize = 500;
 const DEFAULT_TTL_S: u64 = 600;
-const MAX_TTL_S: u64 = 3600;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,7 +51,7 @@ pub(super) async fn issue(
 ) -> Result<Response, Problem> {
     let given = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
     if let Some(expected) = &gateway.token_api_key
-        && !given.is_some_and(|given| same_secret(given, expected))
+        && !given.is_some_and(|given| same_secret(given, &expected.get()))
     {
         let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
         return Err(Problem(ErrorCode::Unauthorized, message.to_owned()));
@@ -65,26 +62,16 @@ pub(super) async fn issue(
         let message = "too many tokens for this user: use the one you have, or retry later";
         return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
     }
-    let issued = Issued { token: gateway.keys.sign(&claims), expires_at: claims.exp * 1000 };
+    let issued = Issued { token: gateway.tokens.sign(&claims), expires_at: claims.exp * 1000 };
     Ok(([(CACHE_CONTROL, "no-store")], json(&issued)).into_response())
 }
 
 fn read_claims(body: &[u8]) -> Result<WsClaims, String> {
-    let Asked { user_id, scope_markets, ttl_seconds } =
-        serde_json::from_slice(body).map_err(|error| format!("the body must be a JSON object: {error}"))?;
-    let sub = match user_id {
-        Value::Number(number) if number.is_u64() || number.is_i64() => number.to_string(),
-        Value::String(text)
-            if (1..=MAX_USER_ID_CHARS).contains(&text.chars().count())
-                && !text.contains(char::is_control) =>
-        {
-            text
-        }
-        Value::Null => return Err("userId: required, an integer or a string".to_owned()),
-        _ => return Err(format!("userId: an integer, or a string of 1 to {MAX_USER_ID_CHARS} characters")),
-    };
-    let markets: Option<Vec<MarketId>> =
-        serde_json::from_value(scope_markets).map_err(|error| format!("scopeMarkets: {error}"))?;
+    let Asked { user_id, scope_markets, ttl_seconds } = serde_json::from_slice(body)
+        .map_err(|error| format!("the body must be a JSON object: {}", json_problem(&error)))?;
+    let sub = read_user_id(&user_id)?;
+    let markets: Option<Vec<MarketId>> = serde_json::from_value(scope_markets)
+        .map_err(|error| format!("scopeMarkets: {}", json_problem(&error)))?;
     if markets.as_ref().is_some_and(|markets| markets.len() > MAX_SCOPE) {
         return Err(format!("scopeMarkets: at most {MAX_SCOPE}; leave it out for all markets"));
     }
@@ -96,7 +83,8 @@ fn read_claims(body: &[u8]) -> Result<WsClaims, String> {
             .ok_or_else(|| format!("ttlSeconds: an integer from 1 to {MAX_TTL_S}"))?,
     };
     let now_s = unix_ms() / 1000;
-    Ok(WsClaims { sub, markets, iat: now_s, exp: now_s + ttl_s })
+    let jti = format!("{:032x}", rand::random::<u128>());
+    Ok(WsClaims { sub, markets, iat: now_s, exp: now_s + ttl_s, jti: Some(jti) })
 }
 
 #[cfg(test)]

@@ -91,8 +91,8 @@ fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, 
         ));
     }
     let token = find_token(request.uri(), headers);
-    let claims: WsClaims = gateway
-        .keys
+    let claims = gateway
+        .tokens
         .verify(token.unwrap_or_default())
         .map_err(|error| refused("unauthorized", ErrorCode::Unauthorized, &error.to_string()))?;
     if let Origins::Only(allowed) = &gateway.allowed_origins

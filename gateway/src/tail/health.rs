@@ -18,6 +18,8 @@ pub(super) enum Part {
     Read(usize),
     /// Loading markets that are new here.
     Load,
+    /// Hearing of revocations.
+    Revocations,
 }
 
 /// The tail's state of health. One log line per change, not per retry.
@@ -25,8 +27,16 @@ pub(super) enum Part {
 pub struct Health {
     stale_after: Duration,
     inner: Mutex<Inner>,
+    started: watch::Sender<Started>,
+}
+
+/// What has succeeded once, without which nobody is let in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Started {
     /// The doorbell has been connected.
-    has_listened: watch::Sender<bool>,
+    has_listened: bool,
+    /// The revocations have been read.
+    knows_revocations: bool,
 }
 
 #[derive(Debug, Default)]
@@ -39,11 +49,17 @@ struct Inner {
     stale_since: Option<u64>,
 }
 
+impl Started {
+    const fn is_complete(self) -> bool {
+        self.has_listened && self.knows_revocations
+    }
+}
+
 impl Health {
     /// Healthy, until something has failed or not been answered for `stale_after`.
     #[must_use]
     pub fn new(stale_after: Duration) -> Self {
-        Self { stale_after, inner: Mutex::default(), has_listened: watch::Sender::new(false) }
+        Self { stale_after, inner: Mutex::default(), started: watch::Sender::default() }
     }
 
     /// An attempt of `part` begins.
@@ -63,9 +79,12 @@ impl Health {
     }
 
     pub(super) fn succeeded(&self, part: Part) {
-        if part == Part::Doorbell {
-            self.has_listened.send_if_modified(|has_listened| !std::mem::replace(has_listened, true));
-        }
+        let note = |flag: &mut bool| !std::mem::replace(flag, true);
+        self.started.send_if_modified(|started| match part {
+            Part::Doorbell => note(&mut started.has_listened),
+            Part::Revocations => note(&mut started.knows_revocations),
+            Part::Read(_) | Part::Load => false,
+        });
         let mut inner = self.lock();
         inner.under_way.remove(&part);
         let since = inner.failing.remove(&part);
@@ -82,17 +101,23 @@ impl Health {
         self.lock().failing.retain(|part, _| is_read(part));
     }
 
-    /// Whether the tail has been connected, and prices are not stale: without that nobody new is let in, since a
-    /// balancer or a retry finds a pod that can serve.
+    /// Whether the tail has been connected, the revocations have been read, and prices are not stale: without that
+    /// nobody new is let in, since a balancer or a retry finds a pod that can serve.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        *self.has_listened.borrow() && self.stale_since().is_none()
+        self.started.borrow().is_complete() && self.stale_since().is_none()
     }
 
-    /// Waits until the tail has been connected.
-    pub async fn listened(&self) {
+    /// Whether the revocations have been read: before that no token can be believed.
+    #[must_use]
+    pub fn knows_revocations(&self) -> bool {
+        self.started.borrow().knows_revocations
+    }
+
+    /// Waits until the tail has been connected and the revocations have been read.
+    pub async fn started(&self) {
         // The sender lives as long as this does.
-        let _ = self.has_listened.subscribe().wait_for(|has_listened| *has_listened).await;
+        let _ = self.started.subscribe().wait_for(|started| started.is_complete()).await;
     }
 
     /// Since when prices are stale, Unix milliseconds.
@@ -125,5 +150,23 @@ impl Health {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_let_in_before_the_doorbell_listens_and_the_revocations_have_been_read() {
+        for (first, second) in [(Part::Doorbell, Part::Revocations), (Part::Revocations, Part::Doorbell)] {
+            let health = Health::new(Duration::from_secs(10));
+            for part in [Part::Read(0), Part::Load, first] {
+                health.succeeded(part);
+                assert!(!health.is_ready(), "{part:?}");
+            }
+            health.succeeded(second);
+            assert!(health.is_ready() && health.knows_revocations());
+        }
     }
 }

@@ -45,6 +45,9 @@ pub fn idempotency(market: MarketId, key: &str) -> String {
     format!("odds:idem:{{{market}}}:{key}")
 }
 
+/// The stream of revocations, the one key that is no market's.
+pub const REVOKED: &str = "odds:revoked";
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Followed, Loaded, LogPage, Retention, Ring, Tails,
+    Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked, Ring, Tails,
 };
 use crate::{
     ids::MarketId,
@@ -30,6 +30,8 @@ pub struct MemoryBackbone {
 struct Inner {
     markets: HashMap<MarketId, Market>,
     bells: Vec<Weak<Bell>>,
+    /// Each with where it stands, oldest first.
+    revocations: VecDeque<(Position, Revocation)>,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +136,30 @@ impl Backbone for MemoryBackbone {
         Ok(entries.rev().filter(|entry| entry_of(&entry.id) < before).take(limit).cloned().collect())
     }
 
+    async fn revoke(&self, whom: Revoked, _: &str) -> Result<Revocation, RevokeError> {
+        let mut inner = self.lock();
+        let (now, revocations) = (unix_ms(), &mut inner.revocations);
+        let is_over = |revocation: &Revocation| {
+            u128::from(now.saturating_sub(revocation.ts)) > self.retention.revocation_ttl.as_millis()
+        };
+        while revocations.pop_front_if(|(_, revocation)| is_over(revocation)).is_some() {}
+        if revocations.len() >= self.retention.revocations {
+            return Err(RevokeError::Full);
+        }
+        let last = revocations.back().map_or(Position::ORIGIN, |(position, _)| *position);
+        let position = next_entry(last, now);
+        let revocation = Revocation { whom, ts: position.epoch.get() };
+        revocations.push_back((position, revocation.clone()));
+        Ok(revocation)
+    }
+
+    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError> {
+        let inner = self.lock();
+        let newest = inner.revocations.back().map_or(Position::ORIGIN, |(position, _)| *position);
+        let all = || inner.revocations.iter().map(|(_, revocation)| revocation.clone()).collect();
+        Ok((newest != known).then(|| Revocations { newest, all: all() }))
+    }
+
     fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
         let bell = Arc::new(Bell::default());
         self.lock().bells.push(Arc::downgrade(&bell));
@@ -166,11 +192,7 @@ impl Market {
         let former = append.payload.lines().iter();
         let before =
             lines_json(former.filter_map(|line| Some((&*line.name, &**self.state.lines.get(&line.name)?))));
-        self.last_audit = if ts > self.last_audit.epoch.get() {
-            Position::new(ts, 0)
-        } else {
-            Position { seq: self.last_audit.seq.next(), ..self.last_audit }
-        };
+        self.last_audit = next_entry(self.last_audit, ts);
         let audit_id = AuditId::new(append.market, &self.last_audit.to_string());
         let payload = append.payload.text();
         push_bounded(&mut self.log, retention.history_len, Update { position, ts, payload: payload.into() });
@@ -217,6 +239,11 @@ impl Market {
         self.answer_ages.push_back(key.clone());
         self.answers.insert(key, answer);
     }
+}
+
+/// The id of the entry after `last` in a stream, at `ts`.
+fn next_entry(last: Position, ts: u64) -> Position {
+    if ts > last.epoch.get() { Position::new(ts, 0) } else { Position { seq: last.seq.next(), ..last } }
 }
 
 fn push_bounded<T>(queue: &mut VecDeque<T>, bound: usize, item: T) {

@@ -18,6 +18,7 @@ pub use self::{
 use crate::{
     ids::MarketId,
     position::{Position, Seq},
+    token::{LEEWAY_S, MAX_TTL_S},
     update::{MarketState, Payload, Update},
 };
 
@@ -60,6 +61,12 @@ pub trait Backbone: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError>;
 
+    /// Keeps that these tokens are taken back, for [`Retention::revocation_ttl`].
+    async fn revoke(&self, whom: Revoked, actor: &str) -> Result<Revocation, RevokeError>;
+
+    /// The revocations that are kept, unless the newest of them is still the one at `known`.
+    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError>;
+
     /// A new listener for changes of any market. It connects when first asked to [`Doorbell::wait`]. Where changes of
     /// all markets cannot be listened for, it asks for those `followed` at the time.
     fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell>;
@@ -88,6 +95,9 @@ pub enum Ring {
     All,
 }
 
+/// The life of the longest token, its leeway, and a minute for clocks that disagree.
+pub const REVOCATION_TTL: Duration = Duration::from_secs(MAX_TTL_S + LEEWAY_S + 60);
+
 /// How much is kept (contract, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -97,11 +107,21 @@ pub struct Retention {
     pub audit_len: usize,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// How long a revocation is kept: until no token that it is about can be good any more.
+    pub revocation_ttl: Duration,
+    /// Revocations kept at most.
+    pub revocations: usize,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { history_len: 1000, audit_len: 100_000, idempotency_ttl: Duration::from_hours(24) }
+        Self {
+            history_len: 1000,
+            audit_len: 100_000,
+            idempotency_ttl: Duration::from_hours(24),
+            revocation_ttl: REVOCATION_TTL,
+            revocations: 10_000,
+        }
     }
 }
 
@@ -191,6 +211,44 @@ pub enum AppendError {
         wanted: usize,
     },
     /// It could not be asked; whether the update is in the log is not known.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+}
+
+/// Whose tokens are taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revoked {
+    /// All of this user (`sub`) that were issued before.
+    User(String),
+    /// The one with this id (`jti`).
+    Token(String),
+}
+
+/// A revocation that is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Of whose tokens.
+    pub whom: Revoked,
+    /// The moment, Unix milliseconds.
+    pub ts: u64,
+}
+
+/// All revocations that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revocations {
+    /// Where the newest stands, (Unix ms, n); [`Position::ORIGIN`] without any.
+    pub newest: Position,
+    /// Oldest first.
+    pub all: Vec<Revocation>,
+}
+
+/// Why a revocation is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokeError {
+    /// As many are kept as may be.
+    #[error("as many revocations are kept as may be")]
+    Full,
+    /// It could not be asked; whether it is kept is not known.
     #[error(transparent)]
     Backbone(#[from] BackboneError),
 }

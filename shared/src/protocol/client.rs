@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use crate::{
     ids::{MAX_SAFE_INTEGER, MarketId},
     position::{Epoch, Seq},
+    protocol::error::json_problem,
 };
 
 /// The longest `id` a client may give a message, characters.
@@ -99,7 +100,7 @@ impl ClientMessage {
         if !text.trim_start().starts_with('{') {
             return Err(bad("a message is a JSON object".to_owned()));
         }
-        let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| bad(error.to_string()))?;
+        let raw: Raw<'_> = serde_json::from_str(text).map_err(|error| bad(json_problem(&error)))?;
         let id = match raw.id {
             None => None,
             Some(id) => Some(read_id(id).map_err(bad)?),
@@ -171,7 +172,7 @@ impl Raw<'_> {
 }
 
 fn read<'a, T: Deserialize<'a>>(field: &str, raw: &'a RawValue) -> Result<T, String> {
-    serde_json::from_str(raw.get()).map_err(|error| format!("{field}: {error}"))
+    serde_json::from_str(raw.get()).map_err(|error| format!("{field}: {}", json_problem(&error)))
 }
 
 fn read_id(raw: &RawValue) -> Result<MessageId, String> {

@@ -72,6 +72,18 @@ pub struct ErrorBody<'a> {
     pub message: &'a str,
 }
 
+/// What is wrong with a JSON text, without the strings that serde shows of it: there may be a token in the wrong place.
+#[must_use]
+pub fn json_problem(error: &serde_json::Error) -> String {
+    let problem = error.to_string();
+    match (problem.find('"'), problem.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}…{}", &problem[..first], &problem[last + 1..])
+        }
+        _ => problem,
+    }
+}
+
 /// Why a message in the socket, or one market of it, is refused (contract, section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -97,6 +109,23 @@ impl Refusal {
             Self::LimitExceeded => "LIMIT_EXCEEDED",
             Self::RateLimited => "RATE_LIMITED",
             Self::Unauthorized => "UNAUTHORIZED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_json_problem_shows_no_string_of_the_text() {
+        for (text, problem) in [
+            (r#""hush, \" hush""#, "invalid type: string …, expected u64 at line 1 column 15"),
+            ("[]", "invalid type: sequence, expected u64 at line 1 column 0"),
+            ("{", "invalid type: map, expected u64 at line 1 column 0"),
+        ] {
+            let error = serde_json::from_str::<u64>(text).unwrap_err();
+            assert_eq!(json_problem(&error), problem);
         }
     }
 }

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use ::redis::{FromRedisValue, RedisError, Value};
 
 use crate::{
-    backbone::{AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, keys},
+    backbone::{
+        AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, Revocation, Revoked,
+        keys,
+    },
     ids::MarketId,
     position::{Epoch, Position, Seq},
     update::{MarketState, Update},
@@ -94,6 +97,26 @@ pub(super) fn read_audit_entry(
         after: take("after")?,
         request_id: take("requestId")?,
     })
+}
+
+/// A stream's entry: its id and its fields.
+pub(super) type Entry = (String, HashMap<String, String>);
+
+/// The field of a revocation that names a user.
+pub(super) const REVOKED_USER: &str = "user";
+/// The field of a revocation that names a token.
+pub(super) const REVOKED_TOKEN: &str = "jti";
+
+/// Where a revocation stands.
+pub(super) fn read_place(id: &str) -> Result<Position, BackboneError> {
+    id.parse().map_err(|_| malformed(keys::REVOKED, "an entry id is not <ms>-<n>"))
+}
+
+pub(super) fn read_revocation((id, mut fields): Entry) -> Result<Revocation, BackboneError> {
+    let user = fields.remove(REVOKED_USER).map(Revoked::User);
+    let whom = user.or_else(|| fields.remove(REVOKED_TOKEN).map(Revoked::Token));
+    let whom = whom.ok_or_else(|| malformed(keys::REVOKED, &format!("entry {id} names nobody")))?;
+    Ok(Revocation { whom, ts: read_place(&id)?.epoch.get() })
 }
 
 /// A market's state and the newest `history` entries of its log, newest first, from the same moment.

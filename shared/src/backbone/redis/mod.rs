@@ -25,13 +25,16 @@ use tokio::time::sleep;
 
 pub use self::url::{InvalidRedisUrl, RedisConfig, TailFrom};
 use self::{
-    decode::{malformed, read_answer, read_audit_entry, read_loaded, read_updates},
+    decode::{
+        Entry, REVOKED_TOKEN, REVOKED_USER, malformed, read_answer, read_audit_entry, read_loaded,
+        read_place, read_revocation, read_updates,
+    },
     doorbell::NodesDoorbell,
-    nodes::{Node, Nodes, is_misdirected},
+    nodes::{Node, Nodes, is_misdirected, slot, slot_of_key},
 };
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Followed, Loaded, LogPage, Retention, Tails, keys,
+    Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked, Tails, keys,
 };
 use crate::{
     ids::MarketId,
@@ -50,6 +53,7 @@ const WAIT_MS: u32 = 1000;
 pub struct RedisBackbone {
     nodes: Arc<Nodes>,
     append: Script,
+    revoke: Script,
     retention: Retention,
     /// Replicas that must have an append before it is acknowledged.
     min_replicas: usize,
@@ -68,6 +72,7 @@ impl RedisBackbone {
         Ok(Self {
             nodes: Arc::new(Nodes::new(topology, dialer, config.tail_from)),
             append: Script::new(include_str!("../append.lua")),
+            revoke: Script::new(include_str!("../revoke.lua")),
             retention,
             min_replicas: 0,
             remembered: Mutex::default(),
@@ -186,13 +191,18 @@ impl RedisBackbone {
         call
     }
 
-    /// Reads of one market in one round trip, asked again while the node says that it is not the one to ask.
+    /// Reads of one market in one round trip.
     async fn read<T: FromRedisValue>(&self, market: MarketId, reads: &Pipeline) -> Result<T, BackboneError> {
+        self.ask(slot(market), reads).await
+    }
+
+    /// Asks the primary of a slot in one round trip, and again while a node says that it is not the one to ask.
+    async fn ask<T: FromRedisValue>(&self, slot: u16, commands: &Pipeline) -> Result<T, BackboneError> {
         let mut pauses = RETRY_AFTER_MS.into_iter();
         loop {
-            let node = self.nodes.of(market).await?;
+            let node = self.nodes.at(slot).await?;
             let result = match node.reads.get().await {
-                Ok(mut connection) => reads.query_async(&mut connection).await,
+                Ok(mut connection) => commands.query_async(&mut connection).await,
                 Err(PoolError::Backend(error)) => Err(error),
                 Err(error) => return Err(error.into()),
             };
@@ -384,6 +394,40 @@ impl Backbone for RedisBackbone {
         entries.into_iter().map(|(id, fields)| read_audit_entry(market, &key, &id, fields)).collect()
     }
 
+    async fn revoke(&self, whom: Revoked, actor: &str) -> Result<Revocation, RevokeError> {
+        let (field, name) = match &whom {
+            Revoked::User(id) => (REVOKED_USER, id),
+            Revoked::Token(id) => (REVOKED_TOKEN, id),
+        };
+        let ttl_ms = u64::try_from(self.retention.revocation_ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut call = pipe();
+        // Rare enough to bring the script along.
+        call.cmd("SCRIPT").arg("LOAD").arg(include_str!("../revoke.lua")).ignore();
+        call.cmd("EVALSHA").arg(self.revoke.get_hash()).arg(1).arg(keys::REVOKED);
+        call.arg(ttl_ms).arg(self.retention.revocations).arg(field).arg(name).arg(actor);
+        let (entry,): (Option<String>,) = self.ask(slot_of_key(keys::REVOKED), &call).await?;
+        let entry = entry.ok_or(RevokeError::Full)?;
+        Ok(Revocation { whom, ts: read_place(&entry)?.epoch.get() })
+    }
+
+    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError> {
+        let slot = slot_of_key(keys::REVOKED);
+        let mut top = pipe();
+        top.add_command(newest(keys::REVOKED, 1));
+        let (top,): (Vec<Entry>,) = self.ask(slot, &top).await?;
+        if place_of_last(&top)? == known {
+            return Ok(None);
+        }
+        let mut range = pipe();
+        range.cmd("XRANGE").arg(keys::REVOKED).arg("-").arg("+");
+        let (entries,): (Vec<Entry>,) = self.ask(slot, &range).await?;
+        let newest = place_of_last(&entries)?;
+        // What is not understood must not hide the others.
+        let report = |error: &BackboneError| tracing::error!(%error, "a revocation cannot be read");
+        let read = |entry| read_revocation(entry).inspect_err(report).ok();
+        Ok(Some(Revocations { newest, all: entries.into_iter().filter_map(read).collect() }))
+    }
+
     fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell> {
         Box::new(NodesDoorbell::new(Arc::clone(&self.nodes), followed))
     }
@@ -416,6 +460,10 @@ fn newest(key: &str, count: usize) -> Cmd {
     let mut range = cmd("XREVRANGE");
     range.arg(key).arg("+").arg("-").arg("COUNT").arg(count);
     range
+}
+
+fn place_of_last(entries: &[Entry]) -> Result<Position, BackboneError> {
+    entries.last().map_or(Ok(Position::ORIGIN), |(id, _)| read_place(id))
 }
 
 fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {

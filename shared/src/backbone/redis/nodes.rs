@@ -133,32 +133,38 @@ impl Nodes {
 
     /// The primary that holds `market`.
     pub(super) async fn of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
+        self.at(slot(market)).await
+    }
+
+    /// The primary that holds this slot.
+    pub(super) async fn at(&self, slot: u16) -> RedisResult<Arc<Node>> {
         let map = self.map().await?;
-        self.found(map.of(&map.nodes, market))
+        self.found(map.of(&map.nodes, slot))
     }
 
     /// Where `market` is tailed.
     pub(super) async fn tail_of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
         let map = self.map().await?;
-        self.found(map.of(&map.tails, market))
+        self.found(map.of(&map.tails, slot(market)))
     }
 
     fn found(&self, node: Option<Arc<Node>>) -> RedisResult<Arc<Node>> {
         node.ok_or_else(|| {
             self.doubt();
-            RedisError::from((ErrorKind::Client, "no node of the cluster holds this market's slot"))
+            RedisError::from((ErrorKind::Client, "no node of the cluster holds this slot"))
         })
     }
 
     /// Whether `market` is tailed at `node`, as far as is known.
     pub(super) fn is_tailed_at(&self, node: &Node, market: MarketId) -> bool {
         let map = self.map.borrow();
-        map.of(&map.tails, market).is_some_and(|holder| holder.address == node.address)
+        map.of(&map.tails, slot(market)).is_some_and(|holder| holder.address == node.address)
     }
 
     /// Which primary holds `market` as far as is known, as a small number; parts fail on their own.
     pub(super) fn part_of(&self, market: MarketId) -> usize {
-        self.map.borrow().index_of(market).unwrap_or_default()
+        let map = self.map.borrow();
+        if map.by_slot { map.index_of(slot(market)).unwrap_or_default() } else { 0 }
     }
 
     /// Takes note of what a call to `node` came to.
@@ -372,9 +378,9 @@ impl Map {
         &self.tails
     }
 
-    /// Which of `nodes`, one for each primary, is about `market`.
-    fn of(&self, nodes: &[Arc<Node>], market: MarketId) -> Option<Arc<Node>> {
-        nodes.get(self.index_of(market)?).map(Arc::clone)
+    /// Which of `nodes`, one for each primary, is about this slot.
+    fn of(&self, nodes: &[Arc<Node>], slot: u16) -> Option<Arc<Node>> {
+        nodes.get(self.index_of(slot)?).map(Arc::clone)
     }
 
     /// Logs what is different from `old`.
@@ -397,11 +403,10 @@ impl Map {
         }
     }
 
-    fn index_of(&self, market: MarketId) -> Option<usize> {
+    fn index_of(&self, slot: u16) -> Option<usize> {
         if !self.by_slot {
             return Some(0);
         }
-        let slot = slot(market);
         self.ranges
             .iter()
             .find(|(first, last, _)| (*first..=*last).contains(&slot))
@@ -470,7 +475,12 @@ async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
 
 /// The cluster slot of a market's keys, all of which have the hash tag `{id}`.
 pub(super) fn slot(market: MarketId) -> u16 {
-    crc16(market.to_string().as_bytes()) % SLOTS
+    slot_of_key(&market.to_string())
+}
+
+/// The cluster slot of a key without a hash tag, or of what is in one.
+pub(super) fn slot_of_key(key: &str) -> u16 {
+    crc16(key.as_bytes()) % SLOTS
 }
 
 /// CRC-16/XMODEM, as the cluster specification says.

@@ -39,7 +39,8 @@ const ASKING_AT_ONCE: usize = 32;
 pub(crate) fn sign(secret: &str, first_user: u64, users: usize, life_s: u64) -> Result<Vec<String>> {
     let keys = Keyring::parse(&Secret::new(secret), Audience::Ws).context("--jwt-secret")?;
     let iat = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let claims = |sub: u64| WsClaims { sub: sub.to_string(), markets: None, iat, exp: iat + life_s };
+    let claims =
+        |sub: u64| WsClaims { sub: sub.to_string(), markets: None, iat, exp: iat + life_s, jti: None };
     Ok((first_user..).take(users).map(|user| keys.sign(&claims(user))).collect())
 }
 

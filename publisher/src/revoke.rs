@@ -1,0 +1,170 @@
+//! Taking clients' tokens back (contract, section 5).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shared::{
+    backbone::{Backbone, REVOCATION_TTL, Revocation, RevokeError, Revoked},
+    token::{is_name, read_user_id},
+};
+use tokio::time::timeout;
+
+/// The longest request body, bytes: a user id, each of its characters escaped.
+pub const MAX_REVOKE_BYTES: usize = 4096;
+/// How long the backbone may take.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is wrong with a request. Shows nothing of it: somebody may send a token instead of its id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidRevocation {
+    /// Not one of the two members, alone.
+    #[error(r#"the body must be {{"userId":…}} or {{"jti":"…"}}, and nothing else"#)]
+    Shape,
+    /// Not a user id.
+    #[error("{0}")]
+    User(String),
+    /// Not a token's id.
+    #[error("jti: a string of 1 to 128 characters: the token's claim, not the token")]
+    Token,
+}
+
+/// Why tokens are not revoked, or may not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRevoked {
+    /// As many revocations as may be.
+    #[error(
+        "not revoked: as many revocations are kept as may be; retry when the oldest is over, or change the keys"
+    )]
+    Full,
+    /// No answer.
+    #[error("outcome unknown: revoke again")]
+    Unknown,
+}
+
+/// `200`: it is kept, and on its way to every gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
+    revoked_at: u64,
+    expires_at: u64,
+}
+
+/// Whose tokens a request's body is about.
+///
+/// # Errors
+/// [`InvalidRevocation`].
+pub fn parse(body: &[u8]) -> Result<Revoked, InvalidRevocation> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    struct Asked {
+        user_id: Option<Value>,
+        jti: Option<Value>,
+    }
+
+    match serde_json::from_slice(body).map_err(|_| InvalidRevocation::Shape)? {
+        Asked { user_id: Some(id), jti: None } => {
+            read_user_id(&id).map(Revoked::User).map_err(InvalidRevocation::User)
+        }
+        Asked { user_id: None, jti: Some(Value::String(id)) } if is_name(&id) => Ok(Revoked::Token(id)),
+        Asked { user_id: None, jti: Some(_) } => Err(InvalidRevocation::Token),
+        _ => Err(InvalidRevocation::Shape),
+    }
+}
+
+/// Keeps the revocation, and says in the log who did it.
+///
+/// # Errors
+/// [`NotRevoked`].
+pub async fn run(
+    backbone: &dyn Backbone,
+    whom: Revoked,
+    actor: &str,
+    request_id: &str,
+) -> Result<Answer, NotRevoked> {
+    match timeout(REVOKE_TIMEOUT, backbone.revoke(whom, actor)).await {
+        Ok(Ok(revocation)) => {
+            let Revocation { whom, ts } = &revocation;
+            tracing::info!(actor, request_id, ?whom, ts, "tokens are revoked");
+            Ok(Answer::from(revocation))
+        }
+        Ok(Err(RevokeError::Full)) => {
+            tracing::error!(actor, request_id, "tokens are not revoked: too many revocations are kept");
+            Err(NotRevoked::Full)
+        }
+        Ok(Err(RevokeError::Backbone(error))) => {
+            tracing::error!(actor, request_id, %error, "tokens may not be revoked");
+            Err(NotRevoked::Unknown)
+        }
+        Err(_) => {
+            tracing::error!(actor, request_id, "tokens may not be revoked: no answer");
+            Err(NotRevoked::Unknown)
+        }
+    }
+}
+
+impl From<Revocation> for Answer {
+    fn from(Revocation { whom, ts }: Revocation) -> Self {
+        let (user_id, jti) = match whom {
+            Revoked::User(id) => (Some(id), None),
+            Revoked::Token(id) => (None, Some(id)),
+        };
+        let ttl_ms = u64::try_from(REVOCATION_TTL.as_millis()).unwrap_or(u64::MAX);
+        Self { user_id, jti, revoked_at: ts, expires_at: ts.saturating_add(ttl_ms) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::backbone::{MemoryBackbone, Retention};
+
+    use super::*;
+    use crate::stuck::{Stuck, Way};
+
+    #[test]
+    fn a_request_names_one_user_or_one_token() {
+        let user = |id: &str| Ok(Revoked::User(id.to_owned()));
+        let long = "x".repeat(129);
+        for (body, answer) in [
+            (r#"{"userId":42}"#.to_owned(), user("42")),
+            (r#"{"userId":"42"}"#.to_owned(), user("42")),
+            (r#"{"jti":"a"}"#.to_owned(), Ok(Revoked::Token("a".to_owned()))),
+            (r#"{"jti":7}"#.to_owned(), Err(InvalidRevocation::Token)),
+            (r#"{"jti":""}"#.to_owned(), Err(InvalidRevocation::Token)),
+            (format!(r#"{{"jti":"{long}"}}"#), Err(InvalidRevocation::Token)),
+            (String::new(), Err(InvalidRevocation::Shape)),
+            ("{}".to_owned(), Err(InvalidRevocation::Shape)),
+            (r#"{"userId":null}"#.to_owned(), Err(InvalidRevocation::Shape)),
+            (r#"{"userId":1,"jti":"a"}"#.to_owned(), Err(InvalidRevocation::Shape)),
+            (r#"{"userId":1,"userId":2}"#.to_owned(), Err(InvalidRevocation::Shape)),
+            (r#"{"userId":1,"reason":"x"}"#.to_owned(), Err(InvalidRevocation::Shape)),
+        ] {
+            assert_eq!(parse(body.as_bytes()), answer, "{body}");
+        }
+        for body in [r#"{"userId":1.5}"#.to_owned(), format!(r#"{{"userId":"{long}"}}"#)] {
+            let Err(InvalidRevocation::User(message)) = parse(body.as_bytes()) else { panic!("{body}") };
+            assert!(message.starts_with("userId") && !message.contains(&long));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_revocation_too_many_is_refused() {
+        let backbone = MemoryBackbone::new(Retention { revocations: 1, ..Retention::default() });
+        let revoke = async |id: &str| run(&backbone, Revoked::User(id.into()), "desk-1", "r-1").await;
+        let first = revoke("1").await.unwrap();
+        assert_eq!(first.expires_at - first.revoked_at, 3_665_000);
+        assert_eq!(revoke("2").await, Err(NotRevoked::Full));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_answer_the_outcome_is_unknown() {
+        for way in [Way::Silent, Way::Refuses, Way::BreaksOff] {
+            let answer = run(&Stuck(way), Revoked::User("1".into()), "desk-1", "r-1").await;
+            assert_eq!(answer, Err(NotRevoked::Unknown), "{way:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Secrets are nowhere to be seen: not in a log line however much is logged, not in a metric, and not in an answer.
+
+use serde_json::Value;
+use shared::{
+    settings::Secret,
+    token::{Audience, Keyring, Role},
+};
+use tests::{
+    Answer, Http, Launch, Redis, Service, Socket, fresh_market, fresh_user, process::Stream, tokens, within,
+};
+
+const JWT: &str = "canary-jwt-0123456789abcdef0123456789abcdef";
+const ADMIN_JWT: &str = "canary-admin-0123456789abcdef0123456789abcdef";
+const API_KEY: &str = "canary-api-key-0123456789abcdef";
+/// What is no token, but stands where one belongs.
+const NO_TOKEN: &str = "canary-no-token-0123456789abcdef";
+/// The password of `Redis::with_user`, as it is and as the URL has it.
+const PASSWORDS: [&str; 2] = ["p@ss/word", "p%40ss%2Fword"];
+
+/// Everything that comes out.
+#[derive(Default)]
+struct Seen(Vec<(String, String)>);
+
+impl Seen {
+    fn answer(&mut self, what: &str, answer: &Answer) {
+        self.0.push((what.to_owned(), format!("{} {:?} {}", answer.status, answer.headers, answer.text)));
+    }
+
+    fn expect_none_of(&self, secrets: &[&str]) {
+        for (what, text) in &self.0 {
+            for secret in secrets {
+                let line = text.lines().find(|line| line.contains(secret));
+                assert_eq!(line, None, "{what} shows {secret}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_in_no_log_line_no_metric_and_no_answer() {
+    let redis = Redis::with_user();
+    let gateway = Launch::gateway(&redis)
+        .env("RUST_LOG", "trace")
+        .env("JWT_SECRET", &format!("k1:{JWT}"))
+        .env("TOKEN_API_KEY", API_KEY)
+        .env("READ_AUTH", "token")
+        .start();
+    let publisher =
+        Launch::publisher(&redis).env("RUST_LOG", "trace").env("ADMIN_JWT_SECRET", ADMIN_JWT).start();
+    let (http, mut seen) = (Http::default(), Seen::default());
+    let (user, market) = (fresh_user(), fresh_market());
+    let admin_keys = Keyring::parse(&Secret::new(ADMIN_JWT), Audience::Admin).unwrap();
+    let admin_token = tokens::admin_signed(&admin_keys, Role::Admin);
+
+    // Where tokens come from.
+    let (json, issue) = (("content-type", "application/json"), gateway.url("/api/ws/token"));
+    let body = format!(r#"{{"userId":{user}}}"#);
+    let ask = async |key: &str, body: &str| {
+        http.post_with(&issue, &[json, ("authorization", &*format!("Bearer {key}"))], body).await
+    };
+    let issued: Value = ask(API_KEY, &body).await.ok();
+    let token = issued["token"].as_str().unwrap().to_owned();
+    seen.answer("a wrong key's answer", &ask(NO_TOKEN, &body).await);
+    for body in in_bodies() {
+        seen.answer("the token endpoint", &ask(API_KEY, &body).await);
+    }
+
+    // Where clients bring them: good, bad, and of the other API.
+    let read = format!("/api/markets/{market}/odds/snapshot");
+    for token in [token.as_str(), NO_TOKEN, &admin_token, &format!("{token}x")] {
+        for path in ["/ws/odds", read.as_str(), "/api/ws/health", "/nowhere"] {
+            let (url, bearer) = (gateway.url(path), format!("Bearer {token}"));
+            let protocols = format!("kmarket.v1, token.{token}");
+            for (url, headers) in [
+                (format!("{url}?token={token}"), vec![]),
+                (format!("{url}?token={token}&token={token}"), vec![]),
+                (url.clone(), vec![("authorization", bearer.as_str())]),
+                (url.clone(), vec![("sec-websocket-protocol", protocols.as_str())]),
+            ] {
+                seen.answer(path, &http.handshake(&url, &headers).await);
+                seen.answer(path, &http.get_with(&url, &headers).await);
+            }
+        }
+    }
+    let mut socket = Socket::connect(gateway.api, &token).await;
+    for message in in_bodies().iter().map(String::as_str).chain([
+        &*format!(r#"{{"type":"refresh","token":"{token}"}}"#),
+        &*format!(r#"{{"type":"refresh","token":"{token}x"}}"#),
+        &*format!(r#"{{"type":"refresh","token":"{NO_TOKEN}"}}"#),
+        &*format!(r#"{{"type":"refresh","token":["{NO_TOKEN}"]}}"#),
+        &*format!(r#"{{"type":"refresh","token":"{NO_TOKEN}"#),
+        &*format!(r#"{{"type":"subscribe","markets":"{NO_TOKEN}"}}"#),
+    ]) {
+        socket.send(message).await;
+        let answer = within("an answer", socket.recv()).await;
+        seen.0.push(("a socket's answer".to_owned(), format!("{answer:?}")));
+    }
+
+    // The desk.
+    for token in [admin_token.as_str(), NO_TOKEN, &token] {
+        let bearer = format!("Bearer {token}");
+        for path in ["/admin/odds/override", "/admin/odds/batch", "/admin/tokens/revoke"] {
+            for body in in_bodies() {
+                let url = publisher.url(path);
+                let answer = http.post_with(&url, &[json, ("authorization", &bearer)], &body).await;
+                seen.answer(path, &answer);
+            }
+        }
+        let url = publisher.url(&format!("/admin/audit?marketId={NO_TOKEN}&before={NO_TOKEN}"));
+        seen.answer("the audit", &http.get_with(&url, &[("authorization", &bearer)]).await);
+    }
+
+    // What refuses to start says why, and not more.
+    for finished in [
+        Launch::gateway(&redis).env("JWT_SECRET", &format!("{JWT},{JWT}")).run(),
+        Launch::gateway(&redis).env("JWT_SECRET", &JWT[..31]).run(),
+        Launch::publisher(&redis).env("ADMIN_JWT_SECRET", &ADMIN_JWT[..31]).run(),
+        Launch::gateway(&redis).env("REDIS_URL", &format!("http://desk:{}@h", PASSWORDS[1])).run(),
+        Launch::gateway(&redis).env("REDIS_URL", &format!("redis://desk:{}@:x/y", PASSWORDS[1])).run(),
+    ] {
+        assert!(!finished.status.success());
+        seen.0.push(("a refusal to start".to_owned(), finished.err + &finished.out));
+    }
+    // A Redis that does not know us.
+    let stranger = Launch::gateway(&redis).env("RUST_LOG", "trace");
+    let wrong = redis.access().url.replace(PASSWORDS[1], NO_TOKEN);
+    let stranger = stranger.env("REDIS_URL", &wrong).start_unready();
+    stranger.process.expect_line("trouble", |line| line.contains("does not answer").then_some(()));
+
+    for service in [gateway, publisher, stranger] {
+        end(&mut seen, service).await;
+    }
+    let signature = token.rsplit_once('.').unwrap().1;
+    let admin_signature = admin_token.rsplit_once('.').unwrap().1;
+    let secrets = [&JWT[..31], &ADMIN_JWT[..31], API_KEY, NO_TOKEN, signature, admin_signature];
+    seen.expect_none_of(&[&secrets[..], &PASSWORDS].concat());
+}
+
+/// A token in the place of each member that a request may have.
+fn in_bodies() -> Vec<String> {
+    vec![
+        format!(r#""{NO_TOKEN}""#),
+        NO_TOKEN.to_owned(),
+        format!(r#"{{"userId":{{"{NO_TOKEN}":1}}}}"#),
+        format!(r#"{{"userId":1,"scopeMarkets":"{NO_TOKEN}"}}"#),
+        format!(r#"{{"userId":1,"scopeMarkets":["{NO_TOKEN}"]}}"#),
+        format!(r#"{{"userId":1,"ttlSeconds":"{NO_TOKEN}"}}"#),
+        format!(r#"{{"jti":["{NO_TOKEN}"]}}"#),
+        format!(r#"{{"marketId":"{NO_TOKEN}","payload":{{}}}}"#),
+        format!(r#"{{"marketId":1,"payload":"{NO_TOKEN}"}}"#),
+        format!(r#"{{"marketId":1,"payload":{{}},"expectedSeq":"{NO_TOKEN}"}}"#),
+        format!(r#"[{{"marketId":"{NO_TOKEN}"}}]"#),
+    ]
+}
+
+/// Its metrics, and everything it has said to its end.
+async fn end(seen: &mut Seen, service: Service) {
+    seen.answer("metrics", &Http::default().get(&service.ops_url("/metrics")).await);
+    seen.answer("readiness", &Http::default().get(&service.ops_url("/readyz")).await);
+    service.process.kill();
+    let ended: Option<()> = service.process.find_line("its end", |_| None);
+    assert!(ended.is_none());
+    let said = service.process.said(Stream::Err) + &service.process.said(Stream::Out);
+    assert!(said.contains("listening"), "something was logged");
+    seen.0.push(("a log".to_owned(), said));
+}
