@@ -10,6 +10,7 @@ pub mod position;
 pub mod price;
 pub mod protocol;
 pub mod settings;
+pub mod signals;
 pub mod telemetry;
 pub mod time;
 pub mod token;
