@@ -10,11 +10,13 @@
 //! Everything here panics with a sentence when what it waits for does not come within [`DEADLINE`]: it is only ever
 //! called from a test. Nothing waits for a time to pass.
 
+pub mod acl;
 pub mod admin;
 pub mod binaries;
 pub mod certificates;
 pub mod chaos;
 pub mod cluster;
+pub mod crowd;
 pub mod desk;
 pub mod field;
 pub mod follower;
@@ -37,6 +39,7 @@ pub mod wait;
 pub use admin::Admin;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
+pub use crowd::Crowd;
 pub use desk::Desk;
 pub use field::FieldClient;
 pub use follower::Follower;
