@@ -37,9 +37,11 @@ use crate::{
 const MARKET_BYTES: usize = 4 * 1024 * 1024;
 /// The kernel's queue of connections to accept.
 const BACKLOG: i32 = 4096;
-/// A client's send buffer in the kernel, bytes: what a stalled phone may cost there, and how far it may fall behind
-/// before updates are conflated.
+/// A client's send buffer in the kernel, bytes: what may be on the way to it at once.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Of these, at most about so many wait there to be sent: what a stalled phone costs, and what a conflated snapshot
+/// cannot overtake.
+const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 /// How long the listeners wait for the backbone at start.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How often slow things are looked at: staleness, gauges.
@@ -151,12 +153,13 @@ fn shard_settings(settings: &Settings) -> ShardSettings {
     }
 }
 
-/// A listener whose connections inherit the send buffer's bound.
+/// A listener whose connections inherit the send buffer's bounds.
 fn listen(address: std::net::SocketAddr, name: &str) -> io::Result<TcpListener> {
     let listener = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

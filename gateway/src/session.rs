@@ -327,7 +327,7 @@ mod tests {
     /// At 5 a second somebody who sends 8 is told so for ever; somebody who sends 20 is closed after a while.
     #[test]
     fn one_who_keeps_on_is_closed_though_some_messages_get_through() {
-        for (every_ms, seconds) in [(125, None), (50, Some(5))] {
+        for (every_ms, seconds) in [(125, None), (50, Some(4))] {
             let rules = rules();
             let mut session = Session::new(&claims("1", None, 10), &rules, 0);
             let closed_ms = (0..600_000).step_by(every_ms).find(|&now_ms| {

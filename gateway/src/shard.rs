@@ -60,6 +60,9 @@ const READS_A_ROUND: usize = 4;
 const WRITE_BYTES: usize = 64 * 1024;
 /// Connections written to in a round: beyond it the sockets, the clock and other threads come first again.
 const WRITES_A_ROUND: usize = 1024;
+/// Connections whose memory is fetched together before they are written to: many enough that most of the waiting is
+/// shared, few enough that the kernel's work on one does not evict the last.
+const WARM_AT_ONCE: usize = 32;
 /// How long a request may wait for the backbone before its client is sent elsewhere.
 const REQUEST_TIMEOUT_MS: u64 = 5_000;
 /// How long a closed connection may take to read its bye and close its side.
@@ -184,12 +187,10 @@ pub fn start(
         subscriptions: Subscriptions::new(index, Arc::clone(&markets)),
         markets,
         wheel: Wheel::new(0),
-        to_write: VecDeque::new(),
+        to_write: ToWrite::default(),
         to_read: Vec::new(),
         read_buffer: vec![0; READ_BYTES],
-        joined: Vec::new(),
         batch: Batch::default(),
-        last_flush: Instant::now(),
         stale: None,
         drain_until_ms: None,
         messages: 0,
@@ -211,15 +212,11 @@ struct Shard {
     subscriptions: Subscriptions,
     markets: Arc<Markets>,
     wheel: Wheel,
-    /// Connections that are owed something and whose sockets take it, each once.
-    to_write: VecDeque<usize>,
+    to_write: ToWrite,
     /// Connections with more to read than one round's share.
     to_read: Vec<usize>,
     read_buffer: Vec<u8>,
-    /// Room for a message joined from fragments.
-    joined: Vec<u8>,
     batch: Batch,
-    last_flush: Instant,
     /// The status message that a new client gets while prices are stale.
     stale: Option<Encoded>,
     /// While it drains: when every connection is to be closed, shard milliseconds.
@@ -238,7 +235,9 @@ impl Shard {
                 tracing::error!(%error, "a shard cannot poll its sockets");
                 return;
             }
-            self.now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let now = self.started.elapsed();
+            self.now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            self.to_write.now = now;
             for key in std::mem::take(&mut self.to_read) {
                 self.read(key);
             }
@@ -267,10 +266,11 @@ impl Shard {
         if !self.to_read.is_empty() {
             return Some(Duration::ZERO);
         }
-        if !self.to_write.is_empty() {
-            return Some(self.settings.flush_interval.saturating_sub(self.last_flush.elapsed()));
+        let now = self.started.elapsed();
+        if let Some(&(_, since)) = self.to_write.keys.front() {
+            return Some((since + self.settings.flush_interval).saturating_sub(now));
         }
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         self.wheel.timeout_ms(now_ms).map(Duration::from_millis)
     }
 
@@ -317,7 +317,7 @@ impl Shard {
             session,
             out: self.stale.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             unread: leftover,
-            assembler: frame::Assembler::default(),
+            reader: frame::Reader::default(),
             phase: Phase::Open,
             waiting: None,
             readable: false,
@@ -398,7 +398,10 @@ impl Shard {
                     }
                     let bytes = &mut buffer[..count];
                     if connection.unread.is_empty() {
-                        self.work_off(key, bytes);
+                        let taken = self.work_off(key, bytes);
+                        if let Some(connection) = self.connections.get_mut(key) {
+                            connection.unread = bytes[taken..].to_vec();
+                        }
                     } else {
                         connection.unread.extend_from_slice(bytes);
                         self.work_off_unread(key);
@@ -411,43 +414,38 @@ impl Shard {
 
     fn work_off_unread(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
-        if !connection.unread.is_empty() && connection.is_open() {
-            let mut bytes = std::mem::take(&mut connection.unread);
-            self.work_off(key, &mut bytes);
+        let mut bytes = std::mem::take(&mut connection.unread);
+        let taken = self.work_off(key, &mut bytes);
+        if let Some(connection) = self.connections.get_mut(key) {
+            // A frame that comes in very many pieces is not copied at each.
+            connection.unread = if taken == 0 { bytes } else { bytes[taken..].to_vec() };
         }
     }
 
-    /// Takes whole frames off `bytes` while the connection may be served, and keeps the rest.
-    fn work_off(&mut self, key: usize, mut bytes: &mut [u8]) {
-        while let Some(connection) = self.connections.get_mut(key) {
-            if !connection.is_open() {
-                return;
-            }
+    /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
+    /// many bytes that were.
+    fn work_off(&mut self, key: usize, bytes: &mut [u8]) -> usize {
+        let max_bytes = self.settings.max_message_bytes;
+        let mut taken = 0;
+        while let Some(connection) = self.connections.get_mut(key)
+            && connection.is_open()
+        {
             if connection.is_paused() {
-                connection.unread = bytes.to_vec();
-                return;
+                return taken;
             }
-            match frame::decode(bytes, self.settings.max_message_bytes) {
-                Ok(Some((frame, taken))) => {
-                    let mut joined = std::mem::take(&mut self.joined);
-                    let message =
-                        connection.assembler.push(&frame, self.settings.max_message_bytes, &mut joined);
-                    match message {
-                        Ok(Some(message)) => self.message(key, &message),
-                        Ok(None) => {}
-                        Err(code) => self.close(key, code),
+            let mut joined = Vec::new();
+            match connection.reader.read(&mut bytes[taken..], max_bytes, &mut joined) {
+                Ok(Some((count, message))) => {
+                    taken += count;
+                    if let Some(message) = message {
+                        self.message(key, &message);
                     }
-                    joined.clear();
-                    self.joined = joined;
-                    bytes = &mut bytes[taken..];
                 }
-                Ok(None) => {
-                    connection.unread = bytes.to_vec();
-                    return;
-                }
-                Err(code) => return self.close(key, code),
+                Ok(None) => return taken,
+                Err(code) => self.close(key, code),
             }
         }
+        bytes.len()
     }
 
     fn message(&mut self, key: usize, message: &Message<'_>) {
@@ -468,12 +466,15 @@ impl Shard {
                 Ok(false) => {}
                 Err(code) => self.close(key, code),
             },
-            Message::Pong => {
+            Message::Pong | Message::EmptyFragment => {
                 if let Err(code) = connection.session.control(rules, self.now_ms) {
                     self.close(key, code);
                 }
             }
-            Message::Close => self.begin_close(key, CloseCode::Normal),
+            Message::Close(code) => {
+                frame::append_close_answer(&mut connection.out, code);
+                self.begin_close(key, CloseCode::Normal);
+            }
         }
     }
 
@@ -604,15 +605,12 @@ impl Shard {
     }
 
     fn write_round(&mut self) {
-        let interval = self.settings.flush_interval;
-        if !interval.is_zero() {
-            if self.to_write.is_empty() || self.last_flush.elapsed() < interval {
-                return;
+        let count = self.to_write.due(self.settings.flush_interval).min(WRITES_A_ROUND);
+        for index in 0..count {
+            if index % WARM_AT_ONCE == 0 {
+                self.warm((count - index).min(WARM_AT_ONCE));
             }
-            self.last_flush = Instant::now();
-        }
-        for _ in 0..self.to_write.len().min(WRITES_A_ROUND) {
-            let Some(key) = self.to_write.pop_front() else { break };
+            let Some((key, _)) = self.to_write.keys.pop_front() else { break };
             self.write(key);
         }
         if self.writes > 0 {
@@ -622,6 +620,17 @@ impl Shard {
         }
     }
 
+    /// Has the next `count` connections' memory fetched. Between two writes the kernel has used the caches for itself, and
+    /// waiting for memory would cost one connection as much as everything else here.
+    fn warm(&self, count: usize) {
+        let mut seen = 0;
+        for &(key, _) in self.to_write.keys.iter().take(count) {
+            seen ^= self.subscriptions.warm(key);
+            seen ^= self.connections.get(key).map_or(0, Connection::warm);
+        }
+        std::hint::black_box(seen);
+    }
+
     /// One write of what the connection is owed.
     fn write(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
@@ -629,8 +638,8 @@ impl Shard {
         if connection.blocked_since.is_some() {
             return;
         }
-        self.batch.begin(&connection.out);
-        self.subscriptions.gather(key, &mut self.batch, WRITE_BYTES);
+        self.batch.begin(&connection.out, WRITE_BYTES);
+        self.subscriptions.gather(key, &mut self.batch);
         let bytes = self.batch.bytes();
         if bytes.is_empty() {
             return self.written(key);
@@ -743,16 +752,18 @@ impl Shard {
         if self.connections[key].is_open() {
             let spread_ms =
                 if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
-            self.connections[key].say(&server::bye(code, code.after_ms() + spread_ms));
+            let connection = &mut self.connections[key];
+            connection.say(&server::bye(code, code.after_ms() + spread_ms));
+            frame::append_close(&mut connection.out, code);
             self.begin_close(key, code);
         }
     }
 
+    /// What follows once the close frame is among what goes out.
     fn begin_close(&mut self, key: usize, code: CloseCode) {
         self.stop_waiting(key);
         self.subscriptions.unsubscribe_all(key);
         let connection = &mut self.connections[key];
-        frame::append_close(&mut connection.out, code);
         connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
         connection.unread = Vec::new();
         connection.deadlines.wake_ms = u64::MAX;
@@ -775,6 +786,7 @@ impl Shard {
         let _ = self.poll.registry().deregister(&mut connection.socket);
         if is_roomy(self.connections.len(), self.connections.capacity()) {
             self.connections.shrink_to_fit();
+            self.to_write.keys.shrink_to_fit();
             self.subscriptions.shrink(self.connections.capacity());
         }
     }
@@ -788,12 +800,32 @@ impl Shard {
     }
 }
 
-fn queue(connections: &mut Slab<Connection>, to_write: &mut VecDeque<usize>, key: usize) {
+/// Connections that are owed something and whose sockets take it, each once, in the order they came to be so.
+#[derive(Default)]
+struct ToWrite {
+    /// With the time since the shard's start at which they were queued.
+    keys: VecDeque<(usize, Duration)>,
+    /// As of this round.
+    now: Duration,
+}
+
+impl ToWrite {
+    /// How many have waited for `interval`. Each waits for itself: updates that come meanwhile go with the first, and
+    /// writes are spread over time.
+    fn due(&self, interval: Duration) -> usize {
+        if interval.is_zero() {
+            return self.keys.len();
+        }
+        self.keys.partition_point(|(_, since)| *since + interval <= self.now)
+    }
+}
+
+fn queue(connections: &mut Slab<Connection>, to_write: &mut ToWrite, key: usize) {
     if let Some(connection) = connections.get_mut(key)
         && !connection.queued
         && connection.blocked_since.is_none()
     {
         connection.queued = true;
-        to_write.push_back(key);
+        to_write.keys.push_back((key, to_write.now));
     }
 }

@@ -94,16 +94,6 @@ async fn a_message_may_come_in_fragments_and_in_single_bytes() {
     assert!(matches!(socket.recv().await, Some(Message::Pong(pong)) if pong.ts == Some(77.into())));
 }
 
-#[tokio::test]
-async fn a_close_frame_is_answered_with_one() {
-    let stack = Stack::shared();
-    let mut socket = RawSocket::connect(stack.gateway(0).api, &tokens::for_user(fresh_user())).await;
-    socket.send_bytes(&frame(last(opcode::CLOSE), &1000_u16.to_be_bytes())).await;
-    let answer = socket.frame().await.unwrap();
-    assert_eq!((answer.opcode, &answer.payload[..2]), (opcode::CLOSE, &1000_u16.to_be_bytes()[..]));
-    assert_eq!(socket.frame().await, None);
-}
-
 /// Rule 8.
 #[tokio::test]
 async fn heartbeats_come_as_a_message_and_as_a_frame_and_answering_either_keeps_the_connection() {

@@ -5,6 +5,8 @@
 //! `FAULT_SEED=…` runs one sequence again, `FAULT_SEEDS=20` so many, and `FAULT_SOAK=10m` one after the other for so
 //! long, with hangs of half a minute.
 
+mod sets;
+
 use std::{
     collections::{BTreeMap, HashMap},
     env,
@@ -20,7 +22,7 @@ use std::{
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use shared::settings::FromSetting;
 use tests::{
-    Access, Admin, Desk, Follower, Http, Launch, Redis, Rest, Service,
+    Access, Admin, Desk, Follower, Http, Launch, Redis, Rest, Sentinels, Service,
     chaos::{Chaos, Weather},
     eventually, fresh_market,
     ports::Port,
@@ -29,11 +31,14 @@ use tests::{
 };
 use tokio::{runtime, sync::watch, task::JoinHandle, time::sleep};
 
+use self::sets::{Role, Set, Trouble};
+
 /// Sequences unless it is said how many.
 const SEQUENCES: usize = 4;
 const AT_ONCE: usize = 4;
-/// Faults in one.
+/// Faults in one, and in one that replaces primaries, which takes seconds each time.
 const FAULTS: usize = 6;
+const FAULTS_OF_SETS: usize = 3;
 const MARKETS: usize = 4;
 const FOLLOWERS: usize = 6;
 /// Overrides of each market that must be acknowledged before, in and after a fault. The first of them may have been
@@ -51,10 +56,25 @@ const REDIS_CONNECTIONS: usize = 11;
 
 #[test]
 fn whatever_goes_wrong_in_whatever_order_everybody_is_whole_afterwards() {
+    run(SEQUENCES, AT_ONCE, |_| Home::Single(Box::new(Single::start())));
+}
+
+#[test]
+fn whatever_happens_behind_sentinels_in_whatever_order_everybody_is_whole_afterwards() {
+    run(1, 1, |rng| Home::Set(Set::Sentinels(Sentinels::with_chaos()), rng.random()));
+}
+
+#[test]
+fn whatever_happens_in_a_cluster_in_whatever_order_everybody_is_whole_afterwards() {
+    run(1, 1, |rng| Home::Set(Set::cluster(), rng.random()));
+}
+
+/// So many sequences unless it is said how many, with so many of them under way.
+fn run(sequences: usize, at_once: usize, home: fn(&mut StdRng) -> Home) {
     let variable = |name: &str| env::var(name).ok();
     let number = |name: &str| variable(name).map(|text| text.parse::<usize>().unwrap());
     let given = variable("FAULT_SEED").map(|text| text.parse::<u64>().unwrap());
-    let count = given.map_or_else(|| number("FAULT_SEEDS").unwrap_or(SEQUENCES), |_| 1);
+    let count = given.map_or_else(|| number("FAULT_SEEDS").unwrap_or(sequences), |_| 1);
     let end = variable("FAULT_SOAK").map(|text| Instant::now() + Duration::parse(&text).unwrap());
     let moment = if end.is_some() { LONG_MOMENT } else { MOMENT };
     let begun = AtomicUsize::new(0);
@@ -63,12 +83,12 @@ fn whatever_goes_wrong_in_whatever_order_everybody_is_whole_afterwards() {
         end.map_or(before < count, |end| Instant::now() < end)
     };
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 while is_wanted() {
                     let seed = Seed(given.unwrap_or_else(rand::random));
                     let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-                    runtime.unwrap().block_on(sequence(&seed, moment));
+                    runtime.unwrap().block_on(sequence(&seed, moment, home));
                 }
             });
         }
@@ -86,11 +106,12 @@ impl Drop for Seed {
     }
 }
 
-async fn sequence(seed: &Seed, moment: Duration) {
+async fn sequence(seed: &Seed, moment: Duration, home: fn(&mut StdRng) -> Home) {
     let mut rng = StdRng::seed_from_u64(seed.0);
-    let faults: Vec<Fault> = (0..FAULTS).map(|_| Fault::ALL[rng.random_range(0..Fault::ALL.len())]).collect();
+    let home = home(&mut rng);
+    let faults = home.draw(&mut rng);
     println!("FAULT_SEED={}: {faults:?}", seed.0);
-    let mut world = World::start(rng, moment).await;
+    let mut world = World::start(rng, moment, home).await;
     for fault in faults {
         let began = Instant::now();
         world.go_through(fault).await;
@@ -115,12 +136,15 @@ enum Fault {
     Trickle,
     HalfOpen,
     TrackingKilled,
+    TrackingOverflows,
     GatewayKilled,
     PublisherKilled,
+    /// Of a set.
+    Node(Role, Trouble),
 }
 
 impl Fault {
-    const ALL: [Self; 19] = [
+    const OF_ONE: [Self; 20] = [
         Self::RedisKilled,
         Self::RedisHangs,
         Self::RedisLoads,
@@ -138,6 +162,7 @@ impl Fault {
         Self::Trickle,
         Self::HalfOpen,
         Self::TrackingKilled,
+        Self::TrackingOverflows,
         Self::GatewayKilled,
         Self::PublisherKilled,
     ];
@@ -146,94 +171,95 @@ impl Fault {
     fn loses(self) -> bool {
         matches!(self, Self::Flushed | Self::Emptied | Self::OlderCopy | Self::LaggingReplica)
     }
+
+    /// Whether Redis may be without something afterwards that was not acknowledged, and that clients may have seen.
+    fn may_lose_more(self) -> bool {
+        matches!(self, Self::Node(..))
+    }
 }
 
-struct World {
-    rng: StdRng,
-    moment: Duration,
-    clients: Vec<Client>,
-    /// One for each market.
-    desks: Vec<Desk>,
-    markets: Vec<u64>,
-    gateways: [Pod; 2],
-    publishers: [Pod; 2],
-    /// Open files and threads of a gateway and of a publisher without clients.
-    idle: [(usize, usize); 2],
+/// What the services are on.
+enum Home {
+    Single(Box<Single>),
+    /// With whether logs are followed at replicas.
+    Set(Set, bool),
+}
+
+/// One Redis.
+struct Single {
+    redis: Redis,
     /// Between the gateways and Redis, and between the publishers and Redis.
     links: [Chaos; 2],
-    redis: Redis,
 }
 
-impl World {
-    async fn start(mut rng: StdRng, moment: Duration) -> Self {
+impl Home {
+    /// A sequence of faults.
+    fn draw(&self, rng: &mut StdRng) -> Vec<Fault> {
+        match self {
+            Self::Single(_) => {
+                (0..FAULTS).map(|_| Fault::OF_ONE[rng.random_range(0..Fault::OF_ONE.len())]).collect()
+            }
+            Self::Set(set, _) => (0..FAULTS_OF_SETS)
+                .map(|_| {
+                    let (role, trouble) = set.draw(rng);
+                    Fault::Node(role, trouble)
+                })
+                .collect(),
+        }
+    }
+
+    /// How gateways and publishers get there.
+    fn accesses(&self) -> [Access; 2] {
+        match self {
+            Self::Single(single) => single.links.each_ref().map(Access::from),
+            Self::Set(set, _) => [set.access(), set.access()],
+        }
+    }
+
+    fn fresh_markets(&self) -> Vec<u64> {
+        match self {
+            Self::Single(_) => (0..MARKETS).map(|_| fresh_market()).collect(),
+            Self::Set(set, _) => set.fresh_markets(),
+        }
+    }
+
+    /// Where this market is now. Blocks the thread.
+    fn redis_of(&self, market: u64) -> &Redis {
+        match self {
+            Self::Single(single) => &single.redis,
+            Self::Set(set, _) => set.redis_of(market),
+        }
+    }
+
+    /// The nodes that a process may have connections to.
+    fn nodes(&self) -> usize {
+        match self {
+            Self::Single(_) => 1,
+            Self::Set(Set::Sentinels(_), _) => 3,
+            Self::Set(Set::Cluster(_), _) => 6,
+        }
+    }
+}
+
+impl Single {
+    fn start() -> Self {
         let redis = Redis::durable();
         let links = [(); 2].map(|()| Chaos::before(&redis));
-        let [to_gateways, to_publishers] = [&links[0], &links[1]].map(Access::from);
-        let settings = [("HISTORY_LEN", "100000"), ("STALE_AFTER", "1s"), ("HEARTBEAT_INTERVAL", "5s")];
-        let gateways = [(); 2].map(|()| Pod::start(Launch::gateway(&to_gateways).envs(&settings)));
-        let publishers = [(); 2].map(|()| Pod::start(Launch::publisher(&to_publishers).envs(&settings[..1])));
-        let idle = [&gateways[0], &publishers[0]].map(|pod| pod.service.process.files_and_threads());
-        let markets: Vec<u64> = (0..MARKETS).map(|_| fresh_market()).collect();
-        let mut desks = Vec::new();
-        for &market in &markets {
-            let mut desk = Desk::at(publishers.iter().map(|pod| Admin::new(pod.service.url(""))).collect());
-            desk.publish(market).await;
-            desks.push(desk);
-        }
-        let mut clients = Vec::new();
-        for index in 0..FOLLOWERS {
-            let follower = Follower::start(gateways[index % 2].service.api, &markets).await;
-            clients.push(Client { follower, rng: StdRng::seed_from_u64(rng.next_u64()), at: index % 2 });
-        }
-        Self { rng, moment, clients, desks, markets, gateways, publishers, idle, links, redis }
+        Self { redis, links }
     }
 
-    /// Publishes and follows before, in and after a fault, and looks whether everything is as it should be.
-    async fn go_through(&mut self, fault: Fault) {
-        let before = self.tops();
-        let acknowledged: Arc<[AtomicUsize; MARKETS]> = Arc::default();
-        let enough = Arc::new(AtomicBool::new(false));
-        let publishing: Vec<JoinHandle<Desk>> = std::mem::take(&mut self.desks)
-            .into_iter()
-            .enumerate()
-            .map(|(index, desk)| {
-                let (acknowledged, enough) = (Arc::clone(&acknowledged), Arc::clone(&enough));
-                let market = self.markets[index];
-                tokio::spawn(
-                    async move { keep_publishing(desk, market, &acknowledged[index], &enough).await },
-                )
-            })
-            .collect();
-        let (over, is_over) = watch::channel(None);
-        let gateways = self.gateways.each_ref().map(|pod| pod.service.api);
-        let following: Vec<JoinHandle<Client>> = std::mem::take(&mut self.clients)
-            .into_iter()
-            .map(|mut client| {
-                client.follower.expect_loss(fault.loses());
-                tokio::spawn(client.live(gateways, is_over.clone()))
-            })
-            .collect();
-
-        more(&acknowledged).await;
-        self.strike(fault, &acknowledged).await;
-        more(&acknowledged).await;
-        enough.store(true, Ordering::Relaxed);
-        for desk in publishing {
-            self.desks.push(within("the desks' last overrides", desk).await.unwrap());
-        }
-        over.send_replace(Some(self.tops()));
-        for client in following {
-            self.clients.push(within("the last update everywhere", client).await.unwrap());
-        }
-        self.expect_whole(fault, &before).await;
-    }
-
-    async fn strike(&mut self, fault: Fault, acknowledged: &[AtomicUsize; MARKETS]) {
+    async fn strike(
+        &mut self,
+        fault: Fault,
+        rng: &mut StdRng,
+        moment: Duration,
+        acknowledged: &[AtomicUsize; MARKETS],
+    ) {
         match fault {
             Fault::RedisKilled => self.redis.restart(),
             Fault::RedisHangs => {
                 self.redis.process().pause();
-                sleep(self.moment).await;
+                sleep(moment).await;
                 self.redis.process().unpause();
             }
             Fault::RedisLoads => self.redis.restart_loading(MOMENT),
@@ -267,15 +293,18 @@ impl World {
             Fault::LinksCut => self.links.iter().for_each(Chaos::cut),
             Fault::Slow => self.weather(Weather::Slow(Duration::from_millis(100)), acknowledged).await,
             Fault::Trickle => self.weather(Weather::Trickle(Duration::from_millis(1)), acknowledged).await,
-            Fault::HalfOpen => self.links[self.rng.random_range(0..2)].swallow(),
+            Fault::HalfOpen => self.links[rng.random_range(0..2)].swallow(),
             Fault::TrackingKilled => self.redis.kill_tracking(),
-            Fault::GatewayKilled => {
-                let pod = &mut self.gateways[self.rng.random_range(0..2)];
-                pod.restart();
+            // The gateways'.
+            Fault::TrackingOverflows => {
+                self.redis.expect_tracking(4);
+                self.links[0].set(Weather::Held);
+                self.redis.overflow_tracking(2);
+                more(acknowledged).await;
+                self.links[0].set(Weather::Fair);
             }
-            Fault::PublisherKilled => {
-                let pod = &mut self.publishers[self.rng.random_range(0..2)];
-                pod.restart();
+            Fault::GatewayKilled | Fault::PublisherKilled | Fault::Node(..) => {
+                unreachable!("{fault:?} is no fault of one Redis")
             }
         }
     }
@@ -285,20 +314,129 @@ impl World {
         more(acknowledged).await;
         self.links.iter().for_each(|link| link.set(Weather::Fair));
     }
+}
+
+struct World {
+    rng: StdRng,
+    moment: Duration,
+    clients: Vec<Client>,
+    /// One for each market.
+    desks: Vec<Desk>,
+    markets: Vec<u64>,
+    gateways: [Pod; 2],
+    publishers: [Pod; 2],
+    /// Open files and threads of a gateway and of a publisher without clients.
+    idle: [(usize, usize); 2],
+    home: Home,
+}
+
+impl World {
+    async fn start(mut rng: StdRng, moment: Duration, home: Home) -> Self {
+        let [to_gateways, to_publishers] = home.accesses();
+        let (tail_from, replicas) = match &home {
+            Home::Set(set, true) => ("replica", set.replicas()),
+            Home::Set(set, false) => ("primary", set.replicas()),
+            Home::Single(_) => ("primary", 0),
+        };
+        let gateway = Launch::gateway(&to_gateways).envs(&[
+            ("HISTORY_LEN", "100000"),
+            ("STALE_AFTER", "1s"),
+            ("HEARTBEAT_INTERVAL", "5s"),
+            ("TAIL_FROM", tail_from),
+        ]);
+        let publisher = Launch::publisher(&to_publishers)
+            .envs(&[("HISTORY_LEN", "100000"), ("PUBLISH_MIN_REPLICAS", &replicas.to_string())]);
+        let gateways = [(); 2].map(|()| Pod::start(gateway.clone()));
+        let publishers = [(); 2].map(|()| Pod::start(publisher.clone()));
+        let idle = [&gateways[0], &publishers[0]].map(|pod| pod.service.process.files_and_threads());
+        let markets = home.fresh_markets();
+        let mut desks = Vec::new();
+        for &market in &markets {
+            let mut desk = Desk::at(publishers.iter().map(|pod| Admin::new(pod.service.url(""))).collect());
+            desk.publish(market).await;
+            desks.push(desk);
+        }
+        let mut clients = Vec::new();
+        for index in 0..FOLLOWERS {
+            let follower = Follower::start(gateways[index % 2].service.api, &markets).await;
+            clients.push(Client { follower, rng: StdRng::seed_from_u64(rng.next_u64()), at: index % 2 });
+        }
+        Self { rng, moment, clients, desks, markets, gateways, publishers, idle, home }
+    }
+
+    /// Publishes and follows before, in and after a fault, and looks whether everything is as it should be.
+    async fn go_through(&mut self, fault: Fault) {
+        let before = self.tops();
+        let acknowledged: Arc<[AtomicUsize; MARKETS]> = Arc::default();
+        let enough = Arc::new(AtomicBool::new(false));
+        let publishing: Vec<JoinHandle<Desk>> = std::mem::take(&mut self.desks)
+            .into_iter()
+            .enumerate()
+            .map(|(index, desk)| {
+                let (acknowledged, enough) = (Arc::clone(&acknowledged), Arc::clone(&enough));
+                let market = self.markets[index];
+                tokio::spawn(
+                    async move { keep_publishing(desk, market, &acknowledged[index], &enough).await },
+                )
+            })
+            .collect();
+        let (over, is_over) = watch::channel(None);
+        let gateways = self.gateways.each_ref().map(|pod| pod.service.api);
+        let following: Vec<JoinHandle<Client>> = std::mem::take(&mut self.clients)
+            .into_iter()
+            .map(|mut client| {
+                client.follower.expect_loss(fault.loses() || fault.may_lose_more());
+                tokio::spawn(client.live(gateways, is_over.clone()))
+            })
+            .collect();
+
+        more(&acknowledged).await;
+        self.strike(fault, &acknowledged).await;
+        more(&acknowledged).await;
+        enough.store(true, Ordering::Relaxed);
+        for desk in publishing {
+            self.desks.push(within("the desks' last overrides", desk).await.unwrap());
+        }
+        over.send_replace(Some(self.tops()));
+        for client in following {
+            self.clients.push(within("the last update everywhere", client).await.unwrap());
+        }
+        self.expect_whole(fault, &before).await;
+    }
+
+    async fn strike(&mut self, fault: Fault, acknowledged: &[AtomicUsize; MARKETS]) {
+        match (fault, &mut self.home) {
+            (Fault::GatewayKilled, _) => self.gateways[self.rng.random_range(0..2)].restart(),
+            (Fault::PublisherKilled, _) => self.publishers[self.rng.random_range(0..2)].restart(),
+            (Fault::Node(role, trouble), Home::Set(set, _)) => {
+                set.strike((role, trouble), self.markets[0], self.moment, acknowledged).await;
+            }
+            (fault, Home::Single(single)) => {
+                single.strike(fault, &mut self.rng, self.moment, acknowledged).await;
+            }
+            (fault, Home::Set(..)) => unreachable!("{fault:?} is no fault of a set"),
+        }
+    }
 
     async fn expect_whole(&mut self, fault: Fault, before: &Tops) {
         for (market, (epoch, seq)) in self.tops() {
             let (former_epoch, former_seq) = before[&market];
             assert!(seq > former_seq, "{fault:?}: {market}");
-            assert_eq!(epoch > former_epoch, fault.loses(), "{fault:?}: {market}: {former_epoch}, {epoch}");
+            assert!(
+                fault.may_lose_more() || (epoch > former_epoch) == fault.loses(),
+                "{fault:?}: {market}: {former_epoch}, {epoch}"
+            );
         }
         for (desk, &market) in self.desks.iter().zip(&self.markets) {
-            desk.expect_all_in(&self.redis, market, desk.last()[&market].0);
+            let redis = self.home.redis_of(market);
+            // What was acknowledged is there, of this epoch at least.
+            let since = if fault.may_lose_more() { 0 } else { desk.last()[&market].0 };
+            desk.expect_all_in(redis, market, since);
             // What several have seen of one position is one update.
             let mut seen: HashMap<(u64, u64), &str> =
                 desk.accepted().iter().map(|(_, position, payload)| (*position, payload.as_str())).collect();
             for client in &self.clients {
-                client.follower.expect_as_in(&self.redis, market);
+                client.follower.expect_as_in(redis, market);
                 for (position, payload) in &client.follower.known(market).updates {
                     let other = seen.insert(*position, payload);
                     assert!(other.is_none_or(|other| other == payload), "{position:?} of {market}");
@@ -315,13 +453,14 @@ impl World {
 
     /// Nothing of those who were here is left: connections, open files, threads.
     async fn expect_no_trace_of_clients(self) {
-        let Self { clients, desks, gateways, publishers, idle, redis, links: _links, .. } = self;
+        let Self { clients, desks, gateways, publishers, idle, home, .. } = self;
         drop((clients, desks));
         let pods = gateways.iter().zip([idle[0]; 2]).chain(publishers.iter().zip([idle[1]; 2]));
         for (pod, (files, threads)) in pods {
             eventually("no more files and threads than at the start", async || {
                 let (files_now, threads_now) = pod.service.process.files_and_threads();
-                (files_now <= files + REDIS_CONNECTIONS && threads_now <= threads).then_some(())
+                (files_now <= files + home.nodes() * REDIS_CONNECTIONS && threads_now <= threads)
+                    .then_some(())
             })
             .await;
         }
@@ -335,6 +474,8 @@ impl World {
             })
             .await;
         }
+        let Home::Single(single) = &home else { return };
+        let redis = &single.redis;
         eventually("Redis has the connections of four processes", async || {
             let (all, tracking) = (redis.clients(None).len(), redis.clients(Some('t')).len());
             (all <= 4 * REDIS_CONNECTIONS + 1 && tracking == gateways.len() + publishers.len()).then_some(())

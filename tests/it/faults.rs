@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::Value;
 use tests::{
-    Access, Desk, Follower, Redis, Rest, Services,
+    Access, Admin, Desk, Follower, Launch, Redis, Rest, Services,
     admin::{numbered, override_body},
     chaos::{Chaos, Weather},
     eventually, fresh_market,
@@ -247,6 +247,45 @@ async fn a_killed_tracking_connection_costs_nothing() {
         scene.go_on(3).await;
     }
     scene.expect_whole(&redis, 0).await;
+}
+
+/// Two pods that do not read what Redis says, for as long as it takes Redis to give them up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tracking_connection_that_redis_closes_for_its_output_buffer_costs_nothing() {
+    let redis = Redis::start();
+    let chaos = Chaos::before(&redis);
+    let gateways = [(); 2].map(|()| Launch::gateway(&chaos).env("STALE_AFTER", "60s").start());
+    let publisher = Launch::publisher(&redis).start();
+    let markets: Vec<u64> = (0..4).map(|_| fresh_market()).collect();
+    let mut desk = Desk::new(Admin::new(publisher.url("")));
+    let mut followers =
+        [Follower::start(gateways[0].api, &markets).await, Follower::start(gateways[1].api, &markets).await];
+    // What changes before is told when the link is; what changes only after, never.
+    let (before, after) = markets.split_at(2);
+    for _ in 0..3 {
+        redis.expect_tracking(3);
+        chaos.set(Weather::Held);
+        for &market in before {
+            desk.publish_many(market, 5).await;
+        }
+        redis.overflow_tracking(2);
+        for &market in after {
+            desk.publish_many(market, 5).await;
+        }
+        chaos.set(Weather::Fair);
+        for follower in &mut followers {
+            follower.reach_all_of(&desk).await;
+        }
+    }
+    for follower in &followers {
+        for &market in &markets {
+            assert_eq!((follower.known(market).resets, follower.known(market).updates.len()), (0, 15));
+            follower.expect_as_in(&redis, market);
+        }
+    }
+    for gateway in &gateways {
+        gateway.expect_readiness(200).await;
+    }
 }
 
 /// What Redis refuses is refused whole, and the publisher says so.

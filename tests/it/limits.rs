@@ -52,6 +52,29 @@ async fn too_many_messages_are_refused_and_a_client_that_keeps_on_is_closed_with
     assert_eq!(socket.close_code().await, 4429);
 }
 
+/// Neither an endless message of empty fragments nor pongs that nobody asked for get around the rate.
+#[tokio::test]
+async fn pings_pongs_and_empty_fragments_count_like_messages() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("MESSAGE_BURST", "3"), ("MESSAGE_RATE", "1")]);
+    for (what, first) in [
+        ("pings", last(opcode::PING)),
+        ("pongs", last(opcode::PONG)),
+        ("empty fragments", opcode::CONTINUATION),
+    ] {
+        let mut socket = RawSocket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+        socket.send_bytes(&frame(opcode::TEXT, b"{")).await;
+        socket.send_bytes(&frame(first, b"").repeat(100)).await;
+        assert_eq!(socket.close_code().await, 4429, "{what}");
+    }
+    // Those that add something are bounded by the message's length, which counts once.
+    let mut socket = RawSocket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+    socket.send_bytes(&frame(opcode::TEXT, b"{")).await;
+    socket.send_bytes(&frame(opcode::CONTINUATION, b" ").repeat(5000)).await;
+    socket.send_bytes(&frame(last(opcode::CONTINUATION), br#""type":"ping","ts":6}"#)).await;
+    assert!(matches!(socket.recv().await, Some(Message::Pong(pong)) if pong.ts == Some(6.into())));
+}
+
 #[tokio::test]
 async fn a_user_s_connections_beyond_the_limit_are_refused_with_429() {
     let stack = Stack::shared();

@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "in a test, an unwrap is an assertion")]
 
 mod audit;
+mod autobahn;
 mod backbone;
 mod batch;
+mod clients;
 mod closing;
 mod disturbances;
 mod drain;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tests::{
-    Cluster, Desk, Follower, Launch, Redis, Sentinels, Services, Stack,
+    Cluster, Commands, Desk, Follower, Launch, Redis, Sentinels, Services, Stack,
     chaos::{Chaos, Weather},
     cluster, fresh_market,
 };
@@ -12,9 +12,7 @@ const REPLICA: &[(&str, &str)] = &[("TAIL_FROM", "replica"), ("STALE_AFTER", "1s
 
 /// How many times this Redis was asked what came after cursors.
 fn reads_at(redis: &Redis) -> u64 {
-    let Some(statistics) = redis.info("cmdstat_xread") else { return 0 };
-    let calls = statistics.strip_prefix("calls=").and_then(|rest| rest.split(',').next()?.parse().ok());
-    calls.expect("calls=<n>,…")
+    Commands::so_far(redis).expect("Redis runs").of("xread").calls
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

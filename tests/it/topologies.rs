@@ -124,8 +124,8 @@ async fn what_a_replica_had_when_it_was_acknowledged_outlives_a_primary_that_is_
 /// The link to one node of a cluster is dead, and nobody is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_open_link_to_one_primary_of_a_cluster_holds_up_no_other_market() {
-    let cluster = Cluster::start();
-    let chaos = cluster.chaos_before(0);
+    let mut cluster = Cluster::start();
+    cluster.put_chaos_before(0);
     let services = Services::start(&cluster, &[("STALE_AFTER", "1s")], &[]);
     let [lost, other, third] = [0, 1, 2].map(|primary| cluster.fresh_market_at(primary));
     let (mut desk, mut others_desk) = (Desk::new(services.admin()), Desk::new(services.admin()));
@@ -134,7 +134,7 @@ async fn a_half_open_link_to_one_primary_of_a_cluster_holds_up_no_other_market()
     desk.publish_many(lost, 3).await;
     everything.reach_all_of(&desk).await;
 
-    chaos.swallow();
+    cluster.node(0).chaos().swallow();
     let delivered = async {
         desk.publish(lost).await;
         everything.reach_all_of(&desk).await;

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -25,6 +25,8 @@ pub struct Chaos {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// The weather is another one, or it is all over.
+    changed: Condvar,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub enum Weather {
     Slow(Duration),
     /// It comes a few bytes at a time, this long apart.
     Trickle(Duration),
+    /// What Redis says waits until the weather is another one; what it is told still reaches it.
+    Held,
 }
 
 /// One connection through the proxy.
@@ -76,7 +80,7 @@ impl Chaos {
             links: Vec::new(),
             over: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
@@ -93,6 +97,7 @@ impl Chaos {
     /// From now on.
     pub fn set(&self, weather: Weather) {
         self.shared.lock().weather = weather;
+        self.shared.changed.notify_all();
     }
 
     /// Cuts every connection there is now.
@@ -136,6 +141,7 @@ impl From<&Chaos> for Access {
 impl Drop for Chaos {
     fn drop(&mut self) {
         self.shared.lock().over = true;
+        self.shared.changed.notify_all();
         self.cut();
         // Wakes the thread that accepts.
         let _ = TcpStream::connect(self.address);
@@ -174,9 +180,9 @@ impl Shared {
             if length == 0 {
                 return Ok(());
             }
-            let weather = self.lock().weather;
+            let weather = if is_reply { self.weather_for_replies() } else { self.lock().weather };
             let drip = match weather {
-                Weather::Fair => length,
+                Weather::Fair | Weather::Held => length,
                 Weather::Slow(delay) => {
                     thread::sleep(delay);
                     length
@@ -196,6 +202,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Waits while replies are held.
+    fn weather_for_replies(&self) -> Weather {
+        let is_held = |state: &mut State| state.weather == Weather::Held && !state.over;
+        self.changed.wait_while(self.lock(), is_held).unwrap_or_else(PoisonError::into_inner).weather
     }
 
     fn takes_cut(&self) -> bool {

@@ -7,7 +7,6 @@ use ::redis::{FromRedisValue, RedisResult, Value};
 use crate::{
     acl::Users,
     certificates::Certificates,
-    chaos::Chaos,
     redis::{Access, Redis, until},
     stack::fresh_market,
 };
@@ -19,7 +18,7 @@ const SLOTS: [(u16, u16); PRIMARIES] = [(0, 5460), (5461, 10922), (10923, 16383)
 
 /// Without full coverage required, the loss of one primary leaves the others' slots in service.
 const ARGS: &str = "--cluster-enabled yes --cluster-node-timeout 1000 --cluster-require-full-coverage no \
-                    --repl-ping-replica-period 1";
+                    --repl-ping-replica-period 1 --repl-timeout 4";
 
 /// Six nodes; killed on drop.
 #[derive(Debug)]
@@ -94,26 +93,20 @@ impl Cluster {
         &self.nodes[index]
     }
 
-    /// Kills one of the nodes and starts it again; it finds out what it is now.
+    /// Kills one of the nodes if it lives and starts it again; it finds out what it is now.
     pub fn restart(&mut self, index: usize) {
         self.nodes[index].restart();
     }
 
     /// Puts a proxy before one of the nodes: from now on that is its address, for clients and replicas. Blocks the
     /// thread.
-    #[must_use]
-    pub fn chaos_before(&self, index: usize) -> Chaos {
-        let node = self.node(index);
-        let chaos = Chaos::before(node);
-        node.tell::<()>(&format!("CONFIG SET cluster-announce-port {}", chaos.port()));
+    pub fn put_chaos_before(&mut self, index: usize) {
+        self.nodes[index].put_behind_chaos("cluster-announce-port");
+        let name = format!("127.0.0.1:{}@", self.node(index).named_port());
         until("every node names the proxy", || {
-            let names = |node: &Redis| -> Option<bool> {
-                let nodes: String = node.ask("CLUSTER NODES").ok()?;
-                Some(nodes.contains(&format!("127.0.0.1:{}@", chaos.port())))
-            };
+            let names = |node: &Redis| Some(node.ask::<String>("CLUSTER NODES").ok()?.contains(&name));
             self.nodes.iter().all(|node| names(node) == Some(true)).then_some(())
         });
-        chaos
     }
 
     /// The node that holds `market` now, as the living ones agree. Blocks the thread.
@@ -126,7 +119,7 @@ impl Cluster {
             if views.iter().any(|view| *view != Some(port)) {
                 return None;
             }
-            self.nodes.iter().position(|node| node.port() == port)
+            self.nodes.iter().position(|node| node.named_port() == port)
         })
     }
 

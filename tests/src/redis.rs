@@ -21,8 +21,9 @@ use tempfile::TempDir;
 use crate::{
     acl::Users,
     certificates::Certificates,
+    chaos::Chaos,
     ports::Port,
-    process::Process,
+    process::{Process, Stream},
     wait::{DEADLINE, within},
 };
 
@@ -56,6 +57,8 @@ pub struct Redis {
     args: Vec<String>,
     access: Access,
     dir: TempDir,
+    /// Between it and everybody who knows it by what it names as its port.
+    chaos: Option<Chaos>,
     _certificates: Option<Arc<Certificates>>,
     _users: Option<Arc<Users>>,
 }
@@ -135,7 +138,16 @@ impl Redis {
                 has_users: users.is_some(),
             };
             if let Some(process) = run(port.number(), &access, dir.path(), &args) {
-                return Self { process, port, args, access, dir, _certificates: certificates, _users: users };
+                return Self {
+                    process,
+                    port,
+                    args,
+                    access,
+                    dir,
+                    chaos: None,
+                    _certificates: certificates,
+                    _users: users,
+                };
             }
         }
         panic!("redis-server found its port taken {PORT_ATTEMPTS} times in a row");
@@ -157,6 +169,26 @@ impl Redis {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port.number()
+    }
+
+    /// Puts a proxy before it, whose port it names to others as its own from now on, by this setting.
+    pub(crate) fn put_behind_chaos(&mut self, setting: &str) {
+        let chaos = Chaos::before(self);
+        self.tell::<()>(&format!("CONFIG SET {setting} {}", chaos.port()));
+        self.args.extend([format!("--{setting}"), chaos.port().to_string()]);
+        self.chaos = Some(chaos);
+    }
+
+    /// The proxy before it; only for one of a set that was started with proxies.
+    #[must_use]
+    pub fn chaos(&self) -> &Chaos {
+        self.chaos.as_ref().expect("it was put behind one")
+    }
+
+    /// The port that others know it by.
+    #[must_use]
+    pub fn named_port(&self) -> u16 {
+        self.chaos.as_ref().map_or(self.port(), Chaos::port)
     }
 
     /// Where its files are.
@@ -289,7 +321,7 @@ impl Redis {
                 // What a replica was sent may be there.
                 let _ = fs::remove_file(self.dump());
                 fs::create_dir(self.dump()).expect("the directory is writable");
-                self.set_save("3600 1");
+                self.configure("save", "3600 1");
                 self.tell::<()>("CONFIG SET stop-writes-on-bgsave-error yes");
                 let _: Value = self.tell("BGSAVE");
                 until("the save fails", || (self.info("rdb_last_bgsave_status")? == "err").then_some(()));
@@ -305,7 +337,7 @@ impl Redis {
             Refusal::TooFewReplicas => self.tell("CONFIG SET min-replicas-to-write 0"),
             Refusal::CannotSave => {
                 self.tell::<()>("CONFIG SET stop-writes-on-bgsave-error no");
-                self.set_save("");
+                self.configure("save", "");
                 fs::remove_dir(self.dump()).expect("the directory is empty");
             }
         }
@@ -324,11 +356,43 @@ impl Redis {
 
     /// Ends every connection on which somebody listens for changes.
     pub fn kill_tracking(&self) {
-        for client in self.clients(Some('t')) {
-            let id =
-                client.split(' ').find_map(|field| field.strip_prefix("id=")).expect("every client has one");
+        for id in self.tracking() {
             let _: Value = self.tell(&format!("CLIENT KILL ID {id}"));
         }
+    }
+
+    /// Changes logs until it has closed `count` connections on which somebody listens, and does not read, because it
+    /// had too much to say there. Blocks the thread.
+    pub fn overflow_tracking(&self, count: usize) {
+        // They count as normal clients.
+        self.configure("client-output-buffer-limit", "normal 262144 0 0");
+        let listened = self.tracking();
+        let log = format!("odds:log:{}", "x".repeat(64 * 1024));
+        until("Redis closes who does not read", || {
+            (0..8).for_each(|_| self.tell::<()>(&format!("SET {log} x")));
+            let said = self.process.said(Stream::Out);
+            let closed = |id: &&String| {
+                let is_it = |line: &str| {
+                    line.contains(&format!("Client id={id} ")) && line.contains("output buffer limits")
+                };
+                said.lines().any(is_it)
+            };
+            (listened.iter().filter(closed).count() >= count).then_some(())
+        });
+        self.configure("client-output-buffer-limit", "normal 0 0 0");
+        self.tell::<u64>(&format!("DEL {log}"));
+    }
+
+    /// Waits until so many connections listen. Blocks the thread.
+    pub fn expect_tracking(&self, count: usize) {
+        until("everybody listens", || (self.tracking().len() >= count).then_some(()));
+    }
+
+    /// The ids of connections on which somebody listens.
+    fn tracking(&self) -> Vec<String> {
+        let id =
+            |client: &String| Some(client.split(' ').find_map(|field| field.strip_prefix("id="))?.to_owned());
+        self.clients(Some('t')).iter().filter_map(id).collect()
     }
 
     fn files(&self) -> PathBuf {
@@ -348,11 +412,11 @@ impl Redis {
         });
     }
 
-    /// `CONFIG SET save`, whose value may have a space.
-    fn set_save(&self, save: &str) {
+    /// `CONFIG SET` of a value that may have spaces.
+    fn configure(&self, name: &str, value: &str) {
         let mut connection = self.access.client().get_connection().expect("Redis runs");
         let mut set = ::redis::cmd("CONFIG");
-        set.arg("SET").arg("save").arg(save).query::<()>(&mut connection).expect("it is allowed");
+        set.arg("SET").arg(name).arg(value).query::<()>(&mut connection).expect("it is allowed");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
 const NAME: &str = "kmarket";
 const REPLICAS: usize = 2;
 const SENTINELS: usize = 3;
-const ARGS: &str = "--repl-ping-replica-period 1";
+const ARGS: &str = "--repl-ping-replica-period 1 --repl-timeout 4";
 
 /// Six processes; killed on drop.
 #[derive(Debug)]
@@ -38,33 +38,44 @@ impl Sentinels {
     /// Starts them and waits until every sentinel knows the others and the replicas.
     #[must_use]
     pub fn start() -> Self {
-        Self::launch(None, None)
+        Self::launch(None, None, false)
     }
 
     /// Starts some with the users that the project ships.
     #[must_use]
     pub fn with_shipped_users() -> Self {
-        Self::launch(None, Some(&Arc::new(Users::make())))
+        Self::launch(None, Some(&Arc::new(Users::make())), false)
     }
 
     /// Starts some that speak TLS only, nodes and sentinels.
     #[must_use]
     pub fn with_tls() -> Self {
-        Self::launch(Some(&Arc::new(Certificates::make())), None)
+        Self::launch(Some(&Arc::new(Certificates::make())), None, false)
     }
 
-    fn launch(certificates: Option<&Arc<Certificates>>, users: Option<&Arc<Users>>) -> Self {
-        let node = |args: &[&str]| match users {
-            Some(users) => Redis::in_set_with_users(args, users),
-            None => Redis::in_set(args, certificates),
+    /// Starts some with a proxy before each node, by which everybody knows it.
+    #[must_use]
+    pub fn with_chaos() -> Self {
+        Self::launch(None, None, true)
+    }
+
+    fn launch(
+        certificates: Option<&Arc<Certificates>>,
+        users: Option<&Arc<Users>>,
+        with_chaos: bool,
+    ) -> Self {
+        let args: Vec<&str> = ARGS.split(' ').collect();
+        let node = |_| match users {
+            Some(users) => Redis::in_set_with_users(&args, users),
+            None => Redis::in_set(&args, certificates),
         };
-        let mut args: Vec<&str> = ARGS.split(' ').collect();
-        let primary = node(&args);
-        let port = primary.port().to_string();
-        args.extend(["--replicaof", "127.0.0.1", &port]);
-        let mut nodes = vec![primary];
-        nodes.extend((0..REPLICAS).map(|_| node(&args)));
+        let mut nodes: Vec<Redis> = (0..=REPLICAS).map(node).collect();
+        for node in nodes.iter_mut().filter(|_| with_chaos) {
+            node.put_behind_chaos("replica-announce-port");
+        }
+        let port = nodes[0].named_port().to_string();
         for replica in &nodes[1..] {
+            replica.tell::<()>(&format!("REPLICAOF 127.0.0.1 {port}"));
             until("the replica follows its primary", || {
                 (replica.info("master_link_status")? == "up").then_some(())
             });
@@ -86,6 +97,12 @@ impl Sentinels {
         &self.nodes[index]
     }
 
+    /// Kills a node if it lives and starts it as a replica of what is the primary now. Blocks the thread.
+    pub fn restart_as_replica(&mut self, index: usize) {
+        let port = self.nodes[self.primary()].named_port().to_string();
+        self.nodes[index].restart_with(&["--replicaof", "127.0.0.1", &port]);
+    }
+
     /// Ends every sentinel; the nodes stay as they are.
     pub fn kill_sentinels(&self) {
         for sentinel in &self.sentinels {
@@ -99,7 +116,7 @@ impl Sentinels {
         until("the sentinels agree who is the primary", || {
             let ports: Vec<String> =
                 self.sentinels.iter().map(|sentinel| sentinel.told("port")).collect::<Option<_>>()?;
-            let index = self.nodes.iter().position(|node| node.port().to_string() == ports[0])?;
+            let index = self.nodes.iter().position(|node| node.named_port().to_string() == ports[0])?;
             let agreed = ports.iter().all(|port| *port == ports[0]);
             (agreed && self.nodes[index].info("role")? == "master").then_some(index)
         })

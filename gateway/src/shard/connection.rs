@@ -6,7 +6,7 @@ use mio::net::TcpStream;
 use shared::protocol::close::CloseCode;
 
 use crate::{
-    frame::{self, Assembler},
+    frame::{self, Reader},
     limits::Place,
     session::{Session, Subscribe},
 };
@@ -24,7 +24,7 @@ pub struct Connection {
     pub(super) out: Vec<u8>,
     /// Bytes of a frame that has not come whole, or that waits its turn.
     pub(super) unread: Vec<u8>,
-    pub(super) assembler: Assembler,
+    pub(super) reader: Reader,
     pub(super) phase: Phase,
     /// The request whose markets are not all there yet; nothing else is read meanwhile.
     pub(super) waiting: Option<Box<Waiting>>,
@@ -76,6 +76,12 @@ pub struct Deadlines {
 }
 
 impl Connection {
+    /// Looks at what a write needs, so that it is in the cache by then.
+    pub(super) fn warm(&self) -> u64 {
+        let is_free = u64::from(self.queued) ^ u64::from(self.blocked_since.is_some());
+        is_free ^ (self.out.len() ^ self.unread.len()) as u64 ^ u64::from(self.is_open())
+    }
+
     /// Whether the client's messages have to wait.
     pub(super) fn is_paused(&self) -> bool {
         self.waiting.is_some() || self.out.len() > MAX_UNSENT_ANSWERS

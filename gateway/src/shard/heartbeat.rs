@@ -57,7 +57,7 @@ impl Wheel {
                 later
             });
             if slot.is_empty() {
-                slot.shrink_to(64);
+                *slot = Vec::new();
             }
             self.len -= ready.len();
             for (key, due_ms) in ready {

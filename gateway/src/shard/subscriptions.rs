@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Nothing here allocates on the delivery path, and nothing here writes to a socket: [`Subscriptions::gather`] copies
-//! what a connection is owed into one buffer, and [`Subscriptions::commit`] moves the cursors by what was written of
-//! it.
+//! what a connection is owed into one buffer (a large frame is taken as it is), and [`Subscriptions::commit`] moves the
+//! cursors by what was written of it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,6 +20,7 @@ use shared::{MarketId, Position, protocol::server::SnapshotCause};
 use slab::Slab;
 
 use crate::{
+    frame::Encoded,
     log::{After, Log},
     market::{Begin, Market, Markets},
     session::Subscribed,
@@ -27,6 +28,8 @@ use crate::{
 
 /// No link.
 const NONE: u32 = u32::MAX;
+/// A frame of this many bytes or more is written by itself, from where it is: copying it costs more than a write.
+const LARGE_FRAME_BYTES: usize = 4096;
 
 /// A shard's share of the markets and everything subscribed there.
 pub struct Subscriptions {
@@ -72,13 +75,17 @@ struct Entry {
     place: u32,
 }
 
-/// What a connection is owed, in one buffer, and where the cursors are once it is written.
+/// What a connection is owed and one write may take: small frames in one buffer, or one large frame as it is. And where
+/// the cursors are once it is written.
 #[derive(Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     /// Bytes that go first and belong to no subscription.
     prefix: usize,
+    large: Option<Encoded>,
     parts: Vec<Part>,
+    max_bytes: usize,
+    full: bool,
 }
 
 /// One frame of a batch.
@@ -101,18 +108,36 @@ pub struct Committed {
 }
 
 impl Batch {
-    /// Begins anew with these bytes, keeping its room.
-    pub fn begin(&mut self, prefix: &[u8]) {
+    /// Begins anew with these bytes, keeping its room. It is full at `max_bytes`, or some more.
+    pub fn begin(&mut self, prefix: &[u8], max_bytes: usize) {
         self.bytes.clear();
         self.parts.clear();
+        self.large = None;
         self.bytes.extend_from_slice(prefix);
         self.prefix = prefix.len();
+        self.max_bytes = max_bytes;
+        self.full = prefix.len() >= max_bytes;
     }
 
     /// Frames, ready to write.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.large.as_deref().unwrap_or(&self.bytes)
+    }
+
+    /// Adds a frame of subscription `entry`, which is at `cursor` once it is written, unless the batch is full.
+    fn add(&mut self, frame: &Encoded, entry: u32, cursor: Position, snapshot: Option<SnapshotCause>) {
+        if frame.len() < LARGE_FRAME_BYTES {
+            self.bytes.extend_from_slice(frame);
+            self.full = self.bytes.len() >= self.max_bytes;
+        } else {
+            self.full = true;
+            if !self.bytes.is_empty() {
+                return;
+            }
+            self.large = Some(Encoded::clone(frame));
+        }
+        self.parts.push(Part { entry, end: self.bytes().len(), cursor, snapshot });
     }
 }
 
@@ -273,26 +298,21 @@ impl Subscriptions {
         self.heads[key].pending_first != NONE
     }
 
-    /// Appends to `batch` what connection `key` is owed, until it holds `max_bytes` or more.
-    pub fn gather(&mut self, key: usize, batch: &mut Batch, max_bytes: usize) {
+    /// Adds to `batch` what connection `key` is owed, until it is full.
+    pub fn gather(&mut self, key: usize, batch: &mut Batch) {
         let mut link = self.heads[key].pending_first;
-        while link != NONE && batch.bytes.len() < max_bytes {
+        while link != NONE && !batch.full {
             let Entry { market, mut cursor, mut snapshot, next_pending, .. } = self.entries[link as usize];
             let Local { market, view, subscribers, .. } = &mut self.markets[market as usize];
-            while batch.bytes.len() < max_bytes {
+            while !batch.full {
                 if let Some(cause) = snapshot.take() {
                     let (frame, another) = market.snapshot(cause, view);
                     if another {
                         reset(&mut self.entries, subscribers);
                     }
                     cursor = view.top();
-                    batch.bytes.extend_from_slice(&frame);
-                    batch.parts.push(Part {
-                        entry: link,
-                        end: batch.bytes.len(),
-                        cursor,
-                        snapshot: Some(cause),
-                    });
+                    batch.add(&frame, link, cursor, Some(cause));
+                    continue;
                 }
                 match view.after(cursor) {
                     After::CaughtUp | After::Ahead => break,
@@ -300,23 +320,25 @@ impl Subscriptions {
                     After::OtherEpoch => snapshot = Some(SnapshotCause::Reset),
                     After::Updates(frames) => {
                         for frame in frames {
-                            if batch.bytes.len() >= max_bytes {
+                            cursor = Position { epoch: view.top().epoch, seq: cursor.seq.next() };
+                            batch.add(frame, link, cursor, None);
+                            if batch.full {
                                 break;
                             }
-                            batch.bytes.extend_from_slice(frame);
-                            cursor = Position { epoch: view.top().epoch, seq: cursor.seq.next() };
-                            batch.parts.push(Part {
-                                entry: link,
-                                end: batch.bytes.len(),
-                                cursor,
-                                snapshot: None,
-                            });
                         }
                     }
                 }
             }
             link = next_pending;
         }
+    }
+
+    /// Looks at what [`Subscriptions::gather`] will need of these connections, so that it comes from memory for all of
+    /// them at once rather than one after the other between the writes.
+    #[must_use]
+    pub fn warm(&self, key: usize) -> u64 {
+        let first = self.heads[key].pending_first;
+        self.entries.get(first as usize).map_or(0, |entry| entry.cursor.seq.get())
     }
 
     /// Moves the cursors of connection `key` by what was `written` of the batch.
@@ -656,7 +678,8 @@ mod tests {
     }
 
     fn update(at: At) -> Update {
-        let payload = format!(r#"{{"l":{{"history":{},"p":1.50}}}}"#, at.history);
+        let pad = if at.position.seq.get().is_multiple_of(5) { LARGE_FRAME_BYTES } else { 0 };
+        let payload = format!(r#"{{"l":{{"history":{},"p":1.50,"pad":"{:pad$}"}}}}"#, at.history, "");
         Update { position: at.position, ts: 1, payload: payload.into() }
     }
 
@@ -735,8 +758,8 @@ mod tests {
 
         fn write(&mut self, client: usize, room: usize) {
             let mut batch = Batch::default();
-            batch.begin(&self.clients[client].cut);
-            self.subscriptions.gather(client, &mut batch, 500);
+            batch.begin(&self.clients[client].cut, 500);
+            self.subscriptions.gather(client, &mut batch);
             let written = room.min(batch.bytes().len());
             let committed = self.subscriptions.commit(client, &batch, written);
             let to = &mut self.clients[client];
@@ -825,8 +848,8 @@ mod tests {
         world.publish(1);
         world.subscriptions.look(id(1), |_| {});
         let mut batch = Batch::default();
-        batch.begin(&[]);
-        world.subscriptions.gather(0, &mut batch, 500);
+        batch.begin(&[], 500);
+        world.subscriptions.gather(0, &mut batch);
         let expected = frame::text(&shared::protocol::server::odds_update(
             id(1),
             &update(At { position: Position::new(100, 1), history: 0 }),

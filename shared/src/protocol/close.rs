@@ -3,7 +3,7 @@
 /// Why the server ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
-    /// The client closed; the answer to its close frame.
+    /// The client closed. Its close frame is answered with its own code, whichever that is.
     Normal,
     /// A frame that breaks RFC 6455.
     ProtocolError,

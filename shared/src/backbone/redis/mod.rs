@@ -5,6 +5,7 @@ mod decode;
 mod doorbell;
 mod nodes;
 mod others;
+mod stand_in;
 mod url;
 
 use std::{
@@ -133,17 +134,13 @@ impl RedisBackbone {
             pipeline.add_command(self.append_command(appends[index]));
         }
         let answers = if self.min_replicas == 0 {
-            pipeline.query_async(&mut node.writes.clone()).await.map(|answers| (answers, 0))
+            let answers = pipeline.query_async(&mut node.writes.clone()).await;
+            self.nodes.note_each(&node, answers).map(|answers| (answers, 0))
         } else {
             pipeline.cmd("WAIT").arg(self.min_replicas).arg(WAIT_MS);
-            replicated(&node, &pipeline).await
+            let answers = query_alone(&node, &pipeline).await;
+            self.nodes.note_each(&node, answers).and_then(count_replicas)
         };
-        let answers: RedisResult<(Vec<RedisResult<Value>>, usize)> = self.nodes.note(&node, answers);
-        for error in
-            answers.iter().flat_map(|(answers, _)| answers).filter_map(|answer| answer.as_ref().err())
-        {
-            self.nodes.learn(&node, error);
-        }
         let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
         if answers.as_ref().is_ok_and(|(answers, _)| answers.iter().any(unknown)) {
             let mut load = cmd("SCRIPT");
@@ -249,7 +246,7 @@ impl RedisBackbone {
             reads.add_command(xread(group, limit));
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = self.nodes.note(node, answers)?;
+        let answers = self.nodes.note_each(node, answers)?;
         Ok(cursors.chunks(group).zip(answers).collect())
     }
 
@@ -341,7 +338,6 @@ impl Backbone for RedisBackbone {
             match answer {
                 Ok(streams) => tails.news.extend(read_streams(streams)?),
                 Err(error) if is_outage(&error) => {
-                    self.nodes.learn(&node, &error);
                     tails.unread.extend(group.iter().map(|(market, _)| *market));
                     tails.error = Some(error.into());
                 }
@@ -362,7 +358,7 @@ impl Backbone for RedisBackbone {
             reads.add_command(newest(&keys::log(market), 1));
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
-        let answers = self.nodes.note(&node, answers)?;
+        let answers = self.nodes.note_each(&node, answers)?;
         let top = |(market, answer): (&MarketId, RedisResult<Value>)| {
             let entries = answer.map_err(BackboneError::from);
             match entries.and_then(|entries| read_updates(&keys::log(*market), entries)) {
@@ -400,13 +396,17 @@ impl Backbone for RedisBackbone {
 }
 
 /// Runs a pipeline that ends with `WAIT` on a connection of its own, which alone it blocks.
-async fn replicated(node: &Node, pipeline: &Pipeline) -> RedisResult<(Vec<RedisResult<Value>>, usize)> {
+async fn query_alone(node: &Node, pipeline: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
     let mut connection = match node.reads.get().await {
         Ok(connection) => connection,
         Err(PoolError::Backend(error)) => return Err(error),
         Err(error) => return Err(std::io::Error::other(error).into()),
     };
-    let mut answers: Vec<RedisResult<Value>> = pipeline.query_async(&mut connection).await?;
+    pipeline.query_async(&mut connection).await
+}
+
+/// Takes what `WAIT` said, the last of these answers, from the others.
+fn count_replicas(mut answers: Vec<RedisResult<Value>>) -> RedisResult<(Vec<RedisResult<Value>>, usize)> {
     let replicas = answers.pop().unwrap_or_else(|| Err(unanswered()))?;
     Ok((answers, ::redis::from_redis_value(replicas)?))
 }

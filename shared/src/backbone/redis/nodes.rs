@@ -6,7 +6,6 @@
 //! up is tailed in its place.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -21,11 +20,11 @@ use ::redis::{
 };
 use deadpool_redis::{Manager, Pool, Runtime};
 use futures_util::future::join_all;
-use rand::seq::IndexedRandom;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
 use super::{
     TailFrom,
+    stand_in::{self, Shunned, Written},
     url::{Address, Dialer, Topology},
 };
 use crate::ids::MarketId;
@@ -35,16 +34,12 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a sentinel or a cluster node may take to say who holds what.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between attempts to find out who holds what.
 const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
 /// that this also bounds the reads in flight.
 const POOL_SIZE: usize = 8;
-/// A replica that lacks what its primary had this long ago is not tailed. Replicas tell what they have once a second.
-const MAX_LAG: Duration = Duration::from_secs(4);
-/// How long a replica that could not be read is left alone.
-const SHUN_FOR: Duration = Duration::from_secs(10);
 /// Slots of a cluster.
 const SLOTS: u16 = 16_384;
 
@@ -59,8 +54,7 @@ pub(super) struct Nodes {
     resolving: tokio::sync::Mutex<()>,
     /// When the map, which is in doubt, is to be resolved; `None` while it is not.
     doubted: Mutex<Option<Instant>>,
-    /// Replicas that could not be read, and when. No more than there are.
-    shunned: Mutex<HashMap<Address, Instant>>,
+    shunned: Shunned,
 }
 
 /// Who holds what.
@@ -90,16 +84,7 @@ pub(super) struct Node {
     /// A call timed out: its connection may be half-open, which redis-rs does not take for lost.
     is_worn: AtomicBool,
     /// Of a primary that is tailed at a replica: how far it was.
-    written: Mutex<Written>,
-}
-
-/// How far a primary's replication stream was.
-#[derive(Default)]
-struct Written {
-    /// At some time that is [`MAX_LAG`] or more ago.
-    then: u64,
-    /// At this later time.
-    later: Option<(Instant, u64)>,
+    pub(super) written: Mutex<Written>,
 }
 
 impl Nodes {
@@ -111,7 +96,7 @@ impl Nodes {
             map: watch::Sender::new(Arc::default()),
             resolving: tokio::sync::Mutex::new(()),
             doubted: Mutex::new(Some(Instant::now())),
-            shunned: Mutex::default(),
+            shunned: Shunned::default(),
         }
     }
 
@@ -181,6 +166,17 @@ impl Nodes {
         result.inspect_err(|error| self.learn(node, error))
     }
 
+    /// The same of a call whose commands may each fail on their own.
+    pub(super) fn note_each<T>(
+        &self,
+        node: &Node,
+        results: RedisResult<Vec<RedisResult<T>>>,
+    ) -> RedisResult<Vec<RedisResult<T>>> {
+        let results = self.note(node, results)?;
+        results.iter().filter_map(|result| result.as_ref().err()).for_each(|error| self.learn(node, error));
+        Ok(results)
+    }
+
     /// Takes note of an error of a call to `node`. After a time-out the next map has new connections there.
     pub(super) fn learn(&self, node: &Node, error: &RedisError) {
         if error.is_timeout() {
@@ -194,7 +190,7 @@ impl Nodes {
                 ErrorKind::Server(ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
             );
         if is_down && node.is_replica {
-            self.shunned().insert(node.address.clone(), Instant::now());
+            self.shunned.insert(&node.address);
         }
         if is_down || is_misdirected(error) {
             self.doubt();
@@ -211,10 +207,6 @@ impl Nodes {
 
     fn doubted(&self) -> MutexGuard<'_, Option<Instant>> {
         self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn shunned(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {
-        self.shunned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn resolve(&self) -> RedisResult<()> {
@@ -321,7 +313,7 @@ impl Nodes {
         }
         let tails = match self.tail_from {
             TailFrom::Primary => nodes.clone(),
-            TailFrom::Replica => join_all(nodes.iter().map(|node| self.stand_in(&old, node))).await,
+            TailFrom::Replica => join_all(nodes.iter().map(|node| self.tail_for(&old, node))).await,
         };
         let same = |old: &[Arc<Node>], new: &[Arc<Node>]| {
             old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(old, new))
@@ -337,6 +329,18 @@ impl Nodes {
         Ok(())
     }
 
+    /// Where to tail what `primary` holds: at a replica that keeps up, or else there: fresh prices come before its rest.
+    async fn tail_for(&self, old: &Map, primary: &Arc<Node>) -> Arc<Node> {
+        let index = old.nodes.iter().position(|node| node.address == primary.address);
+        let current = index.and_then(|index| old.tails.get(index));
+        let Ok(chosen) = stand_in::choose(primary, current.map(|node| &*node.address), &self.shunned).await
+        else {
+            return Arc::clone(current.unwrap_or(primary));
+        };
+        let node = chosen.and_then(|address| self.keep_or_make(&old.tails, &address, true).ok());
+        node.unwrap_or_else(|| Arc::clone(primary))
+    }
+
     fn keep_or_make(&self, old: &[Arc<Node>], address: &str, is_replica: bool) -> RedisResult<Arc<Node>> {
         let is_kept = |node: &&Arc<Node>| {
             node.address == address && node.is_replica == is_replica && !node.is_worn.load(Ordering::Relaxed)
@@ -346,61 +350,10 @@ impl Nodes {
             None => Ok(Arc::new(Node::new(address, self.dialer.node(address)?, is_replica)?)),
         }
     }
-
-    /// Where to tail what `primary` holds: the replica that is tailed now while it keeps up, else any that does, else
-    /// the primary: fresh prices come before its rest.
-    async fn stand_in(&self, old: &Map, primary: &Arc<Node>) -> Arc<Node> {
-        let index = old.nodes.iter().position(|node| node.address == primary.address);
-        let current = index.and_then(|index| old.tails.get(index));
-        let Ok(replicas) = self.replicas_that_keep_up(primary).await else {
-            return Arc::clone(current.unwrap_or(primary));
-        };
-        self.shunned().retain(|_, since| since.elapsed() < SHUN_FOR);
-        let usable: Vec<Address> =
-            replicas.into_iter().filter(|address| !self.shunned().contains_key(address)).collect();
-        let stays = current.filter(|node| usable.contains(&node.address));
-        let chosen = stays.map(|node| &node.address).or_else(|| usable.choose(&mut rand::rng()));
-        let node = chosen.and_then(|address| self.keep_or_make(&old.tails, address, true).ok());
-        node.unwrap_or_else(|| Arc::clone(primary))
-    }
-
-    /// The replicas that have what `primary` had written [`MAX_LAG`] ago.
-    async fn replicas_that_keep_up(&self, primary: &Node) -> RedisResult<Vec<Address>> {
-        let role = cmd("ROLE");
-        let mut connection = primary.tails.clone();
-        let asked = timeout(RESOLVE_TIMEOUT, role.query_async::<Vec<Value>>(&mut connection)).await;
-        let role =
-            asked.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?;
-        let [_, offset, replicas @ Value::Array(_)] = <[Value; 3]>::try_from(role).map_err(|_| {
-            RedisError::from((ErrorKind::Client, "this is not a primary: it has no replicas"))
-        })?
-        else {
-            return Ok(Vec::new());
-        };
-        let must_have = primary.written().look(Instant::now(), ::redis::from_redis_value(offset)?);
-        let replicas: Vec<(String, String, String)> = ::redis::from_redis_value(replicas)?;
-        let keeps_up =
-            |(_, _, has): &(String, String, String)| has.parse().is_ok_and(|has: u64| has >= must_have);
-        Ok(replicas.into_iter().filter(keeps_up).map(|(host, port, _)| joined(&host, &port)).collect())
-    }
-}
-
-impl Written {
-    /// What a replica that keeps up has at least, the primary being at `offset` now.
-    fn look(&mut self, now: Instant, offset: u64) -> u64 {
-        match self.later {
-            Some((at, _)) if now.duration_since(at) < MAX_LAG => {}
-            later => {
-                self.then = later.map_or(0, |(_, offset)| offset);
-                self.later = Some((now, offset));
-            }
-        }
-        self.then
-    }
 }
 
 /// `host:port`, with an IPv6 host in brackets.
-fn joined(host: &str, port: impl std::fmt::Display) -> Address {
+pub(super) fn joined(host: &str, port: impl std::fmt::Display) -> Address {
     if host.contains(':') && !host.starts_with('[') {
         format!("[{host}]:{port}")
     } else {
@@ -484,10 +437,6 @@ impl Node {
             written: Mutex::default(),
         })
     }
-
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Whether a node refused a command without carrying it out because it is not the one to ask, now or for good: it may
@@ -536,16 +485,6 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_replica_has_to_have_what_its_primary_had_a_while_ago() {
-        let (start, mut written) = (Instant::now(), Written::default());
-        assert_eq!(written.look(start, 100), 0);
-        assert_eq!(written.look(start + MAX_LAG / 2, 200), 0);
-        assert_eq!(written.look(start + MAX_LAG, 300), 100);
-        assert_eq!(written.look(start + MAX_LAG * 3 / 2, 400), 100);
-        assert_eq!(written.look(start + MAX_LAG * 2, 500), 300);
-    }
 
     #[test]
     fn slots_are_those_of_the_cluster_specification() {

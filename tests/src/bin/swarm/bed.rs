@@ -1,16 +1,17 @@
 //! What a bench starts by itself, and what Redis says about its work.
 
-use std::collections::BTreeMap;
-use std::{fs, panic, process};
+use std::time::Duration;
+use std::{fs, panic, process, slice, thread};
 
 use ::tests::binaries::{BIN_DIR_VARIABLE, path};
 use ::tests::process::kill_all;
 use ::tests::{Redis, Service};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
-use crate::http::{Endpoint, Http};
+use crate::clock::now_us;
+use crate::http::{Endpoint, Http, runtime};
 
 /// Lowest market id.
 pub(crate) const FIRST_MARKET: u64 = 900_000_001;
@@ -34,22 +35,72 @@ pub(crate) fn prepare() {
     }
 }
 
-/// Runs `start` on the first core, whose children stay there; this thread, and what it starts later, shares the others.
-/// With one core there is nothing to divide.
+/// The first core for what is measured, the others for whoever loads it. With one core there is nothing to divide.
+pub(crate) struct Cores {
+    measured: CpuSet,
+    loading: CpuSet,
+    all: CpuSet,
+}
+
+impl Cores {
+    /// Divides them. This thread, and what it starts from then on, is on those that load.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn divide() -> Result<Self> {
+        let all = sched_getaffinity(None).context("which cores there are")?;
+        let (mut measured, mut loading) = (CpuSet::new(), CpuSet::new());
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
+        cores.by_ref().take(1).for_each(|first| measured.set(first));
+        cores.for_each(|core| loading.set(core));
+        let cores = if all.count() > 1 {
+            Self { measured, loading, all }
+        } else {
+            Self { measured: all, loading: all, all }
+        };
+        sched_setaffinity(None, &cores.loading).context("to the cores that load")?;
+        Ok(cores)
+    }
+
+    /// Runs `start`, whose children stay on the core for what is measured.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn measured<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
+        self.on(&self.measured, start)
+    }
+
+    /// Runs `start`, whose children may use every core.
+    ///
+    /// # Errors
+    /// When Linux does not let us.
+    pub(crate) fn all<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
+        self.on(&self.all, start)
+    }
+
+    fn on<T>(&self, cores: &CpuSet, start: impl FnOnce() -> T) -> Result<T> {
+        sched_setaffinity(None, cores).context("to other cores")?;
+        let started = start();
+        sched_setaffinity(None, &self.loading).context("back to the cores that load")?;
+        Ok(started)
+    }
+}
+
+/// CPU time of a process so far, nanoseconds: of all its threads, as the scheduler counts it.
 ///
 /// # Errors
-/// When Linux does not let us.
-pub(crate) fn on_its_own_core<T>(start: impl FnOnce() -> T) -> Result<T> {
-    let all = sched_getaffinity(None).context("which cores there are")?;
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| all.is_set(core));
-    let Some(first) = cores.next().filter(|_| all.count() > 1) else { return Ok(start()) };
-    let (mut own, mut others) = (CpuSet::new(), CpuSet::new());
-    own.set(first);
-    cores.for_each(|core| others.set(core));
-    sched_setaffinity(None, &own).context("to a core of its own")?;
-    let started = start();
-    sched_setaffinity(None, &others).context("to the other cores")?;
-    Ok(started)
+/// When it has ended.
+pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut total = 0;
+    for task in fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+        let path = task?.path().join("schedstat");
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let ns = text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok());
+        total += ns.with_context(|| format!("{}: {text}", path.display()))?;
+    }
+    Ok(total)
 }
 
 /// CPU time of Redis so far, nanoseconds: of the one thread that does all its work, as the scheduler counts it.
@@ -62,53 +113,52 @@ pub(crate) fn redis_cpu_ns(redis: &Redis) -> Result<u64> {
     text.split(' ').next().and_then(|ns| ns.parse().ok()).with_context(|| format!("{path}: {text}"))
 }
 
-/// How often Redis was asked what.
-#[derive(Debug, Default, Clone, Serialize)]
-#[serde(transparent)]
-pub(crate) struct Commands(BTreeMap<String, Calls>);
-
-/// Calls of one command.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Calls {
-    /// How many.
-    pub(crate) calls: u64,
-    /// How long they took Redis, without reading them and writing their answers.
-    pub(crate) usec: u64,
+/// What the kernel holds for sockets and everything else, of the whole machine: both ends of every socket here.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Kernel {
+    /// Buffers of TCP sockets, in use or kept for them.
+    pub(crate) tcp_bytes: u64,
+    /// All slabs, of which sockets, files and epoll items are some.
+    pub(crate) slab_bytes: u64,
 }
 
-impl Commands {
-    /// All since Redis started.
+impl Kernel {
+    /// Now.
     ///
     /// # Errors
-    /// When Redis does not answer.
-    pub(crate) fn so_far(redis: &Redis) -> Result<Self> {
-        Ok(Self::parse(&redis.ask::<String>("INFO commandstats")?))
+    /// When Linux does not say.
+    pub(crate) fn read() -> Result<Self> {
+        let sockstat = fs::read_to_string("/proc/net/sockstat")?;
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let page_bytes = rustix::param::page_size() as u64;
+        Ok(Self {
+            tcp_bytes: number_after(&sockstat, "TCP:", "mem").context("/proc/net/sockstat")? * page_bytes,
+            slab_bytes: number_after(&meminfo, "Slab:", "Slab:").context("/proc/meminfo")? << 10,
+        })
     }
+}
 
-    /// Those since `earlier`.
-    pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let since = |(name, now): (&String, &Calls)| {
-            let then = earlier.of(name);
-            (name.clone(), Calls { calls: now.calls - then.calls, usec: now.usec - then.usec })
-        };
-        Self(self.0.iter().map(since).filter(|(_, calls)| calls.calls > 0).collect())
-    }
+/// The number after a word, in the line that begins with `line`.
+fn number_after(text: &str, line: &str, word: &str) -> Option<u64> {
+    let mut words = text.lines().find(|text| text.starts_with(line))?.split_ascii_whitespace();
+    words.find(|&found| found == word)?;
+    words.next()?.parse().ok()
+}
 
-    /// Calls of one command, by its name in small letters.
-    pub(crate) fn of(&self, name: &str) -> Calls {
-        self.0.get(name).copied().unwrap_or_default()
-    }
-
-    fn parse(info: &str) -> Self {
-        let command = |line: &str| {
-            let (name, fields) = line.strip_prefix("cmdstat_")?.split_once(':')?;
-            let field = |name: &str| {
-                let value = |field: &str| field.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
-                fields.split(',').find_map(value)
-            };
-            Some((name.to_owned(), Calls { calls: field("calls")?, usec: field("usec")? }))
-        };
-        Self(info.lines().filter_map(command).collect())
+/// Waits until a gateway has this many connections.
+///
+/// # Errors
+/// When it has not within 30 s.
+pub(crate) fn await_connections(gateway: &Service, wanted: u64) -> Result<()> {
+    let runtime = runtime()?;
+    let give_up_us = now_us() + 30_000_000;
+    loop {
+        let connections = runtime.block_on(counter(slice::from_ref(gateway), "gateway_connections"))?;
+        if connections == wanted {
+            return Ok(());
+        }
+        ensure!(now_us() < give_up_us, "the gateway has {connections} connections instead of {wanted}");
+        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -132,14 +182,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_redis_was_asked_between_two_looks() {
-        let before =
-            "# Commandstats\r\ncmdstat_xread:calls=2,usec=10,usec_per_call=5.00,rejected_calls=0\r\n";
-        let after =
-            "cmdstat_xread:calls=5,usec=40,usec_per_call=8.00\r\ncmdstat_client|tracking:calls=1,usec=3\r\n";
-        let since = Commands::parse(after).since(&Commands::parse(before));
-        assert_eq!(since.of("xread"), Calls { calls: 3, usec: 30 });
-        assert_eq!(since.of("client|tracking"), Calls { calls: 1, usec: 3 });
-        assert_eq!(since.of("hgetall"), Calls::default());
+    fn numbers_of_the_kernel_are_found_by_their_words() {
+        let sockstat =
+            "sockets: used 143\nTCP: inuse 126 orphan 0 tw 710 alloc 126 mem 85\nUDP: inuse 0 mem 7\n";
+        assert_eq!(number_after(sockstat, "TCP:", "mem"), Some(85));
+        assert_eq!(number_after("MemFree: 1 kB\nSlab:  123 kB\n", "Slab:", "Slab:"), Some(123));
+        assert_eq!(number_after(sockstat, "RAW:", "mem"), None);
+    }
+
+    #[test]
+    fn this_process_uses_cpu() {
+        assert!(cpu_ns(process::id()).unwrap() > 0 && Kernel::read().unwrap().slab_bytes > 0);
     }
 }

@@ -134,20 +134,17 @@ fn at_least(least: u64, length: u64) -> Result<u64, Violation> {
     if length < least { Err(Violation::Length) } else { Ok(length) }
 }
 
-/// An unmasked server frame, for the tests of this tool.
-#[cfg(test)]
+/// An unmasked server frame, whose first byte is this.
 pub(crate) fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
-    match payload.len() {
-        short @ 0..=125 => bytes.push(u8::try_from(short).unwrap()),
-        long @ 126..=65_535 => {
-            bytes.push(126);
-            bytes.extend(u16::try_from(long).unwrap().to_be_bytes());
-        }
-        long => {
-            bytes.push(127);
-            bytes.extend((long as u64).to_be_bytes());
-        }
+    if let Ok(short @ 0..=125) = u8::try_from(payload.len()) {
+        bytes.push(short);
+    } else if let Ok(long) = u16::try_from(payload.len()) {
+        bytes.push(LONG);
+        bytes.extend(long.to_be_bytes());
+    } else {
+        bytes.push(LONGER);
+        bytes.extend((payload.len() as u64).to_be_bytes());
     }
     bytes.extend(payload);
     bytes

@@ -74,6 +74,11 @@ impl Plan {
         Self { gateways, tokens, per_user: 1, connections, in_flight, connect_rate: 0.0, sources }
     }
 
+    /// The same, a bounded number at a time: a server remembers what many handshakes at once took of its memory.
+    pub(crate) fn in_turn(self) -> Self {
+        Self { in_flight: HANDSHAKES_IN_TURN, ..self }
+    }
+
     /// The gateway of a client. Not in turn: their markets go in turn, and every gateway is to have every market.
     fn gateway(&self, index: usize) -> &Endpoint {
         // 2^32 divided by the golden ratio spreads consecutive numbers, and every n-th of them, evenly.
@@ -278,6 +283,8 @@ pub(crate) fn offset_us(index: usize, rate: f64) -> u64 {
 
 /// How long epoll waits at most: the resolution of everything else the thread looks after.
 const TICK: Duration = Duration::from_millis(5);
+
+const HANDSHAKES_IN_TURN: usize = 64;
 
 const HANDSHAKE_TIMEOUT_US: u64 = 10_000_000;
 

@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
+use crate::bed::FIRST_MARKET;
 use crate::clock::{as_us, now_us};
 use crate::http::{Endpoint, Http, runtime};
 use crate::markets::Markets;
@@ -45,11 +46,11 @@ pub(crate) struct Options {
     markets: usize,
 
     /// Lowest market id; keep away from markets people bet on
-    #[arg(long, value_name = "ID", default_value_t = 900_000_001)]
+    #[arg(long, value_name = "ID", default_value_t = FIRST_MARKET)]
     first_market: u64,
 
     /// Size of a payload, at least
-    #[arg(long, value_name = "BYTES", default_value_t = 62, value_parser = counted(0, 16_000))]
+    #[arg(long, value_name = "BYTES", default_value_t = PAYLOAD_BYTES, value_parser = counted(0, 16_000))]
     payload_bytes: usize,
 
     /// How long to send
@@ -79,6 +80,47 @@ pub(crate) struct Overridden {
     servers: Vec<Used>,
     cpu_us_per_override: Option<f64>,
 }
+
+/// A publisher that a bench has started.
+pub(crate) struct Target {
+    /// Its admin API.
+    pub(crate) endpoint: Endpoint,
+    /// A token with role trader.
+    pub(crate) admin_token: String,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Markets to use in turn.
+    pub(crate) markets: usize,
+}
+
+impl Options {
+    /// As the flags are by default, but for these.
+    pub(crate) fn at(target: Target, connections: usize, batch: usize, duration: Duration) -> Self {
+        Self {
+            publisher: Publisher {
+                publisher: Some(target.endpoint.clone()),
+                admin_token: Some(target.admin_token),
+            },
+            watched: Watched { gateway_pid: Vec::new(), publisher_pid: Some(target.pid) },
+            gateway: target.endpoint,
+            connections,
+            batch,
+            markets: target.markets,
+            first_market: FIRST_MARKET,
+            payload_bytes: PAYLOAD_BYTES,
+            duration,
+        }
+    }
+}
+
+impl Overridden {
+    /// Overrides accepted a second.
+    pub(crate) fn per_second(&self) -> f64 {
+        self.overrides_per_second
+    }
+}
+
+const PAYLOAD_BYTES: usize = 62;
 
 /// Runs it.
 ///

@@ -80,6 +80,16 @@ impl Watch {
     }
 }
 
+/// Resident memory of a process.
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+    resident_bytes(&status).with_context(|| format!("{path} without VmRSS"))
+}
+
 /// The process that listens on a loopback address of this machine, if it is one of ours to look at.
 pub(crate) fn listening_on(address: SocketAddr) -> Option<u32> {
     if !address.ip().is_loopback() {
@@ -145,7 +155,7 @@ fn read(pid: u32) -> Option<Reading> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let cpu_us = cpu_ticks(&stat)? * 1_000_000 / clock_ticks_per_second();
-    Some(Reading { cpu_us, rss_bytes: rss_bytes(&status)? })
+    Some(Reading { cpu_us, rss_bytes: resident_bytes(&status)? })
 }
 
 /// utime + stime, the 14th and 15th field; the 2nd is a name in brackets that may contain anything.
@@ -156,7 +166,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-fn rss_bytes(status: &str) -> Option<u64> {
+fn resident_bytes(status: &str) -> Option<u64> {
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
     kib.parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -114,7 +114,7 @@ impl From<Item> for Result<u64, String> {
 }
 
 /// When to send what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Schedule {
     /// When the first update is due.
     pub(crate) start_us: u64,

@@ -112,13 +112,26 @@ impl Table {
 pub(crate) struct Bound {
     what: String,
     is: f64,
-    at_most: f64,
+    #[serde(flatten)]
+    limit: Limit,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Bound {
     /// `what` is this, and is to be at most that.
     pub(crate) fn new(what: String, is: f64, at_most: f64) -> Self {
-        Self { what, is, at_most }
+        Self { what, is, limit: Limit::AtMost(at_most) }
+    }
+
+    /// `what` is this, and is to be at least that.
+    pub(crate) fn at_least(what: String, is: f64, at_least: f64) -> Self {
+        Self { what, is, limit: Limit::AtLeast(at_least) }
     }
 
     /// What to say when it does not hold.
@@ -127,13 +140,20 @@ impl Bound {
     }
 
     fn holds(&self) -> bool {
-        self.is <= self.at_most
+        match self.limit {
+            Limit::AtMost(most) => self.is <= most,
+            Limit::AtLeast(least) => self.is >= least,
+        }
     }
 }
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:.2}, at most {:.2}", self.what, self.is, self.at_most)
+        let (word, limit) = match self.limit {
+            Limit::AtMost(most) => ("most", most),
+            Limit::AtLeast(least) => ("least", least),
+        };
+        write!(f, "{}: {:.2}, at {word} {limit:.2}", self.what, self.is)
     }
 }
 
@@ -173,6 +193,18 @@ impl From<&Times> for Percentiles {
 #[expect(clippy::cast_precision_loss, reason = "counts and times here are far below 2^52")]
 pub(crate) fn ratio(a: u64, b: u64) -> Option<f64> {
     (b > 0).then(|| a as f64 / b as f64)
+}
+
+/// The middle one, or halfway between the two in the middle.
+pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<_> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    match figures.get(middle) {
+        None => f64::NAN,
+        Some(upper) if figures.len().is_multiple_of(2) => f64::midpoint(figures[middle - 1], *upper),
+        Some(middle) => *middle,
+    }
 }
 
 /// A time in milliseconds.
@@ -227,6 +259,22 @@ mod tests {
         assert!(Bound::new("x".into(), 2.5, 2.5).failure().is_none());
         assert_eq!(Bound::new("x".into(), 2.51, 2.5).failure().as_deref(), Some("x: 2.51, at most 2.50"));
         assert!(Bound::new("not measured".into(), f64::NAN, 1.0).failure().is_some());
+        assert!(Bound::at_least("x".into(), 0.95, 0.95).failure().is_none());
+        assert_eq!(
+            Bound::at_least("x".into(), 0.9, 0.95).failure().as_deref(),
+            Some("x: 0.90, at least 0.95")
+        );
+        assert!(Bound::at_least("not measured".into(), f64::NAN, 1.0).failure().is_some());
+    }
+
+    #[test]
+    fn the_median_is_the_one_in_the_middle() {
+        assert!((median([3.0, 100.0, 1.0].into_iter()) - 3.0).abs() < f64::EPSILON);
+        assert!(
+            (median([0.92, 1.16, 0.83, 1.12].into_iter()) - 1.02).abs() < 1e-9,
+            "neither favours the higher"
+        );
+        assert!(median(std::iter::empty()).is_nan());
     }
 
     #[test]

@@ -248,7 +248,8 @@ pub(crate) fn upgrade_request(host: &str, token: &str) -> String {
     )
 }
 
-const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// What the key of `upgrade_request` is to be answered with.
+pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// The length of a 101 answer's head; `None` while it is not there completely.
 fn upgraded(bytes: &[u8]) -> Result<Option<usize>, Ended> {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use ::tests::tokens::{JWT_SECRET, admin};
-use ::tests::{Launch, Redis, Service};
+use ::tests::{Commands, Launch, Redis, Service};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use shared::token::Role;
 
-use crate::bed::{Commands, FIRST_MARKET, TOKEN_LIFE_S, counter, prepare};
+use crate::bed::{FIRST_MARKET, TOKEN_LIFE_S, counter, prepare};
 use crate::clock::now_us;
 use crate::hive::{Hive, Plan};
 use crate::http::{Endpoint, runtime};

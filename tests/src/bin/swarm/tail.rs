@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use ::tests::tokens::JWT_SECRET;
-use ::tests::{Launch, Redis, Service};
+use ::tests::{Commands, Launch, Redis, Service};
 use anyhow::{Result, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
@@ -18,7 +18,7 @@ use shared::backbone::keys;
 use shared::{MarketId, Position};
 
 use crate::append::{Appender, Way};
-use crate::bed::{Commands, FIRST_MARKET, TOKEN_LIFE_S, on_its_own_core, prepare, redis_cpu_ns};
+use crate::bed::{Cores, FIRST_MARKET, TOKEN_LIFE_S, prepare, redis_cpu_ns};
 use crate::clock::{as_us, now_us, sleep_until};
 use crate::hive::{Hive, Plan};
 use crate::http::Endpoint;
@@ -130,7 +130,7 @@ enum What {
 /// With what to do, when the run cannot be done. What the run finds wrong is in the report.
 pub(crate) fn run(options: &Options) -> Result<Followed> {
     prepare();
-    let redis = on_its_own_core(Redis::start)?;
+    let redis = Cores::divide()?.measured(Redis::start)?;
     let _replica = options.replica.then(|| Redis::replica_of(redis.port()));
     let per_connection = MARKETS_PER_SOCKET.min(options.markets);
     let markets = Markets { first: FIRST_MARKET, count: options.markets, per_connection };

@@ -1,0 +1,160 @@
+//! What must hold for any bytes that come from outside: one function for each fuzz target.
+//!
+//! `cargo fuzz` feeds them what it thinks up; `cargo test` feeds them the corpus that it left (`tests/fuzz/corpus.rs`).
+
+use std::collections::{BTreeMap, HashSet};
+
+use gateway::frame::{Message, Reader};
+use publisher::{
+    batch::{self, Format},
+    overrides::{self, MAX_NESTING, Override, PRICED},
+    replay::betfair::Betfair,
+};
+use serde_json::value::RawValue;
+use shared::protocol::{
+    client::{ClientMessage, ClientRequest, MAX_ID_CHARS, MessageId},
+    close::CloseCode,
+    error::Refusal,
+    server,
+};
+
+/// The longest message that [`frames`] lets pass: short, so that the limit is met often.
+const MAX_MESSAGE_BYTES: usize = 100;
+
+/// Bytes off a socket: the same messages and the same end whether they come at once or in cuts, whose lengths the
+/// first eight bytes say; and never more than the limit.
+pub fn frames(data: &[u8]) {
+    let Some((cuts, bytes)) = data.split_first_chunk::<8>() else { return };
+    let whole = read_frames(bytes, [usize::MAX].into_iter().cycle());
+    let cut = read_frames(bytes, cuts.iter().map(|&cut| usize::from(cut).max(1)).cycle());
+    assert_eq!(whole, cut);
+    let singly = read_frames(bytes, [1].into_iter().cycle());
+    assert_eq!(whole, singly);
+}
+
+/// A client's text: what is read of it can be answered with JSON, and a refusal says why.
+pub fn client_message(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let id = match ClientMessage::parse(text) {
+        Ok(ClientMessage { id, request }) => {
+            match request {
+                ClientRequest::Ping { ts } => assert_json(&server::pong(id.as_ref(), ts.as_deref())),
+                ClientRequest::Subscribe { markets, .. } | ClientRequest::Unsubscribe { markets } => {
+                    assert_distinct(markets.iter());
+                }
+                ClientRequest::Resume { offsets } => {
+                    assert_distinct(offsets.iter().map(|(market, _)| market));
+                }
+                ClientRequest::Pong | ClientRequest::Refresh { .. } => {}
+            }
+            id
+        }
+        Err(bad) => {
+            assert!(!bad.message.is_empty());
+            assert_json(&server::error(bad.id.as_ref(), Refusal::BadMessage, &bad.message));
+            bad.id
+        }
+    };
+    if let Some(MessageId::Text(id)) = id {
+        assert!(id.chars().count() <= MAX_ID_CHARS);
+    }
+}
+
+/// The body of an override, and of a batch in both forms: what is accepted keeps the rules of the contract, its prices
+/// as they were written.
+pub fn override_body(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(accepted) = Override::parse(text)
+    {
+        let payload = accepted.payload.text();
+        assert!(text.contains(payload), "as it was written");
+        assert!(overrides::payload(payload).is_ok_and(|again| again == accepted.payload));
+        assert!(nesting(payload) <= MAX_NESTING);
+        for line in accepted.payload.lines() {
+            let Some(line) = line.text.as_deref() else { continue };
+            for (name, price) in serde_json::from_str::<BTreeMap<String, &RawValue>>(line).expect("a line") {
+                if PRICED.contains(&name.as_str()) {
+                    let price: f64 = price.get().parse().expect("odds are a number");
+                    assert!(price > 1.0 && price <= 10_000.0, "{price}");
+                }
+            }
+        }
+    }
+    for format in [Format::Json, Format::Ndjson] {
+        let Ok(items) = batch::split(data, format) else { continue };
+        assert!(items.len() <= batch::MAX_ITEMS);
+        for item in items.into_iter().flatten() {
+            let _ = Override::parse(item);
+        }
+    }
+}
+
+/// Lines of a recorded feed: each change is one that the publisher takes, and a line that cannot be read changes
+/// nothing.
+pub fn replay_lines(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (mut feed, mut without_bad_lines) = (Betfair::default(), Betfair::default());
+    for line in text.lines() {
+        let Ok(changes) = feed.read(line) else { continue };
+        for change in &changes {
+            assert!(overrides::payload(change.payload.text()).is_ok_and(|payload| payload == change.payload));
+        }
+        let again = without_bad_lines.read(line).expect("it was read a moment ago");
+        assert_eq!(changes, again);
+    }
+}
+
+fn read_frames(bytes: &[u8], mut cuts: impl Iterator<Item = usize>) -> (Vec<String>, Option<CloseCode>) {
+    let mut messages = Vec::new();
+    let mut reader = Reader::default();
+    let (mut unread, mut rest) = (Vec::new(), bytes);
+    while !rest.is_empty() {
+        let (come, later) = rest.split_at(cuts.next().expect("cuts go on").min(rest.len()));
+        unread.extend_from_slice(come);
+        rest = later;
+        let mut taken = 0;
+        loop {
+            let (mut joined, left) = (Vec::new(), unread.len() - taken);
+            match reader.read(&mut unread[taken..], MAX_MESSAGE_BYTES, &mut joined) {
+                Ok(None) => break,
+                Err(code) => return (messages, Some(code)),
+                Ok(Some((count, message))) => {
+                    assert!(count > 0 && count <= left);
+                    taken += count;
+                    if let Some(Message::Text(text)) = message {
+                        assert!(text.len() <= MAX_MESSAGE_BYTES);
+                    }
+                    messages.extend(message.map(|message| format!("{message:?}")));
+                }
+            }
+        }
+        unread.drain(..taken);
+    }
+    (messages, None)
+}
+
+fn assert_json(text: &str) {
+    assert!(serde_json::from_str::<BTreeMap<String, &RawValue>>(text).is_ok(), "{text}");
+}
+
+fn assert_distinct<T: std::hash::Hash + Eq>(mut items: impl Iterator<Item = T>) {
+    let mut seen = HashSet::new();
+    assert!(items.all(|item| seen.insert(item)));
+}
+
+/// How many objects and arrays stand in each other at most in a JSON text.
+fn nesting(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth -= 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
