@@ -2,36 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use shared::signals::Signals;
 
 use crate::server::Running;
 
 /// How much longer than the drain itself its end may take.
 const GRACE: Duration = Duration::from_secs(4);
-
-/// Signals that end the process: SIGTERM and Ctrl-C.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// When the process cannot have signal handlers.
-    pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// Runs until a signal, then drains over `over`; a second signal ends it at once.
 pub async fn run(running: Running, mut signals: Signals, over: Duration) {

@@ -13,19 +13,23 @@ use std::sync::{
 
 use axum::{
     Router,
-    http::{Method, header},
+    http::{HeaderMap, Method, header},
     response::Response,
     routing::{get, post},
 };
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::Quota;
 use shared::{
-    backbone::Backbone, http::refusal, protocol::error::ErrorCode, rotation::Live, settings::Secret,
+    backbone::Backbone,
+    http::{refusal, serve::Peer},
+    protocol::error::ErrorCode,
+    rotation::Live,
+    settings::Secret,
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::address::ClientKey;
 use crate::{
-    limits::Places,
+    limits::{KeyedRate, Places},
     market::Markets,
     settings::{Origins, Settings},
     shard::{ShardHandle, Stats},
@@ -55,8 +59,11 @@ pub struct Gateway {
     read_auth: bool,
     allowed_origins: Origins,
     addresses: address::Addresses,
-    handshake_rate: Option<DefaultKeyedRateLimiter<ClientKey>>,
-    token_rate: Option<DefaultKeyedRateLimiter<String>>,
+    handshake_rate: Option<KeyedRate<ClientKey>>,
+    /// Of requests for tokens that no API key vouches for.
+    stranger_rate: Option<KeyedRate<ClientKey>>,
+    /// Of tokens, by user.
+    token_rate: Option<KeyedRate<String>>,
     next_shard: AtomicUsize,
 }
 
@@ -87,20 +94,22 @@ impl Gateway {
             read_auth: settings.read_auth,
             allowed_origins: settings.allowed_origins.clone(),
             addresses: address::Addresses::new(settings.trusted_proxies.clone()),
-            handshake_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(RateLimiter::keyed),
-            token_rate: quota(settings.token_rate_limit, Quota::per_minute).map(RateLimiter::keyed),
+            handshake_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(KeyedRate::new),
+            stranger_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(KeyedRate::new),
+            token_rate: quota(settings.token_rate_limit, Quota::per_minute).map(KeyedRate::new),
             next_shard: AtomicUsize::new(0),
         })
     }
 
     /// Forgets rates of clients that have not been heard of lately, so that they do not pile up.
     pub fn forget_old_rates(&self) {
-        if let Some(rates) = &self.handshake_rate {
-            rates.retain_recent();
-        }
-        if let Some(rates) = &self.token_rate {
-            rates.retain_recent();
-        }
+        [&self.handshake_rate, &self.stranger_rate].into_iter().flatten().for_each(KeyedRate::forget);
+        self.token_rate.iter().for_each(KeyedRate::forget);
+    }
+
+    /// Whether the client behind `peer` has one left of `rate`.
+    fn allows(&self, rate: Option<&KeyedRate<ClientKey>>, peer: Peer, headers: &HeaderMap) -> bool {
+        rate.is_none_or(|rate| rate.take(&self.addresses.client(peer.0.ip(), headers)))
     }
 
     fn pick_shard(&self) -> &ShardHandle {

@@ -2,11 +2,14 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 /// A rate: `burst` at once, then `per_second` (contract, section 3, `MESSAGE_BURST` and `MESSAGE_RATE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,35 @@ const fn wrapped(now_ms: u64) -> u32 {
 #[must_use]
 pub const fn is_roomy(len: usize, capacity: usize) -> bool {
     capacity > 1024 && len < capacity / 4
+}
+
+/// A rate for each key: a client's address, or a user.
+pub struct KeyedRate<K: Hash + Eq + Clone>(DefaultKeyedRateLimiter<K>);
+
+/// Keys that have used up some of their rate, of one [`KeyedRate`], at most. 100 bytes each, and the key's own.
+const MAX_KEYS: usize = 100_000;
+
+impl<K: Hash + Eq + Clone> KeyedRate<K> {
+    /// `quota` for each key.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        Self(RateLimiter::keyed(quota))
+    }
+
+    /// Takes one of `key`'s, if there is one. None of a further key's while there are [`MAX_KEYS`]: whoever makes up
+    /// that many at once is refused, and others with it until [`Self::forget`] is called.
+    #[must_use]
+    pub fn take(&self, key: &K) -> bool {
+        self.0.len() < MAX_KEYS && self.0.check_key(key).is_ok()
+    }
+
+    /// Forgets the keys whose rate is whole again.
+    pub fn forget(&self) {
+        self.0.retain_recent();
+        if is_roomy(self.0.len(), MAX_KEYS) {
+            self.0.shrink_to_fit();
+        }
+    }
 }
 
 /// The pod's open connections, in all and by user.
@@ -148,6 +180,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -173,6 +207,24 @@ mod tests {
         drop((first, second, third));
         assert_eq!(places.taken(), 0);
         assert!(places.users().is_empty());
+    }
+
+    #[test]
+    fn keys_that_an_attacker_makes_up_are_bounded_and_forgotten() {
+        let quota = Quota::per_second(std::num::NonZeroU32::new(1000).unwrap());
+        let rate = KeyedRate::new(quota);
+        let taken = (0..MAX_KEYS + 1000).filter(|key| rate.take(key)).count();
+        // Those that became whole meanwhile are still there.
+        assert_eq!((taken, rate.0.len()), (MAX_KEYS, MAX_KEYS));
+        let forgotten = || {
+            rate.forget();
+            rate.0.is_empty()
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !forgotten() {
+            assert!(Instant::now() < deadline, "their rate has long been whole");
+        }
+        assert!(rate.take(&0));
     }
 
     proptest! {

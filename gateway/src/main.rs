@@ -4,16 +4,12 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use axum::Router;
-use gateway::{
-    drain::{self, Signals},
-    server,
-    settings::Settings,
-    standalone,
-};
+use gateway::{drain, server, settings::Settings, standalone};
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
     rotation,
     settings::Stop,
+    signals::Signals,
     telemetry,
 };
 

@@ -48,8 +48,10 @@ const NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 const START_PATIENCE: Duration = Duration::from_secs(2);
 /// How often slow things are looked at: staleness, gauges.
 const TICK: Duration = Duration::from_millis(250);
-/// How often forgotten rate limits are thrown away.
-const FORGET_EVERY: Duration = Duration::from_mins(1);
+/// How often rate limits that are whole again are thrown away.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+/// How long a client may take to take an answer, after its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A gateway that runs.
 pub struct Running {
@@ -100,7 +102,9 @@ pub async fn start(
     let ops = listen(settings.ops_listen, "ops")?;
     let limits = Limits {
         header_timeout: settings.handshake_timeout,
+        request_timeout: REQUEST_TIMEOUT,
         connections: files.http,
+        refusals: files.refusals,
         drain: Duration::from_secs(1),
     };
     let clients = router(Arc::clone(&gateway), &settings.cors_origins, more);

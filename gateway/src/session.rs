@@ -37,7 +37,7 @@ pub struct Session {
     expires_at_s: u64,
     mark: Mark,
     bucket: Bucket,
-    /// Messages refused by the rate since the last that was not.
+    /// How many more messages the rate has refused than let through, since they were as many.
     strikes: u32,
 }
 
@@ -194,10 +194,10 @@ impl Session {
         }
     }
 
-    /// Counts a message against the rate; when it is above, says how many in a row were.
+    /// Counts a message against the rate; when it is above, says how many more were than were not.
     fn admit(&mut self, rules: &Rules, now_ms: u64) -> Result<(), u32> {
         if self.bucket.take(rules.rate, now_ms) {
-            self.strikes = 0;
+            self.strikes = self.strikes.saturating_sub(1);
             return Ok(());
         }
         self.strikes += 1;
@@ -335,6 +335,20 @@ mod tests {
             }
         }
         assert_eq!(told, 20);
+    }
+
+    /// At 5 a second somebody who sends 8 is told so for ever; somebody who sends 20 is closed after a while.
+    #[test]
+    fn one_who_keeps_on_is_closed_though_some_messages_get_through() {
+        for (every_ms, seconds) in [(125, None), (50, Some(4))] {
+            let rules = rules();
+            let mut session = Session::new(&claims("1", None, 10), &rules, 0);
+            let closed_ms = (0..600_000).step_by(every_ms).find(|&now_ms| {
+                let action = session.text(r#"{"type":"pong"}"#, "1", &HashSet::new(), &rules, now_ms);
+                matches!(action, Action::Close(CloseCode::TooManyMessages))
+            });
+            assert_eq!(closed_ms.map(|ms| ms.div_ceil(1000)), seconds, "every {every_ms} ms");
+        }
     }
 
     #[test]

@@ -74,11 +74,14 @@ pub struct Settings {
     pub max_connections_per_user: usize,
     /// Of this pod.
     pub max_connections: usize,
+    /// Of this pod, over HTTP: requests, and handshakes under way.
+    pub max_http_connections: usize,
     /// Of a client's messages.
     pub message_rate: Rate,
     /// From accept to 101.
     pub handshake_timeout: Duration,
-    /// Handshakes a second and client address; 0 = no limit.
+    /// Handshakes a second and client address, and, counted apart, requests for tokens that no API key vouches for; 0 =
+    /// no limit.
     pub handshake_rate_limit: u32,
     /// How log lines are written.
     pub log_format: LogFormat,
@@ -147,10 +150,19 @@ const TABLE: &[Setting] = &[
         "100000",
         "open connections of this pod; never above what the open-file limit allows",
     ),
+    row(
+        "MAX_HTTP_CONNECTIONS",
+        "4096",
+        "open HTTP connections of this pod, handshakes under way included; a fifth of the open-file limit at most",
+    ),
     row("MESSAGE_BURST", "20", "messages a client may send at once"),
     row("MESSAGE_RATE", "5", "messages a second it may send after that"),
     row("HANDSHAKE_TIMEOUT", "5s", "time from accept to the end of the handshake"),
-    row("HANDSHAKE_RATE_LIMIT", "20", "handshakes a second and client address, 0 = no limit"),
+    row(
+        "HANDSHAKE_RATE_LIMIT",
+        "20",
+        "handshakes a second and client address, and requests for tokens without TOKEN_API_KEY; 0 = no limit",
+    ),
     row("LOG_FORMAT", "(text on a terminal, else json)", "text or json"),
 ];
 
@@ -224,6 +236,7 @@ impl Settings {
             max_markets: source.value("MAX_MARKETS_PER_CONNECTION"),
             max_connections_per_user: at_least_one(&mut source, "MAX_CONNECTIONS_PER_USER"),
             max_connections: at_least_one(&mut source, "MAX_CONNECTIONS"),
+            max_http_connections: at_least_one(&mut source, "MAX_HTTP_CONNECTIONS"),
             message_rate: Rate {
                 burst: source.value("MESSAGE_BURST"),
                 per_second: source.value("MESSAGE_RATE"),
@@ -258,7 +271,7 @@ impl Settings {
             Ok(()) => limit.maximum,
             Err(_) => limit.current,
         };
-        let budget = FileBudget::of(files, self.max_connections);
+        let budget = FileBudget::of(files, self.max_connections, self.max_http_connections);
         if budget.sockets < self.max_connections {
             let (allowed, wanted) = (budget.sockets, self.max_connections);
             tracing::warn!(
@@ -278,17 +291,22 @@ pub struct FileBudget {
     pub sockets: usize,
     /// HTTP connections, handshakes in flight included.
     pub http: usize,
+    /// HTTP connections beyond those, which are told so.
+    pub refusals: usize,
 }
 
 impl FileBudget {
     /// Files that are neither: listeners, Redis, polls, logs.
     const OTHERS: usize = 64;
-    const MAX_HTTP: usize = 4096;
+    const MAX_REFUSALS: usize = 256;
 
-    fn of(files: Option<u64>, max_connections: usize) -> Self {
+    fn of(files: Option<u64>, max_connections: usize, max_http: usize) -> Self {
         let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
-        let http = (files / 5).saturating_sub(Self::OTHERS).clamp(1, Self::MAX_HTTP);
-        Self { sockets: files.saturating_sub(http + Self::OTHERS).clamp(1, max_connections), http }
+        let for_http = (files / 5).saturating_sub(Self::OTHERS).max(2);
+        let refusals = (for_http / 16).clamp(1, Self::MAX_REFUSALS);
+        let http = (for_http - refusals).min(max_http);
+        let others = http + refusals + Self::OTHERS;
+        Self { sockets: files.saturating_sub(others).clamp(1, max_connections), http, refusals }
     }
 }
 
@@ -427,12 +445,17 @@ mod tests {
 
     #[test]
     fn the_open_file_limit_is_shared_out() {
-        let budget = |files, max| FileBudget::of(files, max);
-        assert_eq!(budget(None, 100_000), FileBudget { sockets: 100_000, http: 4096 });
-        assert_eq!(budget(Some(20_000), 100_000), FileBudget { sockets: 16_000, http: 3936 });
-        assert_eq!(budget(Some(1024), 100_000), FileBudget { sockets: 820, http: 140 });
-        assert_eq!(budget(Some(1024), 10), FileBudget { sockets: 10, http: 140 });
-        assert_eq!(budget(Some(0), 10), FileBudget { sockets: 1, http: 1 });
+        let budget = |files, max| {
+            let FileBudget { sockets, http, refusals } = FileBudget::of(files, max, 4096);
+            (sockets, http, refusals)
+        };
+        assert_eq!(budget(None, 100_000), (100_000, 4096, 256));
+        assert_eq!(budget(Some(104_416), 100_000), (100_000, 4096, 256));
+        assert_eq!(budget(Some(20_000), 100_000), (16_000, 3690, 246));
+        assert_eq!(budget(Some(1024), 100_000), (820, 132, 8));
+        assert_eq!(budget(Some(1024), 10), (10, 132, 8));
+        assert_eq!(budget(Some(0), 10), (1, 1, 1));
+        assert_eq!(FileBudget::of(None, 10, 5).http, 5);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod connection;
 mod heartbeat;
+mod spread;
 mod subscriptions;
 
 use std::{
@@ -38,6 +39,7 @@ pub use self::connection::Timing;
 use self::{
     connection::{Connection, Deadlines, Phase, Waiting},
     heartbeat::Wheel,
+    spread::closing_times,
     subscriptions::{Batch, Subscriptions},
 };
 use crate::{
@@ -141,7 +143,7 @@ impl ShardHandle {
         self.flush();
     }
 
-    /// Closes every connection within `over`, spread evenly, and ends the shard after the last.
+    /// Closes every connection within `over`, spread evenly ([`closing_times`]), and ends the shard after the last.
     pub fn drain(&self, over: Duration) {
         self.send(Input::Drain(over));
         self.flush();
@@ -198,7 +200,7 @@ pub fn start(
         read_buffer: vec![0; READ_BYTES],
         batch: Batch::default(),
         stale: None,
-        drain_over: None,
+        drain_until_ms: None,
         messages: 0,
         writes: 0,
     };
@@ -225,7 +227,8 @@ struct Shard {
     batch: Batch,
     /// The status message that a new client gets while prices are stale.
     stale: Option<Encoded>,
-    drain_over: Option<Duration>,
+    /// While it drains: when every connection is to be closed, shard milliseconds.
+    drain_until_ms: Option<u64>,
     messages: u64,
     writes: u64,
 }
@@ -261,7 +264,7 @@ impl Shard {
             self.take_inbox();
             self.do_what_is_due();
             self.write_round();
-            if self.drain_over.is_some() && self.connections.is_empty() {
+            if self.drain_until_ms.is_some() && self.connections.is_empty() {
                 return;
             }
         }
@@ -303,12 +306,7 @@ impl Shard {
                         self.close_if_revoked(key, &known);
                     }
                 }
-                Input::Drain(over) => {
-                    self.drain_over = Some(over);
-                    for key in self.keys() {
-                        self.drain(key, over);
-                    }
-                }
+                Input::Drain(over) => self.drain(over),
             }
         }
     }
@@ -353,8 +351,10 @@ impl Shard {
         self.stats.connections.fetch_add(1, Ordering::Relaxed);
         self.schedule(key);
         self.queue_write(key);
-        if let Some(over) = self.drain_over {
-            self.drain(key, over);
+        if let Some(until_ms) = self.drain_until_ms {
+            // Its handshake was under way when the drain began.
+            let at_ms = rand::random_range(now_ms..=until_ms.max(now_ms));
+            self.close_at(key, at_ms);
         }
         // It may have been revoked on its way here, before this shard was told.
         let known = self.settings.rules.tokens.known();
@@ -370,9 +370,18 @@ impl Shard {
         }
     }
 
-    fn drain(&mut self, key: usize, over: Duration) {
-        let spread_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
-        self.connections[key].deadlines.drain_ms = Some(self.now_ms + rand::random_range(0..=spread_ms));
+    fn drain(&mut self, over: Duration) {
+        let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
+        self.drain_until_ms = Some(self.now_ms + over_ms);
+        let keys = self.keys();
+        let times = closing_times(keys.len(), over_ms, &mut rand::rng()).collect::<Vec<_>>();
+        for (key, after_ms) in keys.into_iter().zip(times) {
+            self.close_at(key, self.now_ms + after_ms);
+        }
+    }
+
+    fn close_at(&mut self, key: usize, at_ms: u64) {
+        self.connections[key].deadlines.drain_ms = Some(at_ms);
         self.schedule(key);
     }
 

@@ -19,11 +19,11 @@ use shared::{
     },
     rotation,
     settings::Stop,
+    signals::Signals,
     telemetry,
 };
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
 };
 
@@ -64,7 +64,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     tokio::spawn(Arc::clone(&redis).remember_others());
     let backbone: Arc<dyn Backbone> = redis;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
-    let stop = stop_signal().context("signals")?;
+    let mut signals = Signals::listen().context("signals")?;
     rotation::follow(settings.secret_files).context("signals")?;
     let api =
         TcpListener::bind(settings.listen).await.with_context(|| format!("LISTEN {}", settings.listen))?;
@@ -75,11 +75,6 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     tracing::info!(listener = "ops", address = %operators_listener.local_addr()?, "listening");
 
     let (drain, mut draining) = watch::channel(false);
-    tokio::spawn(async move {
-        stop.await;
-        tracing::info!("draining");
-        drain.send_replace(true);
-    });
     tokio::spawn(ops::upkeep(metrics.clone()));
     // The operators' listener outlives the other one, so that a drain can be watched.
     let (drained, after_drain) = oneshot::channel::<()>();
@@ -89,11 +84,27 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
         _ = after_drain.await;
     }));
     let admin = http::service(Admin { backbone, keys: settings.keys });
-    serve(api, admin, Limits::default(), async move { _ = draining.wait_for(|draining| *draining).await })
-        .await;
-    drop(drained);
-    operators.await.context("ops listener")?;
-    tracing::info!("drained");
+    let until_draining = async move { _ = draining.wait_for(|draining| *draining).await };
+    let serving = async {
+        serve(api, admin, Limits::default(), until_draining).await;
+        drop(drained);
+        operators.await.context("ops listener")
+    };
+    let stopping = async {
+        signals.next().await;
+        tracing::info!(
+            "draining: requests in flight are answered, further ones refused; a second signal ends at once"
+        );
+        drain.send_replace(true);
+        signals.next().await;
+    };
+    tokio::select! {
+        served = serving => {
+            served?;
+            tracing::info!("drained");
+        }
+        () = stopping => tracing::warn!("second signal: ending at once"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -107,9 +118,10 @@ async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     let settings = Replay::read(args, variable)?;
     telemetry::init_logs(settings.log_format);
     let backbone = connect(&settings.redis, settings.retention, 0)?;
-    let stop = stop_signal().context("signals")?;
+    let mut signals = Signals::listen().context("signals")?;
     let file = settings.options.file.display();
-    let summary = replay::run(&*backbone, &settings.options, stop).await.with_context(|| file.to_string())?;
+    let summary =
+        replay::run(&*backbone, &settings.options, signals.next()).await.with_context(|| file.to_string())?;
     println!("{summary}");
     Ok(ExitCode::SUCCESS)
 }
@@ -123,17 +135,6 @@ fn connect(
     let backbone = RedisBackbone::new(config, retention)
         .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
     Ok(Arc::new(backbone.with_min_replicas(min_replicas)))
-}
-
-/// Ends at the first SIGTERM or SIGINT.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 /// An environment variable. One that is not UTF-8 counts as not set.

@@ -11,6 +11,7 @@ pub mod price;
 pub mod protocol;
 pub mod rotation;
 pub mod settings;
+pub mod signals;
 pub mod telemetry;
 pub mod time;
 pub mod token;

@@ -67,11 +67,35 @@ async fn a_request_that_is_no_websocket_handshake_is_a_client_error() {
 #[tokio::test]
 async fn a_page_of_another_origin_is_refused_where_origins_are_named() {
     let stack = Stack::shared();
-    let gateway = stack.another_gateway(&[("ALLOWED_ORIGINS", "https://odds.example")]);
-    let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    let origins = "https://odds.example, http://localhost:8080,capacitor://localhost,app.odds://-";
+    let gateway = stack.another_gateway(&[("ALLOWED_ORIGINS", origins)]);
+    let any = stack.gateway(0);
+    let path = format!("/ws/odds?token={}", tokens::for_user(fresh_user()));
     let http = Http::default();
-    let evil = http.handshake(&url, &[("origin", "https://evil.example")]).await;
-    evil.expect_error(403, "FORBIDDEN");
-    assert_eq!(http.handshake(&url, &[("origin", "https://odds.example")]).await.status, 101);
-    assert_eq!(http.handshake(&url, &[]).await.status, 101, "no browser, no origin");
+    for origin in ["https://odds.example", "http://localhost:8080", "capacitor://localhost", "app.odds://-"] {
+        assert_eq!(http.handshake(&gateway.url(&path), &[("origin", origin)]).await.status, 101, "{origin}");
+    }
+    assert_eq!(http.handshake(&gateway.url(&path), &[]).await.status, 101, "no browser, no origin");
+    for origin in [
+        "https://evil.example",
+        "http://odds.example",
+        "https://odds.example:444",
+        "https://odds.example/",
+        "https://odds.example.evil.example",
+        "https://evil-odds.example",
+        "https://www.odds.example",
+        "HTTPS://ODDS.EXAMPLE",
+        "odds.example",
+        "http://localhost",
+        "capacitor://",
+        "null",
+        "*",
+        "",
+    ] {
+        let refused = http.handshake(&gateway.url(&path), &[("origin", origin)]).await;
+        refused.expect_error(403, "FORBIDDEN");
+        assert_eq!(http.handshake(&any.url(&path), &[("origin", origin)]).await.status, 101, "{origin}");
+    }
+    let both = [("origin", "https://odds.example"), ("origin", "https://evil.example")];
+    http.handshake(&gateway.url(&path), &both).await.expect_error(403, "FORBIDDEN");
 }

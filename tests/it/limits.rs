@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tests::{
-    Event, Http, Message, RawSocket, Rest, Socket, Stack, eventually, fresh_market, fresh_user,
+    Event, Http, Message, RawSocket, Rest, Service, Socket, Stack, eventually, fresh_market, fresh_user,
     message::Rejected,
     raw::{frame, last, opcode},
     tokens,
@@ -146,6 +146,118 @@ async fn behind_a_trusted_proxy_the_forwarded_address_is_counted() {
         }
     }
     assert!(refused > 0, "whoever is not a trusted proxy cannot choose its address");
+}
+
+/// What a client writes itself stands before what the proxy appends, and changes nothing.
+#[tokio::test]
+async fn a_client_behind_a_trusted_proxy_cannot_choose_its_address() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("HANDSHAKE_RATE_LIMIT", "1"), ("TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let http = Http::default();
+    let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    for own in ["192.0.2.1", "127.0.0.1", "nonsense", "2001:db8::1", ""] {
+        let forwarded = format!("{own}, 198.51.100.7, 127.0.0.9");
+        eventually("a refusal, however it varies", async || {
+            let answer = http.handshake(&url, &[("x-forwarded-for", &forwarded)]).await;
+            (answer.status == 429).then_some(())
+        })
+        .await;
+    }
+    let networks = ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"];
+    let mut statuses = Vec::new();
+    for address in networks {
+        statuses.push(http.handshake(&url, &[("x-forwarded-for", address)]).await.status);
+    }
+    assert_eq!(statuses, [101, 429, 101], "an IPv6 client is its /64");
+}
+
+#[tokio::test]
+async fn requests_for_tokens_from_one_address_are_limited_unless_the_api_key_vouches_for_them() {
+    const KEY: &str = "the application's key";
+    let stack = Stack::shared();
+    let settings = [("HANDSHAKE_RATE_LIMIT", "2"), ("TRUSTED_PROXIES", "127.0.0.0/8")];
+    let open = stack.another_gateway(&settings);
+    let keyed = stack.another_gateway(&[settings[0], settings[1], ("TOKEN_API_KEY", KEY)]);
+    let http = Http::default();
+    let (right, wrong) = (format!("Bearer {KEY}"), "Bearer a guess".to_owned());
+    let ask = async |gateway: &Service, authorization: &str, from: &str| {
+        let body = format!(r#"{{"userId":{}}}"#, fresh_user());
+        let headers = [("authorization", authorization), ("x-forwarded-for", from)];
+        http.post_with(&gateway.url("/api/ws/token"), &headers, &body).await
+    };
+    for (gateway, authorization, granted) in [(&open, "", 200), (&keyed, &wrong, 401)] {
+        let refused = eventually("a refusal", async || {
+            let answer = ask(gateway, authorization, "192.0.2.1").await;
+            (answer.status != granted).then_some(answer)
+        })
+        .await;
+        refused.expect_error(429, "RATE_LIMITED");
+        assert!(refused.header("retry-after").is_some());
+        assert_eq!(ask(gateway, authorization, "192.0.2.2").await.status, granted, "another has its own");
+    }
+    for _ in 0..20 {
+        assert_eq!(ask(&keyed, &right, "192.0.2.1").await.status, 200);
+    }
+    let url = open.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    let handshake = http.handshake(&url, &[("x-forwarded-for", "192.0.2.1")]).await;
+    assert_eq!(handshake.status, 101, "handshakes are counted on their own");
+}
+
+/// A handshake is under way from accept to 101.
+#[tokio::test]
+async fn handshakes_beyond_those_that_may_be_under_way_get_503_with_retry_after() {
+    let stack = Stack::shared();
+    let settings = [("MAX_HTTP_CONNECTIONS", "4"), ("HANDSHAKE_TIMEOUT", "60s")];
+    let gateway = stack.another_gateway(&settings);
+    let token = tokens::for_user(fresh_user());
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        // Once it is through it is none of those any more.
+        open.push(RawSocket::connect(gateway.api, &token).await);
+    }
+    let mut under_way = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+        stream.write_all(b"GET /ws/odds HTTP/1.1\r\n").await.unwrap();
+        under_way.push(stream);
+    }
+    let refused =
+        eventually("a refusal", async || RawSocket::try_connect(gateway.api, &token).await.err()).await;
+    let refused = refused.to_lowercase();
+    assert!(refused.starts_with("http/1.1 503 ") && refused.contains("retry-after: 1"), "{refused}");
+    for socket in &mut open {
+        socket.send(r#"{"type":"ping","ts":1}"#).await;
+        assert!(matches!(socket.recv().await, Some(Message::Pong(_))), "who is in stays in");
+    }
+    under_way.pop();
+    eventually("room for one more", async || RawSocket::try_connect(gateway.api, &token).await.ok()).await;
+}
+
+#[tokio::test]
+async fn a_request_s_header_and_a_token_request_s_body_may_be_as_long_as_the_limit() {
+    let stack = Stack::shared();
+    let gateway = stack.gateway(0);
+    let get = async |length: usize| {
+        let head = "GET /api/ws/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: \r\n\r\n";
+        let request = head.replace("X: ", &format!("X: {}", "x".repeat(length - head.len())));
+        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // One that is too long may be cut off.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    };
+    assert!(get(65_000).await.starts_with("HTTP/1.1 200 "));
+    // What comes in one read with its end is taken at up to twice that.
+    assert!(!get(200_000).await.contains("200 OK"));
+
+    let post = async |length: usize| {
+        let body = format!(r#"{{"userId":{}}}"#, fresh_user());
+        let padded = format!("{body}{}", " ".repeat(length - body.len()));
+        Http::default().post(&gateway.url("/api/ws/token"), &padded).await
+    };
+    assert_eq!(post(65_536).await.status, 200);
+    post(65_537).await.expect_error(413, "PAYLOAD_TOO_LARGE");
 }
 
 #[tokio::test]

@@ -152,10 +152,40 @@ async fn cors_lets_the_named_origins_read() {
     assert_eq!(allowed.header("access-control-allow-origin"), Some("https://odds.example"));
     let other = http.get_with(&url, &[("origin", "https://evil.example")]).await;
     assert_eq!((other.status, other.header("access-control-allow-origin")), (200, None));
-    let preflight = [("origin", "https://odds.example"), ("access-control-request-method", "POST")];
-    let answer = http.options_with(&gateway.url("/api/ws/token"), &preflight).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("access-control-allow-origin"), Some("https://odds.example"));
+}
+
+#[tokio::test]
+async fn a_preflight_request_is_answered_for_the_named_origins() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[("CORS_ORIGINS", "https://odds.example,capacitor://localhost")]);
+    let http = Http::default();
+    let ask = async |path: &str, origin: &str, method: &str| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", method),
+            ("access-control-request-headers", "authorization,content-type"),
+        ];
+        http.options_with(&gateway.url(path), &headers).await
+    };
+    for (path, method) in [("/api/ws/token", "POST"), ("/api/markets/1001/odds/updates", "GET")] {
+        for origin in ["https://odds.example", "capacitor://localhost"] {
+            let answer = ask(path, origin, method).await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
+            let listed = |name: &str| answer.header(name).unwrap_or_default().to_lowercase();
+            assert!(listed("access-control-allow-methods").contains(&method.to_lowercase()));
+            assert!(listed("access-control-allow-headers").contains("authorization"));
+            assert_eq!(answer.header("access-control-allow-credentials"), None, "no cookies");
+            assert!(listed("vary").contains("origin"), "caches keep them apart");
+        }
+        for origin in ["https://evil.example", "null", "https://odds.example.evil.example"] {
+            assert_eq!(
+                ask(path, origin, method).await.header("access-control-allow-origin"),
+                None,
+                "{origin}"
+            );
+        }
+    }
 }
 
 /// Reads see an update no later than its subscribers do.

@@ -7,7 +7,7 @@ async fn a_gateway_that_may_not_track_follows_all_the_same() {
     let redis = Redis::start();
     let _: String = redis.tell("ACL SETUSER untracked on >secret ~* &* +@all -client|tracking");
     let url = format!("redis://untracked:secret@127.0.0.1:{}", redis.port());
-    let services = Services::start(Access { url, ca_file: None }, &[], &[]);
+    let services = Services::start(Access { url, ca_file: None, has_users: false }, &[], &[]);
     // More than one group of blocking reads.
     let markets: Vec<u64> = (0..150).map(|_| fresh_market()).collect();
     let mut desk = Desk::new(services.admin());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ::redis::{FromRedisValue, RedisResult, Value};
 
 use crate::{
+    acl::Users,
     certificates::Certificates,
     redis::{Access, Redis, until},
     stack::fresh_market,
@@ -29,18 +30,26 @@ impl Cluster {
     /// Starts one and waits until every node knows it whole.
     #[must_use]
     pub fn start() -> Self {
-        Self::launch(None)
+        Self::launch(|args| Redis::in_set(args, None))
+    }
+
+    /// Starts one with the users that the project ships.
+    #[must_use]
+    pub fn with_shipped_users() -> Self {
+        let users = Arc::new(Users::make());
+        Self::launch(|args| Redis::in_set_with_users(args, &users))
     }
 
     /// Starts one that speaks TLS only.
     #[must_use]
     pub fn with_tls() -> Self {
-        Self::launch(Some(&Arc::new(Certificates::make())))
+        let certificates = Arc::new(Certificates::make());
+        Self::launch(|args| Redis::in_set(args, Some(&certificates)))
     }
 
-    fn launch(certificates: Option<&Arc<Certificates>>) -> Self {
+    fn launch(node: impl Fn(&[&str]) -> Redis) -> Self {
         let args: Vec<&str> = ARGS.split(' ').collect();
-        let nodes: Vec<Redis> = (0..2 * PRIMARIES).map(|_| Redis::in_set(&args, certificates)).collect();
+        let nodes: Vec<Redis> = (0..2 * PRIMARIES).map(|_| node(&args)).collect();
         for (index, (node, (first, last))) in nodes.iter().zip(SLOTS).enumerate() {
             node.tell::<()>(&format!("CLUSTER SET-CONFIG-EPOCH {}", index + 1));
             node.tell::<()>(&format!("CLUSTER ADDSLOTSRANGE {first} {last}"));
@@ -156,9 +165,9 @@ impl From<&Cluster> for Access {
     fn from(cluster: &Cluster) -> Self {
         let hosts: Vec<String> =
             cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
-        let Self { ca_file, .. } = Self::from(cluster.node(0));
-        let scheme = if ca_file.is_some() { "rediss" } else { "redis" };
-        Self { url: format!("{scheme}-cluster://{}", hosts.join(",")), ca_file }
+        let node = Self::from(cluster.node(0));
+        let scheme = if node.ca_file.is_some() { "rediss" } else { "redis" };
+        Self { url: format!("{scheme}-cluster://{}", hosts.join(",")), ..node }
     }
 }
 

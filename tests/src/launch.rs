@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    binaries,
+    acl, binaries,
     http::Http,
     process::{Process, Stream},
     redis::Access,
@@ -72,7 +72,8 @@ impl Launch {
     }
 
     fn on(self, redis: &Access) -> Self {
-        let launch = self.env("REDIS_URL", &redis.url);
+        let url = if redis.has_users { acl::as_user(&redis.url, self.program) } else { redis.url.clone() };
+        let launch = self.env("REDIS_URL", &url);
         match &redis.ca_file {
             Some(file) => launch.env("REDIS_CA_FILE", &file.display().to_string()),
             None => launch,

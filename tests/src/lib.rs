@@ -10,12 +10,14 @@
 //! Everything here panics with a sentence when what it waits for does not come within [`DEADLINE`]: it is only ever
 //! called from a test. Nothing waits for a time to pass.
 
+pub mod acl;
 pub mod admin;
 pub mod binaries;
 pub mod certificates;
 pub mod chaos;
 pub mod cluster;
 pub mod commands;
+pub mod crowd;
 pub mod desk;
 pub mod field;
 pub mod follower;
@@ -39,6 +41,7 @@ pub use admin::Admin;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
 pub use commands::Commands;
+pub use crowd::Crowd;
 pub use desk::Desk;
 pub use field::FieldClient;
 pub use follower::Follower;

@@ -162,6 +162,17 @@ impl Process {
         (count("fd"), count("task"))
     }
 
+    /// How much memory it has, bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()));
+        let status = status.expect("it runs");
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let kilobytes: usize = kilobytes.and_then(|text| text.parse().ok()).expect("VmRSS: <n> kB");
+        1024 * kilobytes
+    }
+
     /// Everything it has said on `stream` so far.
     #[must_use]
     pub fn said(&self, stream: Stream) -> String {

@@ -71,30 +71,50 @@ impl RawSocket {
 
     /// Connects and sends `first` in the same packet as the handshake's request.
     pub async fn connect_with(socket: TcpSocket, gateway: SocketAddr, token: &str, first: &[u8]) -> Self {
+        let connected = Self::try_connect_with(socket, gateway, token, first).await;
+        connected.unwrap_or_else(|answer| panic!("101, not {answer:?}"))
+    }
+
+    /// Connects with the token in the query.
+    ///
+    /// # Errors
+    /// What the gateway answered instead of 101; nothing, if it is gone.
+    pub async fn try_connect(gateway: SocketAddr, token: &str) -> Result<Self, String> {
+        Self::try_connect_with(TcpSocket::new_v4().expect("a socket"), gateway, token, &[]).await
+    }
+
+    async fn try_connect_with(
+        socket: TcpSocket,
+        gateway: SocketAddr,
+        token: &str,
+        first: &[u8],
+    ) -> Result<Self, String> {
         let request = format!(
             "GET /ws/odds?token={token} HTTP/1.1\r\nHost: {gateway}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
         );
         within("handshake", async {
-            let stream = socket.connect(gateway).await.expect("the gateway accepts connections");
+            let Ok(stream) = socket.connect(gateway).await else { return Err(String::new()) };
             stream.set_nodelay(true).expect("TCP_NODELAY");
             let mut this = Self { stream, buffer: Vec::new(), taken: 0 };
-            this.stream.write_all(&[request.as_bytes(), first].concat()).await.expect("the gateway reads");
+            // When it is not taken, there is no answer either.
+            let _ = this.stream.write_all(&[request.as_bytes(), first].concat()).await;
             let end = loop {
                 if let Some(end) = this.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                     break end + 4;
                 }
-                assert!(
-                    this.fill().await,
-                    "the gateway hung up: {:?}",
-                    String::from_utf8_lossy(&this.buffer)
-                );
+                if !this.fill().await {
+                    return Err(String::from_utf8_lossy(&this.buffer).into_owned());
+                }
             };
             let answer = String::from_utf8_lossy(&this.buffer[..end]);
-            assert!(answer.starts_with("HTTP/1.1 101 ") && answer.contains(ACCEPT), "{answer}");
+            if !answer.starts_with("HTTP/1.1 101 ") {
+                return Err(answer.into_owned());
+            }
+            assert!(answer.contains(ACCEPT), "{answer}");
             assert!(!answer.to_lowercase().contains("sec-websocket-extensions"), "no extension: {answer}");
             this.taken = end;
-            this
+            Ok(this)
         })
         .await
     }

@@ -19,6 +19,7 @@ use shared::{
 use tempfile::TempDir;
 
 use crate::{
+    acl::Users,
     certificates::Certificates,
     chaos::Chaos,
     ports::Port,
@@ -44,6 +45,8 @@ pub struct Access {
     pub url: String,
     /// `REDIS_CA_FILE`.
     pub ca_file: Option<PathBuf>,
+    /// Each service is a user of its own there ([`Users`]).
+    pub has_users: bool,
 }
 
 /// A `redis-server`; killed on drop, and what it has on disk removed.
@@ -57,6 +60,7 @@ pub struct Redis {
     /// Between it and everybody who knows it by what it names as its port.
     chaos: Option<Chaos>,
     _certificates: Option<Arc<Certificates>>,
+    _users: Option<Arc<Users>>,
 }
 
 impl Redis {
@@ -89,7 +93,19 @@ impl Redis {
     /// Starts one that lets in one user only, with a password, who may do no more than a service does.
     #[must_use]
     pub fn with_user() -> Self {
-        Self::launch(USER.split(' ').map(str::to_owned).collect(), USER_IN_URL, None)
+        Self::launch(USER.split(' ').map(str::to_owned).collect(), USER_IN_URL, None, None)
+    }
+
+    /// Starts one with the users that the project ships.
+    #[must_use]
+    pub fn with_shipped_users() -> Self {
+        Self::in_set_with_users(&[], &Arc::new(Users::make()))
+    }
+
+    /// Starts one of a set, with these arguments and these users.
+    pub(crate) fn in_set_with_users(args: &[&str], users: &Arc<Users>) -> Self {
+        let args = args.iter().map(|&arg| arg.to_owned()).chain(users.args()).collect();
+        Self::launch(args, "", None, Some(Arc::clone(users)))
     }
 
     /// Starts one that speaks TLS only, with a certificate for 127.0.0.1 of an authority of its own.
@@ -103,10 +119,15 @@ impl Redis {
         let settings = certificates.into_iter().flat_map(|certificates| certificates.settings());
         let tls = settings.flat_map(|(name, value)| [format!("--{name}"), value]);
         let args = args.iter().map(|&arg| arg.to_owned()).chain(tls).collect();
-        Self::launch(args, "", certificates.cloned())
+        Self::launch(args, "", certificates.cloned(), None)
     }
 
-    fn launch(args: Vec<String>, user: &str, certificates: Option<Arc<Certificates>>) -> Self {
+    fn launch(
+        args: Vec<String>,
+        user: &str,
+        certificates: Option<Arc<Certificates>>,
+        users: Option<Arc<Users>>,
+    ) -> Self {
         let dir = directory();
         let scheme = if certificates.is_some() { "rediss" } else { "redis" };
         for _ in 0..PORT_ATTEMPTS {
@@ -114,9 +135,19 @@ impl Redis {
             let access = Access {
                 url: format!("{scheme}://{user}127.0.0.1:{}", port.number()),
                 ca_file: certificates.as_ref().map(|certificates| certificates.ca_file()),
+                has_users: users.is_some(),
             };
             if let Some(process) = run(port.number(), &access, dir.path(), &args) {
-                return Self { process, port, args, access, dir, chaos: None, _certificates: certificates };
+                return Self {
+                    process,
+                    port,
+                    args,
+                    access,
+                    dir,
+                    chaos: None,
+                    _certificates: certificates,
+                    _users: users,
+                };
             }
         }
         panic!("redis-server found its port taken {PORT_ATTEMPTS} times in a row");
@@ -406,7 +437,7 @@ impl Access {
     /// A plain Redis at this port of 127.0.0.1.
     #[must_use]
     pub fn at_port(port: u16) -> Self {
-        Self { url: format!("redis://127.0.0.1:{port}"), ca_file: None }
+        Self { url: format!("redis://127.0.0.1:{port}"), ca_file: None, has_users: false }
     }
 
     /// The same for a backbone in the test's own process.

@@ -1,5 +1,7 @@
 //! Reads over REST (contract, section 4).
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 
 use crate::{
@@ -53,7 +55,13 @@ impl Rest {
     /// Reads from this gateway.
     #[must_use]
     pub fn of(gateway: &Service) -> Self {
-        Self { http: Http::default(), base: gateway.url("") }
+        Self::at(gateway.api)
+    }
+
+    /// Reads from the gateway at this address.
+    #[must_use]
+    pub fn at(gateway: SocketAddr) -> Self {
+        Self { http: Http::default(), base: format!("http://{gateway}") }
     }
 
     /// The market's snapshot.

@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use tempfile::TempDir;
 
 use crate::{
+    acl::{PASSWORD, Users},
     certificates::Certificates,
     ports::Port,
     process::Process,
@@ -37,24 +38,38 @@ impl Sentinels {
     /// Starts them and waits until every sentinel knows the others and the replicas.
     #[must_use]
     pub fn start() -> Self {
-        Self::launch(None, false)
+        Self::launch(None, None, false)
+    }
+
+    /// Starts some with the users that the project ships.
+    #[must_use]
+    pub fn with_shipped_users() -> Self {
+        Self::launch(None, Some(&Arc::new(Users::make())), false)
     }
 
     /// Starts some that speak TLS only, nodes and sentinels.
     #[must_use]
     pub fn with_tls() -> Self {
-        Self::launch(Some(&Arc::new(Certificates::make())), false)
+        Self::launch(Some(&Arc::new(Certificates::make())), None, false)
     }
 
     /// Starts some with a proxy before each node, by which everybody knows it.
     #[must_use]
     pub fn with_chaos() -> Self {
-        Self::launch(None, true)
+        Self::launch(None, None, true)
     }
 
-    fn launch(certificates: Option<&Arc<Certificates>>, with_chaos: bool) -> Self {
+    fn launch(
+        certificates: Option<&Arc<Certificates>>,
+        users: Option<&Arc<Users>>,
+        with_chaos: bool,
+    ) -> Self {
         let args: Vec<&str> = ARGS.split(' ').collect();
-        let mut nodes: Vec<Redis> = (0..=REPLICAS).map(|_| Redis::in_set(&args, certificates)).collect();
+        let node = |_| match users {
+            Some(users) => Redis::in_set_with_users(&args, users),
+            None => Redis::in_set(&args, certificates),
+        };
+        let mut nodes: Vec<Redis> = (0..=REPLICAS).map(node).collect();
         for node in nodes.iter_mut().filter(|_| with_chaos) {
             node.put_behind_chaos("replica-announce-port");
         }
@@ -65,7 +80,8 @@ impl Sentinels {
                 (replica.info("master_link_status")? == "up").then_some(())
             });
         }
-        let sentinels: Vec<Sentinel> = (0..SENTINELS).map(|_| Sentinel::start(&port, certificates)).collect();
+        let sentinels: Vec<Sentinel> =
+            (0..SENTINELS).map(|_| Sentinel::start(&port, certificates, users.is_some())).collect();
         for sentinel in &sentinels {
             until("the sentinels know everybody", || {
                 let others = sentinel.told("num-other-sentinels")? == (SENTINELS - 1).to_string();
@@ -111,32 +127,37 @@ impl From<&Sentinels> for Access {
     fn from(set: &Sentinels) -> Self {
         let hosts: Vec<String> =
             set.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port.number())).collect();
-        let Self { ca_file, .. } = Self::from(set.node(0));
-        let scheme = if ca_file.is_some() { "rediss" } else { "redis" };
-        Self { url: format!("{scheme}-sentinel://{}/{NAME}", hosts.join(",")), ca_file }
+        let node = Self::from(set.node(0));
+        let scheme = if node.ca_file.is_some() { "rediss" } else { "redis" };
+        Self { url: format!("{scheme}-sentinel://{}/{NAME}", hosts.join(",")), ..node }
     }
 }
 
 impl Sentinel {
-    fn start(primary_port: &str, certificates: Option<&Arc<Certificates>>) -> Self {
+    fn start(primary_port: &str, certificates: Option<&Arc<Certificates>>, has_users: bool) -> Self {
         let (port, dir) = (Port::free(), directory());
         let file = dir.path().join("sentinel.conf");
         let number = port.number();
         let (access, listen) = match certificates {
             Some(certificates) => {
                 let url = format!("rediss://127.0.0.1:{number}");
-                let access = Access { url, ca_file: Some(certificates.ca_file()) };
+                let access = Access { url, ca_file: Some(certificates.ca_file()), has_users };
                 let settings = certificates.settings().map(|(name, value)| format!("{name} {value}\n"));
                 (access, format!("port 0\ntls-port {number}\n{}", settings.concat()))
             }
             None => (Access::at_port(number), format!("port {number}\n")),
+        };
+        let user = if has_users {
+            format!("sentinel auth-user {NAME} sentinel\nsentinel auth-pass {NAME} {PASSWORD}\n")
+        } else {
+            String::new()
         };
         let settings = format!(
             "{listen}bind 127.0.0.1\ndir {}\n\
              sentinel monitor {NAME} 127.0.0.1 {primary_port} 2\n\
              sentinel down-after-milliseconds {NAME} 500\n\
              sentinel failover-timeout {NAME} 2000\n\
-             sentinel parallel-syncs {NAME} 2\n",
+             sentinel parallel-syncs {NAME} 2\n{user}",
             dir.path().display()
         );
         fs::write(&file, settings).expect("the directory is writable");

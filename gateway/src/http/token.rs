@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::State,
+    extract::{Extension, State},
     http::{HeaderMap, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::{
     MarketId,
-    http::{body, json},
+    http::{body, json, serve::Peer},
     protocol::error::{ErrorCode, json_problem},
+    rotation::Live,
     time::unix_ms,
     token::{MAX_TTL_S, WsClaims, bearer, read_user_id, same_secret},
 };
@@ -46,19 +47,26 @@ struct Issued {
 
 pub(super) async fn issue(
     State(gateway): State<Arc<Gateway>>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let given = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
-    if let Some(expected) = &gateway.token_api_key
-        && !given.is_some_and(|given| same_secret(given, &expected.get()))
-    {
+    let expected = gateway.token_api_key.as_ref().map(Live::get);
+    let is_vouched_for =
+        expected.as_ref().is_some_and(|expected| given.is_some_and(|given| same_secret(given, expected)));
+    // The application's backend asks for all its users from one address.
+    if !is_vouched_for && !gateway.allows(gateway.stranger_rate.as_ref(), peer, &headers) {
+        let message = "too many requests for tokens from this address: retry later";
+        return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
+    }
+    if expected.is_some() && !is_vouched_for {
         let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
         return Err(Problem(ErrorCode::Unauthorized, message.to_owned()));
     }
     let claims = read_claims(&body::read(body, MAX_BODY_BYTES).await?)
         .map_err(|message| Problem(ErrorCode::BadRequest, message))?;
-    if gateway.token_rate.as_ref().is_some_and(|rate| rate.check_key(&claims.sub).is_err()) {
+    if gateway.token_rate.as_ref().is_some_and(|rate| !rate.take(&claims.sub)) {
         let message = "too many tokens for this user: use the one you have, or retry later";
         return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
     }

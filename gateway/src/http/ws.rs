@@ -80,9 +80,8 @@ fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, 
             "this pod cannot reach its prices now: retry",
         ));
     }
-    if let Some(Peer(peer)) = request.extensions().get()
-        && let Some(rate) = &gateway.handshake_rate
-        && rate.check_key(&gateway.addresses.client(peer.ip(), headers)).is_err()
+    if let Some(peer) = request.extensions().get::<Peer>()
+        && !gateway.allows(gateway.handshake_rate.as_ref(), *peer, headers)
     {
         return Err(refused(
             "limited",
@@ -96,7 +95,7 @@ fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, 
         .verify(token.unwrap_or_default())
         .map_err(|error| refused("unauthorized", ErrorCode::Unauthorized, &error.to_string()))?;
     if let Origins::Only(allowed) = &gateway.allowed_origins
-        && headers.get(ORIGIN).is_some_and(|origin| !allowed.contains(origin))
+        && headers.get_all(ORIGIN).iter().any(|origin| !allowed.contains(origin))
     {
         return Err(refused(
             "forbidden",

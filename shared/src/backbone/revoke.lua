@@ -1,4 +1,5 @@
--- One revocation, unless too many are kept.
+-- One revocation, unless too many are in force. Those that are over go with the next one; nothing here needs a permission
+-- that would take a log away.
 --
 -- KEYS  1 revocations
 -- ARGV  1 how long they are kept, ms   2 how many   3 'user' or 'jti'   4 whose   5 actor
@@ -6,9 +7,8 @@
 local revoked = KEYS[1]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-redis.call('XTRIM', revoked, 'MINID', string.format('%.0f', now - tonumber(ARGV[1])))
-if redis.call('XLEN', revoked) >= tonumber(ARGV[2]) then return false end
-local id = redis.call('XADD', revoked, '*', ARGV[3], ARGV[4], 'actor', ARGV[5])
--- When the last one is over, so is the key.
-redis.call('PEXPIRE', revoked, ARGV[1])
-return id
+local oldest = now - tonumber(ARGV[1])
+local first = redis.call('XRANGE', revoked, '-', '+', 'COUNT', 1)[1]
+local in_force = first and tonumber(string.match(first[1], '^(%d+)')) >= oldest
+if in_force and redis.call('XLEN', revoked) >= tonumber(ARGV[2]) then return false end
+return redis.call('XADD', revoked, 'MINID', string.format('%.0f', oldest), '*', ARGV[3], ARGV[4], 'actor', ARGV[5])

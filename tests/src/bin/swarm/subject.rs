@@ -58,7 +58,7 @@ enum Server {
 /// How updates get there.
 enum Feed {
     /// They are appended to a Redis of its own, from the cores that load.
-    Redis { log: Box<Appender>, _redis: Redis },
+    Redis { log: Box<Appender>, _redis: Box<Redis> },
     /// It makes them itself.
     Itself(SocketAddr),
 }
@@ -176,7 +176,7 @@ impl Subject {
         let redis = Redis::start();
         let log = Box::new(Appender::new(&redis, clients.markets)?);
         let service = start(Launch::gateway(&redis))?;
-        Self::new(Server::Gateway(service), Feed::Redis { log, _redis: redis }, clients)
+        Self::new(Server::Gateway(service), Feed::Redis { log, _redis: Box::new(redis) }, clients)
     }
 
     /// A baseline on the core for what is measured.
