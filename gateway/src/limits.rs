@@ -74,7 +74,7 @@ impl<K: Hash + Eq + Clone> KeyedRate<K> {
         Self(RateLimiter::keyed(quota))
     }
 
-    /// Takes one of `key`'s, if there is one. None of a further key's while there are [`MAX_KEYS`]: whoever makes up
+    /// Takes one of `key`'s, if there is one. None of a further key's while there are `MAX_KEYS`: whoever makes up
     /// that many at once is refused, and others with it until [`Self::forget`] is called.
     #[must_use]
     pub fn take(&self, key: &K) -> bool {

@@ -143,7 +143,7 @@ impl ShardHandle {
         self.flush();
     }
 
-    /// Closes every connection within `over`, spread evenly ([`closing_times`]), and ends the shard after the last.
+    /// Closes every connection within `over`, spread evenly (`closing_times`), and ends the shard after the last.
     pub fn drain(&self, over: Duration) {
         self.send(Input::Drain(over));
         self.flush();
