@@ -41,7 +41,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// From the end of a request's header to the last byte of its answer.
     pub request_timeout: Duration,
-    /// Open connections. A further one is answered 503, as long as [`Self::refusals`] lasts. One that was upgraded no
+    /// Open connections. A further one waits for one to end, and is answered 503 once none has for a second, as long as
+    /// [`Self::refusals`] lasts. One that was upgraded no
     /// longer counts.
     pub connections: usize,
     /// Connections beyond that which are being answered 503; further ones wait in the kernel's queue.
@@ -73,6 +74,10 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How long one that is refused may take to send its request and to read the answer: less than others, so that its
 /// place is soon the next one's.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the next connection waits in the kernel's queue for one to end before it is told that none does: in a storm of
+/// handshakes hundreds end meanwhile, and nobody has to come again.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves `router` on `listener` until `shutdown`; then answers further requests 503 for as long as those in flight
 /// take, at most `limits.drain`, and returns.
@@ -136,7 +141,7 @@ impl Server {
         let mut is_full = false;
         loop {
             // Taken before the connection, so that what nobody can even refuse waits in the kernel's queue.
-            let admission = self.admit().await;
+            let admission = self.admit(is_full).await;
             let (stream, peer) = accept(listener).await;
             // Meanwhile one may have ended.
             let admission = self.try_admit().unwrap_or(admission);
@@ -150,8 +155,11 @@ impl Server {
     }
 
     /// Waits until a connection can be taken, if only to be told that it cannot.
-    async fn admit(&self) -> Admission {
+    async fn admit(&self, is_full: bool) -> Admission {
         let acquire = |places: &Arc<Semaphore>| Arc::clone(places).acquire_owned();
+        if !is_full && let Ok(Ok(place)) = timeout(PATIENCE, acquire(&self.connections)).await {
+            return Admission { is_refused: false, place };
+        }
         tokio::select! {
             biased;
             Ok(place) = acquire(&self.connections) => Admission { is_refused: false, place },
