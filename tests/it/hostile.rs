@@ -310,7 +310,12 @@ async fn withstand(settings: &[(&str, &str)], attack: impl AsyncFn(SocketAddr)) 
         .await;
         memory.push(gateway.process.memory_bytes());
     }
-    assert!(memory[ROUNDS - 1] < memory[WARM - 1] + GROWTH, "bytes after each round: {memory:?}");
+    // It goes up and down: what is given back may be taken again.
+    let warm = memory[..WARM].iter().max();
+    assert!(
+        warm.is_some_and(|warm| memory[ROUNDS - 1] < warm + GROWTH),
+        "bytes after each round: {memory:?}"
+    );
     for follower in &mut healthy {
         desk.publish(markets[0]).await;
         follower.reach_all_of(&desk).await;
