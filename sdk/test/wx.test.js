@@ -3,7 +3,6 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { Client } from '../src/client.js';
 import { wx } from '../src/wx.js';
 import { World, snapshot, update } from './world.js';
 
@@ -55,17 +54,23 @@ for (const name of ['AppShow', 'AppHide', 'NetworkStatusChange']) {
     FakeWx.prototype[`off${name}`] = function off(run) { this.listeners[name] = this.listeners[name].filter((other) => other !== run); };
 }
 
-/** A world whose sockets are a fake wx's and whose clock is the world's. */
-async function live(options) {
-    const api = new FakeWx(options);
+/** A world whose sockets are a fake wx's and whose clock is its own. */
+function over(api) {
     const world = new World();
     const { now, random, setTimeout, clearTimeout } = world.host;
     world.host = { ...wx(api), now, random, setTimeout, clearTimeout };
     world.client = world.make();
+    return world;
+}
+
+/** One with a live market. */
+async function live(options) {
+    const api = new FakeWx(options);
+    const world = over(api);
     world.client.subscribe(1001);
     world.client.start();
     await world.settle();
-    await open(api);
+    open(api);
     const task = api.tasks.at(-1);
     const hear = (message) => task.on.Message({ data: JSON.stringify(message) });
     hear({ type: 'ack', ok: true, id: task.sent.find(({ type }) => type === 'subscribe').id, positions: { 1001: { epoch: 7, seq: 1 } } });
@@ -73,7 +78,7 @@ async function live(options) {
     return { api, world, task, hear };
 }
 
-async function open(api) {
+function open(api) {
     api.tasks.at(-1).on.Open({});
 }
 
@@ -94,7 +99,7 @@ for (const promise of [false, true]) {
         world.freeze(3_600_000);
         api.show();
         await world.settle();
-        await open(api);
+        open(api);
         assert.deepEqual(api.tasks.at(-1).sent[0].offsets, { 1001: { epoch: 7, seq: 1 } });
         assert.equal(api.open.length, 1);
     });
@@ -124,12 +129,7 @@ test('a socket that lived through the background is kept', async () => {
 test('a sixth socket is refused, and tried again', async () => {
     const api = new FakeWx();
     const others = Array.from({ length: 5 }, () => api.connectSocket({ success() {}, fail() {} }));
-    const { now, random, setTimeout, clearTimeout } = new World().host;
-    void now;
-    const world = new World();
-    world.host = { ...wx(api), now: world.host.now, random, setTimeout: world.host.setTimeout, clearTimeout: world.host.clearTimeout };
-    void setTimeout; void clearTimeout;
-    world.client = world.make();
+    const world = over(api);
     world.client.start();
     await world.settle();
     assert.equal(world.client.state, 'waiting');
@@ -173,5 +173,4 @@ test('the network\'s coming back hurries, and close listens no more', async () =
     assert.equal(api.tasks.length, 2);
     world.client.close();
     assert.ok(Object.values(api.listeners).every((listeners) => listeners.length === 0));
-    assert.ok(Client);
 });
