@@ -56,6 +56,8 @@ export interface Events {
     change: Change;
     state: StateEvent;
     stale: { reason: string; since: number } | null;
+    /** A market's prices are good from now on, or not; see Market.fresh. */
+    fresh: { marketId: number; fresh: boolean };
     rejected: { marketId: number; code: Rejection };
     /** All are dealt with; this is for logs. */
     error: ErrorEvent;

@@ -31,6 +31,8 @@ const PING_EVERY_MS = 30_000;
 const REFRESH_BEFORE_MS = 60_000;
 const REFRESH_AGAIN_MS = 10_000;
 const SAVE_AFTER_MS = 1000;
+/** A market that nobody asks for is kept so long. */
+const STORED_MS = 86_400_000;
 /** Below the server's MESSAGE_BURST (20) and MESSAGE_RATE (5 a second). */
 const BURST = 15;
 const RATE = 4;
@@ -132,9 +134,11 @@ export class Client {
     subscribe(ids) {
         for (const id of list(ids)) {
             if (this.#markets.has(id)) continue;
-            this.#markets.set(id, newMarket(id, this.#stored[id]));
+            const market = newMarket(id, this.#stored[id]);
+            this.#markets.set(id, market);
             this.#unsubscribe.delete(id);
             this.#subscribe.add(id);
+            if (market.seq !== null) this.#changed(market, { cause: 'stored', changed: Object.keys(market.lines) });
         }
         this.#flushSoon();
     }
@@ -428,6 +432,8 @@ export class Client {
         }
         try {
             this.#hear(message);
+            const market = this.#markets.get(Number(message.marketId));
+            this.#compare(market && [market]);
         } catch (error) {
             this.#emit('error', { kind: 'message', error });
         }
@@ -582,9 +588,23 @@ export class Client {
 
     #view(market) {
         const { id, epoch, seq, ts, lines, rejected } = market;
-        const fresh = this.#state === 'open' && market.live && !market.awaits && !market.gap && !this.#stale;
+        const fresh = this.#isFresh(market);
         const ageMs = ts ? Math.max(0, this.#host.now() + (this.clock.offsetMs || 0) - ts) : null;
         return { marketId: id, epoch, seq, ts, lines, fresh, ageMs, rejected };
+    }
+
+    #isFresh(market) {
+        return this.#state === 'open' && market.live && !market.awaits && !market.gap && !this.#stale;
+    }
+
+    /** Tells of each market that became fresh, or is no longer. */
+    #compare(markets = [...this.#markets.values()]) {
+        for (const market of markets) {
+            const fresh = this.#isFresh(market);
+            if (market.fresh === fresh) continue;
+            market.fresh = fresh;
+            this.#emit('fresh', { marketId: market.id, fresh });
+        }
     }
 
     #setStale(stale) {
@@ -622,7 +642,8 @@ export class Client {
             market.gap = null;
             for (const update of gap.later) this.#updated(update);
             // A new gap begins where this one did: the answer did not help.
-            if (market.gap && market.seq === before && ++gap.tries) market.gap.tries = gap.tries;
+            if (market.gap && market.seq === before) market.gap.tries = gap.tries + 1;
+            this.#compare([market]);
         } catch (error) {
             if (!current()) return;
             this.#emit('error', { kind: 'http', error });
@@ -663,7 +684,7 @@ export class Client {
                 const market = this.#markets.get(Number(id));
                 if (market && market.seq === null) {
                     Object.assign(market, state);
-                    this.#emit('change', { ...this.#view(market), cause: 'stored', changed: Object.keys(state.lines), reset: false, conflated: false });
+                    this.#changed(market, { cause: 'stored', changed: Object.keys(state.lines) });
                 }
             }
         } catch (error) {
@@ -681,6 +702,10 @@ export class Client {
         for (const { id, epoch, seq, ts, lines, awaits } of this.#markets.values()) {
             if (seq !== null && !awaits) this.#stored[id] = { epoch, seq, ts, lines };
         }
+        const old = this.#host.now() - STORED_MS;
+        for (const [id, { ts }] of Object.entries(this.#stored)) {
+            if (!this.#markets.has(Number(id)) && ts < old) delete this.#stored[id];
+        }
         try {
             await this.#storage.set(this.#storageKey, JSON.stringify(this.#stored));
         } catch (error) {
@@ -694,6 +719,7 @@ export class Client {
         if (this.#state === state && state !== 'waiting') return;
         this.#state = state;
         this.#emit('state', { state, ...why });
+        this.#compare();
     }
 
     #emit(type, event) {
@@ -739,6 +765,7 @@ function newMarket(id, stored) {
         live: false, // the answer to its subscribe or resume has come on this connection
         awaits: false, // a snapshot is announced
         request: null, // the id of the request that is to make it live
+        fresh: false, // as it was told
         gap: null, // {later, tries} while what is missing is fetched
         rejected: null,
     };

@@ -287,6 +287,20 @@ test('stale prices are not fresh until the gateway says so, or another connectio
     assert.equal(world.client.stale, null);
 });
 
+test('it is told when a market becomes fresh, and when it no longer is', async () => {
+    const world = await live();
+    const told = () => world.of('fresh').map(({ marketId, fresh }) => [marketId, fresh]);
+    assert.deepEqual(told(), [[1001, true]]);
+    world.hear(update(1001, 3));
+    world.requests[0].answer({ epoch: 7, complete: true, updates: [update(1001, 2)] });
+    await world.settle();
+    world.hear({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
+    world.hear({ type: 'status', stale: false });
+    world.close(1006);
+    await world.resumed();
+    assert.deepEqual(told().slice(1).map(([, fresh]) => fresh), [false, true, false, true, false, true]);
+});
+
 test('the heartbeat is answered', async () => {
     const world = await live();
     world.hear({ type: 'ping', ts: 5 });
@@ -384,9 +398,25 @@ test('states outlive the app, and are resumed', async () => {
     world.client.start();
     await world.settle();
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [6, false]);
+    assert.equal(world.of('change').at(-1).cause, 'stored');
     world.socket.on.open();
     assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
     assert.deepEqual(world.said('subscribe')[0].markets, ['1002']);
+});
+
+test('a stored market may be asked for later, and is forgotten after a day', async () => {
+    const world = new World();
+    const state = { epoch: 7, seq: 6, lines: { win: { yes: '2.10' } } };
+    world.kept.set('kmarket', JSON.stringify({ 1001: { ...state, ts: world.time }, 1002: { ...state, ts: world.time - 86_400_001 } }));
+    world.client.start();
+    await world.settle();
+    world.socket.on.open();
+    world.client.subscribe(1001);
+    assert.deepEqual([world.of('change')[0].cause, world.seq()], ['stored', 6]);
+    await world.pass(0);
+    assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    world.client.close();
+    assert.deepEqual(Object.keys(JSON.parse(world.kept.get('kmarket'))), ['1001']);
 });
 
 test('a storage that fails, hangs or holds nonsense costs nothing but the past', async () => {

@@ -16,7 +16,7 @@ function need(name) {
 }
 
 function binary() {
-    const target = fileURLToPath(new URL('../../target/', import.meta.url));
+    const target = process.env.CARGO_TARGET_DIR ? `${process.env.CARGO_TARGET_DIR}/` : fileURLToPath(new URL('../../target/', import.meta.url));
     const dirs = process.env.KMARKET_BIN_DIR ? [process.env.KMARKET_BIN_DIR] : [`${target}release`, `${target}debug`];
     const found = dirs.map((dir) => `${dir}/gateway`).filter(existsSync);
     if (!found.length) throw new Error(`no gateway in ${dirs.join(' or ')}: cargo build, or set KMARKET_BIN_DIR`);

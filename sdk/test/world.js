@@ -41,7 +41,7 @@ export class World {
 
     make() {
         const client = new Client({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...this.options });
-        for (const type of ['change', 'state', 'stale', 'rejected', 'error']) client.on(type, (event) => this.events.push({ type, event }));
+        for (const type of ['change', 'state', 'stale', 'fresh', 'rejected', 'error']) client.on(type, (event) => this.events.push({ type, event }));
         return client;
     }
 
