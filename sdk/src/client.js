@@ -618,6 +618,7 @@ export class Client {
     /** Fetches what is missing between a market's seq and what has come: as updates, or as a snapshot if that is less. */
     async #fill(market, gap, missing) {
         const current = () => market.gap === gap;
+        const { seq } = market;
         try {
             let snapshot = missing > GAP_MAX;
             if (!snapshot) {
@@ -638,11 +639,9 @@ export class Client {
                 if (state.stale) throw new Error('the answer may be old');
                 this.#replace(market, { ...state, reset: Number(state.epoch) !== market.epoch });
             }
-            const before = market.seq;
+            if (market.seq === seq) throw new Error('the answer has nothing new');
             market.gap = null;
             for (const update of gap.later) this.#updated(update);
-            // A new gap begins where this one did: the answer did not help.
-            if (market.gap && market.seq === before) market.gap.tries = gap.tries + 1;
             this.#compare([market]);
         } catch (error) {
             if (!current()) return;

@@ -25,11 +25,7 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
                 task.onOpen(() => { if (!over) on.open(); });
                 task.onMessage(({ data }) => { if (!over && typeof data === 'string') on.message(data); });
                 // Not every version tells of a close after an error.
-                task.onError(({ errMsg } = {}) => {
-                    const told = over;
-                    end(1006, errMsg);
-                    if (!told) quietly(() => task.close({ code: 1000, fail() {} }));
-                });
+                task.onError(({ errMsg } = {}) => end(1006, errMsg));
                 task.onClose(({ code, reason } = {}) => end(code || 1006, reason));
             };
             const options = { url, success() {}, fail: ({ errMsg } = {}) => end(1006, errMsg) };
@@ -77,8 +73,4 @@ function wxStorage(api) {
             if (answer && typeof answer.then === 'function') answer.then(resolve, reject);
         }),
     };
-}
-
-function quietly(run) {
-    try { run(); } catch { /* it is gone already */ }
 }

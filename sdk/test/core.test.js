@@ -33,7 +33,7 @@ test('duplicates are ignored', async () => {
     world.hear(update(1001, 4));
     world.hear(snapshot(1001, 4, {}));
     assert.equal(world.of('change').length, changes);
-    assert.equal(world.seq(), 5);
+    assert.deepEqual([world.seq(), world.requests.length], [5, 0]);
 });
 
 test('a market that nobody has published begins at 0, and its epoch is learnt with the first update', async () => {
@@ -82,15 +82,18 @@ test('a wide gap, one that is no longer kept, and one in another epoch are fetch
 });
 
 test('a gap that HTTP cannot fill is resumed over the socket', async () => {
-    const world = await live();
-    world.hear(update(1001, 4));
-    for (const tries of [1, 2, 3]) {
-        assert.equal(world.requests.length, tries);
-        world.requests.at(-1).answer({}, 503);
-        await world.pass(5000);
+    const nothing = { epoch: 7, complete: true, updates: [] };
+    for (const answer of [[{}, 503], [nothing], [{ ...nothing, updates: [update(1001, 2)], stale: true }]]) {
+        const world = await live();
+        world.hear(update(1001, 4));
+        for (const tries of [1, 2, 3]) {
+            assert.equal(world.requests.length, tries);
+            world.requests.at(-1).answer(...answer);
+            await world.pass(5000);
+        }
+        assert.equal(world.requests.length, 3);
+        assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
     }
-    assert.equal(world.requests.length, 3);
-    assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
 });
 
 test('a gap is left when its connection, its market or its reason is gone', async () => {
@@ -145,6 +148,13 @@ test('bye counts more than the close code', async () => {
     again.hear({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 1840 });
     again.close(1002);
     assert.equal(wait(again), 1840 + 250);
+    assert.deepEqual([again.of('state').at(-1).code, again.of('state').at(-1).reason], [1012, 'DRAINING']);
+    for (const [code, reconnect, state] of [[1012, false, 'stopped'], [4403, true, 'waiting']]) {
+        const world = await live();
+        world.hear({ type: 'bye', code, reason: '', reconnect, afterMs: 0 });
+        world.close(1006);
+        assert.equal(world.client.state, state);
+    }
 });
 
 test('a bye that no close follows is a close', async () => {
@@ -174,6 +184,9 @@ test('the backoff doubles with full jitter to 30 s, and starts anew after a conn
     }
     assert.deepEqual(waits, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
     await world.resumed();
+    world.close(1006);
+    assert.equal(wait(world), 15_000);
+    await world.resumed();
     await world.pass(10_000);
     world.close(1006);
     assert.equal(wait(world), 250);
@@ -188,6 +201,19 @@ test('4401 brings a new token; another close uses the old one', async () => {
     await world.pass(1000);
     assert.equal(world.tokens, 2);
     assert.match(world.socket.url, /token=token-2$/);
+});
+
+test('a handshake that fails may have been a 401: a token that is not quite new is replaced', async () => {
+    const world = new World();
+    world.client.start();
+    await world.settle();
+    world.close(1006);
+    await world.pass(1000);
+    assert.deepEqual([world.sockets.length, world.tokens], [2, 1]);
+    await world.pass(10_000);
+    world.close(1006);
+    await world.pass(1000);
+    assert.deepEqual([world.sockets.length, world.tokens], [3, 2]);
 });
 
 test('a token provider that fails, or never answers, is asked again', async () => {
@@ -240,7 +266,10 @@ test('rejected markets are told once, and the others go on', async () => {
     await world.pass(0);
     world.hear({ type: 'ack', ok: true, id: world.said('unsubscribe')[0].id, unsubscribed: [1001] });
     await world.pass(0);
-    assert.deepEqual(world.said('subscribe')[1].markets, ['1003']);
+    const again = world.said('subscribe')[1];
+    assert.deepEqual(again.markets, ['1003']);
+    world.hear({ type: 'ack', ok: false, id: again.id, rejected: [rejected[1]] });
+    assert.deepEqual(world.of('rejected'), rejected);
 });
 
 test('a reset snapshot may go back and to another epoch, any other may not', async () => {
@@ -253,6 +282,21 @@ test('a reset snapshot may go back and to another epoch, any other may not', asy
     assert.equal(world.of('change').at(-1).reset, true);
     world.hear(update(1001, 3));
     assert.equal(world.seq(), 3);
+    world.hear(snapshot(1001, 1, {}, { epoch: 8, reset: true }));
+    assert.equal(world.seq(), 1);
+});
+
+test('the answer to a former request says nothing about the one that followed', async () => {
+    const world = await live();
+    for (const step of ['subscribe', 'unsubscribe', 'subscribe']) {
+        world.client[step](1002);
+        await world.pass(0);
+    }
+    const [, former] = world.said('subscribe');
+    world.hear({ type: 'ack', ok: true, id: former.id, positions: { 1002: { epoch: 0, seq: 0 } } });
+    assert.equal(world.client.market(1002), undefined);
+    world.ackSubscribe({ 1002: 3 });
+    assert.equal(world.seq(1002), 3);
 });
 
 test('a resume that does not recover waits for its snapshot', async () => {
@@ -326,6 +370,12 @@ test('an app that was frozen and thawed asks its socket before it doubts it', as
         assert.equal(world.said('ping').length, pings + 1);
         world.hear({ type: 'pong', ts: world.said('ping').at(-1).ts });
     }
+    for (let n = 0; n < 5; n += 1) { // never time for an answer
+        world.freeze(600_000);
+        await world.pass(5000);
+    }
+    world.hear({ type: 'pong', ts: 0 });
+    await world.pass(10_000);
     assert.equal(world.sockets.length, 1);
     assert.equal(world.client.state, 'open');
 });
@@ -381,11 +431,16 @@ test('a host that pauses opens nothing in the background', async () => {
     const world = await new World({}, { pausesInBackground: true }).live();
     world.on.hidden();
     world.close(1000);
+    assert.equal(world.client.state, 'paused');
     await world.pass(600_000);
     assert.deepEqual([world.client.state, world.sockets.length], ['paused', 1]);
     world.on.shown();
     await world.settle();
     assert.equal(world.sockets.length, 2);
+    world.close(1006);
+    world.on.hidden();
+    await world.pass(600_000);
+    assert.deepEqual([world.client.state, world.sockets.length], ['paused', 2]);
 });
 
 test('states outlive the app, and are resumed', async () => {
@@ -426,6 +481,7 @@ test('a storage that fails, hangs or holds nonsense costs nothing but the past',
         { get: () => new Promise(() => {}), set: () => new Promise(() => {}) },
         { get: () => '{"1001":{"epoch":"x","seq":-1,"lines":5},"1002":null', set() {} },
         { get: () => '{"1001":{"epoch":"x","seq":-1,"lines":5},"1002":null}', set() {} },
+        { get: () => '{"1001":{"epoch":7,"seq":-1,"ts":1,"lines":{}}}', set() {} },
     ];
     for (const storage of bad) {
         const world = new World({ storage });
@@ -512,6 +568,7 @@ test('leaving and coming back in one breath gives the market anew', async () => 
     assert.equal(world.said('unsubscribe').length, 0);
     world.hear(update(1001, 2)); // of the former subscription
     assert.equal(world.client.market(1001), undefined);
+    assert.equal(world.requests.length, 0);
     world.ackSubscribe({ 1001: 2 });
     world.hear(update(1001, 3));
     assert.equal(world.seq(), 3);

@@ -138,6 +138,19 @@ test('a sixth socket is refused, and tried again', async () => {
     assert.ok(api.tasks.length > 5);
 });
 
+test('a SocketTask may come all the same when connecting fails', async () => {
+    const api = new FakeWx();
+    const world = over(api);
+    const { connectSocket } = api;
+    api.connectSocket = (options) => {
+        queueMicrotask(() => options.fail({ errMsg: 'connectSocket:fail' }));
+        return connectSocket.call(api, options);
+    };
+    world.client.start();
+    await world.settle();
+    assert.deepEqual([world.client.state, api.open.length], ['waiting', 0]);
+});
+
 test('an error without a close is a close', async () => {
     const { api, world, task } = await live();
     task.on.Error({ errMsg: 'reset' });
