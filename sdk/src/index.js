@@ -1,0 +1,3 @@
+export { Client } from './client.js';
+export { localStorageOf, web } from './web.js';
+export { wx } from './wx.js';

@@ -1,0 +1,76 @@
+// WeChat mini-programs, and what took over their API: pass `wx`, `uni` or `Taro`.
+
+/** The host for `wx.connectSocket` and `wx.request`. */
+export function wx(api, { storage = wxStorage(api) } = {}) {
+    return {
+        tokenIn: 'query',
+        pausesInBackground: true, // a socket opened in the background is interrupted
+        storage,
+        now: () => Date.now(),
+        random: () => Math.random(),
+        setTimeout: (run, ms) => setTimeout(run, ms),
+        clearTimeout: (timer) => clearTimeout(timer),
+        open(url, protocols, on) {
+            let task = null;
+            let over = false; // told, or not wanted any more
+            const end = (code, reason) => {
+                if (over) return;
+                over = true;
+                on.close(code, reason);
+            };
+            const attach = (given) => {
+                if (!given || !given.onOpen) return end(1006, 'no SocketTask');
+                task = given;
+                if (over) return task.close({ code: 1000, fail() {} }); // one of the few an app may have
+                task.onOpen(() => { if (!over) on.open(); });
+                task.onMessage(({ data }) => { if (!over && typeof data === 'string') on.message(data); });
+                // Not every version tells of a close after an error.
+                task.onError(({ errMsg } = {}) => end(1006, errMsg));
+                task.onClose(({ code, reason } = {}) => end(code || 1006, reason));
+            };
+            const options = { url, success() {}, fail: ({ errMsg } = {}) => end(1006, errMsg) };
+            if (protocols.length) options.protocols = protocols;
+            const given = api.connectSocket(options);
+            if (given && typeof given.then === 'function') {
+                given.then(attach).then(null, (error) => end(1006, String((error && error.errMsg) || error)));
+            } else {
+                attach(given);
+            }
+            return {
+                send: (text) => task.send({ data: text, fail() {} }),
+                close(code) {
+                    over = true;
+                    if (task) task.close({ code, fail() {} });
+                },
+            };
+        },
+        get: (url) => new Promise((resolve, reject) => {
+            const answer = api.request({
+                url,
+                dataType: 'text', // or it would be parsed, and prices with it
+                success: ({ statusCode, data }) => resolve({ status: statusCode, text: data }),
+                fail: ({ errMsg } = {}) => reject(new Error(errMsg)),
+            });
+            if (answer && typeof answer.then === 'function') answer.then(null, reject);
+        }),
+        watch({ shown, hidden, online, offline }) {
+            const network = ({ isConnected }) => (isConnected ? online() : offline());
+            const pairs = [['AppShow', shown], ['AppHide', hidden], ['NetworkStatusChange', network]];
+            const listeners = pairs.map(([name, run]) => [name, (event) => run(event || {})]);
+            for (const [name, run] of listeners) if (api[`on${name}`]) api[`on${name}`](run);
+            return () => {
+                for (const [name, run] of listeners) if (api[`off${name}`]) api[`off${name}`](run);
+            };
+        },
+    };
+}
+
+function wxStorage(api) {
+    return api.setStorage && {
+        get: (key) => api.getStorageSync(key),
+        set: (key, data) => new Promise((resolve, reject) => {
+            const answer = api.setStorage({ key, data, success: resolve, fail: ({ errMsg } = {}) => reject(new Error(errMsg)) });
+            if (answer && typeof answer.then === 'function') answer.then(resolve, reject);
+        }),
+    };
+}

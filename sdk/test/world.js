@@ -1,0 +1,118 @@
+// A world for the core: a clock that moves when told, sockets and HTTP answered by the test, chance of 1/2.
+
+import assert from 'node:assert/strict';
+import { Client } from '../src/client.js';
+
+export class World {
+    time = 1_000_000_000_000;
+    timers = [];
+    sockets = [];
+    requests = [];
+    events = [];
+    tokens = 0;
+    kept = new Map();
+    on = null;
+
+    constructor(options = {}, host = {}) {
+        this.options = options;
+        this.host = {
+            now: () => this.time,
+            random: () => 0.5,
+            setTimeout: (run, ms) => {
+                const timer = { due: this.time + ms, run };
+                this.timers.push(timer);
+                return timer;
+            },
+            clearTimeout: (timer) => { this.timers = this.timers.filter((other) => other !== timer); },
+            open: (url, protocols, on) => {
+                const socket = { url, protocols, on, sent: [], closed: null, send: (text) => socket.sent.push(JSON.parse(text)), close: (code) => { socket.closed = code; } };
+                this.sockets.push(socket);
+                return socket;
+            },
+            get: (url) => new Promise((resolve, reject) => {
+                this.requests.push({ url: new URL(url), answer: (body, status = 200) => resolve({ status, text: JSON.stringify(body) }), fail: reject });
+            }),
+            watch: (on) => { this.on = on; return () => { this.on = null; }; },
+            storage: { get: (key) => this.kept.get(key), set: (key, text) => { this.kept.set(key, text); } },
+            ...host,
+        };
+        this.client = this.make();
+    }
+
+    make() {
+        const client = new Client({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...this.options });
+        for (const type of ['change', 'state', 'stale', 'fresh', 'rejected', 'error']) client.on(type, (event) => this.events.push({ type, event }));
+        return client;
+    }
+
+    of(type) { return this.events.filter((event) => event.type === type).map(({ event }) => event); }
+
+    get socket() { return this.sockets.at(-1); }
+
+    /** Lets promises run out. */
+    async settle() { await new Promise((resolve) => { setImmediate(resolve); }); }
+
+    /** Moves the clock, firing every timer when it is due. */
+    async pass(ms) {
+        const end = this.time + ms;
+        for (;;) {
+            await this.settle();
+            const next = this.timers.filter(({ due }) => due <= end).sort((a, b) => a.due - b.due)[0];
+            if (!next) break;
+            this.time = Math.max(this.time, next.due);
+            this.timers = this.timers.filter((other) => other !== next);
+            next.run();
+        }
+        this.time = Math.max(this.time, end);
+        await this.settle();
+    }
+
+    /** The clock moves and no timer fires: the app is frozen. */
+    freeze(ms) { this.time += ms; }
+
+    hear(message, socket = this.socket) { socket.on.message(typeof message === 'string' ? message : JSON.stringify(message)); }
+
+    close(code, socket = this.socket) { socket.on.close(code, ''); }
+
+    said(type, socket = this.socket) { return socket.sent.filter((message) => message.type === type); }
+
+    /** Started, with the given markets at the given positions. */
+    async live(positions = { 1001: 1 }, epoch = 7) {
+        const ids = Object.keys(positions);
+        this.client.subscribe(ids);
+        this.client.start();
+        await this.settle();
+        this.socket.on.open();
+        this.ackSubscribe(positions, epoch);
+        return this;
+    }
+
+    ackSubscribe(positions, epoch = 7) {
+        const { id } = this.said('subscribe').at(-1);
+        const at = Object.fromEntries(Object.entries(positions).map(([market, seq]) => [market, { epoch, seq }]));
+        this.hear({ type: 'ack', ok: true, id, positions: at });
+        for (const [market, seq] of Object.entries(positions)) this.hear(snapshot(market, seq, { win: { yes: '1.50' } }, { epoch }));
+    }
+
+    /** The next connection: opened, and its resume answered. */
+    async resumed(recovered = true, epoch = 7) {
+        await this.pass(wait(this));
+        this.socket.on.open();
+        const { id, offsets } = this.said('resume')[0];
+        const positions = Object.fromEntries(Object.entries(offsets).map(([market, { seq }]) => [market, { epoch, seq, recovered }]));
+        this.hear({ type: 'ack', ok: true, id, positions });
+    }
+
+    seq(market = 1001) { return this.client.market(market).seq; }
+}
+
+export const update = (marketId, seq, payload = { win: { yes: `1.${50 + seq}` } }) => ({ type: 'odds_update', marketId: Number(marketId), seq, ts: 1_000_000_000_000 + seq, payload });
+
+export const snapshot = (marketId, seq, payload, more = {}) => ({ type: 'snapshot', marketId: Number(marketId), seq, ts: 1_000_000_000_000 + seq, payload, epoch: 7, ...more });
+
+/** What the client will wait before it connects again. */
+export const wait = (world) => {
+    const { state, retryInMs } = world.of('state').at(-1);
+    assert.equal(state, 'waiting');
+    return retryInMs;
+};
