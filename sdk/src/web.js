@@ -1,5 +1,7 @@
 // Browsers, and Node from 20 on.
 
+import { clock } from './clock.js';
+
 /** The host for `WebSocket` and `fetch`. Node 20 has no global WebSocket: pass a class, such as that of the package ws. */
 export function web({ WebSocket = globalThis.WebSocket, fetch = globalThis.fetch, storage } = {}) {
     if (!WebSocket) throw new TypeError('no WebSocket here: pass {WebSocket}');
@@ -7,10 +9,7 @@ export function web({ WebSocket = globalThis.WebSocket, fetch = globalThis.fetch
         tokenIn: 'protocol', // keeps it out of proxies' logs
         pausesInBackground: false,
         storage,
-        now: () => Date.now(),
-        random: () => Math.random(),
-        setTimeout: (run, ms) => setTimeout(run, ms),
-        clearTimeout: (timer) => clearTimeout(timer),
+        ...clock,
         open(url, protocols, on) {
             const socket = new WebSocket(url, protocols);
             socket.onopen = () => on.open();

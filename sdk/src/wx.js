@@ -1,15 +1,14 @@
 // WeChat mini-programs, and what took over their API: pass `wx`, `uni` or `Taro`.
 
+import { clock } from './clock.js';
+
 /** The host for `wx.connectSocket` and `wx.request`. */
 export function wx(api, { storage = wxStorage(api) } = {}) {
     return {
         tokenIn: 'query',
         pausesInBackground: true, // a socket opened in the background is interrupted
         storage,
-        now: () => Date.now(),
-        random: () => Math.random(),
-        setTimeout: (run, ms) => setTimeout(run, ms),
-        clearTimeout: (timer) => clearTimeout(timer),
+        ...clock,
         open(url, protocols, on) {
             let task = null;
             let over = false; // told, or not wanted any more

@@ -42,8 +42,7 @@ pub struct Limits {
     /// From the end of a request's header to the last byte of its answer.
     pub request_timeout: Duration,
     /// Open connections. A further one waits for one to end, and is answered 503 once none has for a second, as long as
-    /// [`Self::refusals`] lasts. One that was upgraded no
-    /// longer counts.
+    /// [`Self::refusals`] lasts. One that was upgraded no longer counts.
     pub connections: usize,
     /// Connections beyond that which are being answered 503; further ones wait in the kernel's queue.
     pub refusals: usize,
