@@ -1,0 +1,130 @@
+// The tutorial's files as they are printed: its server, its app and its page, over a wx on real sockets and a real gateway.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import * as sdk from '../src/index.js';
+import { Gateway, WebSocket } from './gateway.js';
+
+const tutorial = readFileSync(new URL('../../docs/tutorial.zh-CN.md', import.meta.url), 'utf8');
+
+/** The block that begins with the file's name. */
+function file(name) {
+    const found = [...tutorial.matchAll(/```(?:js|html|css)\n([^]*?)```/g)].map(([, text]) => text).find((text) => text.split('\n', 1)[0].includes(name));
+    assert.ok(found, name);
+    return found;
+}
+
+async function freePort() {
+    const server = createServer().listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const { port } = server.address();
+    server.close();
+    return port;
+}
+
+/** As much of wx as the tutorial needs, over real sockets. `cut` is what a phone does to them. */
+function realWx() {
+    const sockets = [];
+    return {
+        cut: () => sockets.splice(0).forEach((socket) => socket.close()),
+        connectSocket({ url }) {
+            const socket = new WebSocket(url);
+            sockets.push(socket);
+            return {
+                onOpen: (run) => { socket.onopen = run; },
+                onMessage: (run) => { socket.onmessage = run; },
+                onError: (run) => { socket.onerror = () => run({ errMsg: 'error' }); },
+                onClose: (run) => { socket.onclose = ({ code, reason }) => run({ code, reason }); },
+                send: ({ data }) => socket.send(data),
+                close: ({ code }) => socket.close(code),
+            };
+        },
+        request({ url, method, header, dataType, success, fail }) {
+            fetch(url, { method, headers: header })
+                .then(async (answer) => {
+                    const text = await answer.text();
+                    success({ statusCode: answer.status, data: dataType === 'text' || !text ? text : JSON.parse(text) });
+                })
+                .catch((error) => fail({ errMsg: String(error) }));
+        },
+    };
+}
+
+/** Runs the tutorial's app and returns it, and what its page is made of. */
+function load({ wx, gateway, server }) {
+    const made = {};
+    const run = (text, names) => new Function(...Object.keys(names), text)(...Object.values(names));
+    const app = file('app.js').replace(/^import .*;$/m, '').replaceAll('http://127.0.0.1:8080', gateway).replaceAll('http://127.0.0.1:8088', server);
+    run(app, { App: (app) => { made.app = app; }, Client: sdk.Client, host: sdk.wx, wx });
+    run(file('market.js'), { Page: (page) => { made.page = page; }, getApp: () => made.app });
+    return made;
+}
+
+/** Opens the page; `until` waits for what it shows. */
+function open({ page }, id) {
+    const watchers = new Set();
+    const shown = {
+        ...page,
+        data: { ...page.data },
+        setData(changes) { Object.assign(this.data, changes); watchers.forEach((watch) => watch()); },
+        until: (is) => new Promise((resolve) => {
+            const watch = () => { if (is(shown.data)) { watchers.delete(watch); resolve(shown.data); } };
+            watchers.add(watch);
+            watch();
+        }),
+    };
+    shown.onLoad({ id });
+    return shown;
+}
+
+const price = ({ lines }, line, selection) => lines.find(({ name }) => name === line)?.prices.find((p) => p.selection === selection);
+
+test('the tutorial\'s server, app and page show prices, and go on after a cut', { timeout: 60_000 }, async (t) => {
+    const gateway = await Gateway.start({ TOKEN_API_KEY: 'only the server knows' });
+    t.after(() => gateway.end());
+    const port = await freePort();
+    const server = spawn(process.execPath, ['--input-type=module', '-e', file('server.js')], {
+        env: { ...process.env, GATEWAY_URL: gateway.url, TOKEN_API_KEY: 'only the server knows', PORT: port }, stdio: 'inherit',
+    });
+    t.after(() => server.kill());
+    const tokens = `http://127.0.0.1:${port}/odds-token`;
+    while (!(await fetch(tokens).catch(() => null))) await sleep(20);
+    assert.equal((await fetch(tokens, { method: 'POST' })).status, 401);
+    await gateway.publish(1001, '{"moneyline":{"home":1.85,"away":2.10},"status":{"state":"open"}}');
+
+    const wx = realWx();
+    const made = load({ wx, gateway: gateway.url, server: `http://127.0.0.1:${port}` });
+    made.app.onLaunch();
+    t.after(() => made.app.odds.close());
+    const page = open(made, '1001');
+    const first = await page.until(({ fresh, seq }) => fresh && seq === 1);
+    assert.deepEqual(price(first, 'moneyline', 'away'), { selection: 'away', price: '2.10', move: '' });
+    assert.deepEqual([first.state, first.message, first.lines.length], ['实时', '', 1]);
+
+    await gateway.publish(1001, '{"moneyline":{"home":1.80,"away":2.20}}');
+    await page.until((data) => price(data, 'moneyline', 'away').move === 'up');
+    assert.equal(price(page.data, 'moneyline', 'home').move, 'down');
+
+    wx.cut();
+    await page.until(({ fresh }) => !fresh);
+    await gateway.publish(1001, '{"status":{"state":"suspended"}}');
+    const back = await page.until(({ fresh, seq }) => fresh && seq === 3);
+    assert.equal(back.message, '暂停投注');
+    page.onUnload();
+    assert.equal(made.app.odds.market(1001), undefined);
+});
+
+test('the page\'s template names only what its data has', () => {
+    const data = ['state', 'seq', 'message', 'lines', 'fresh'];
+    const items = ['name', 'prices', 'selection', 'price', 'move'];
+    const names = [...file('market.wxml').matchAll(/\{\{(.*?)\}\}/g)].flatMap(([, text]) => text.replace(/'[^']*'/g, '').match(/[a-z]+(?:\.[a-z]+)?/g));
+    for (const name of names) {
+        const [, member] = name.split('.');
+        assert.ok(member ? items.includes(member) : data.includes(name), name);
+    }
+});
