@@ -110,8 +110,9 @@ test('the tutorial\'s server, app and page show prices, and go on after a cut', 
     await page.until((data) => price(data, 'moneyline', 'away').move === 'up');
     assert.equal(price(page.data, 'moneyline', 'home').move, 'down');
 
+    const lost = new Promise((resolve) => { made.app.odds.on('state', ({ state }) => { if (state === 'waiting') resolve(); }); });
     wx.cut();
-    await page.until(({ fresh }) => !fresh);
+    await lost; // the page may be back before it was drawn again
     await gateway.publish(1001, '{"status":{"state":"suspended"}}');
     const back = await page.until(({ fresh, seq }) => fresh && seq === 3);
     assert.equal(back.message, '暂停投注');
