@@ -8,6 +8,8 @@ pub const OVERRIDES: &str = "publisher_overrides_total";
 pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 /// HTTP requests answered, by `route` and `status`.
 pub const HTTP_REQUESTS: &str = "publisher_http_requests_total";
+/// From a request's head to its answer, by `route`.
+pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
 /// Gives each its help text. Once a process, after the recorder is installed.
 pub fn describe() {
@@ -18,6 +20,7 @@ pub fn describe() {
         "Time the backbone took to append an override or a part of a batch"
     );
     describe_counter!(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status");
+    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
 }
 
 /// Counts one override.
