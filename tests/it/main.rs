@@ -44,4 +44,5 @@ mod tail_from_replica;
 mod token_endpoint;
 mod topologies;
 mod tracking_refused;
+mod vectors;
 mod wrong_tokens;
