@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
-use shared::client::Lines;
+use shared::{MarketId, client::Lines};
 
 /// A file of `docs/vectors/messages`.
 #[derive(Debug, Deserialize)]
@@ -27,7 +27,7 @@ pub enum MessageStep {
     Say { say: String, sends: Option<Vec<Value>> },
     Get { get: String, answer: String },
     Close { close: u16, then: Then },
-    Expect { expect: BTreeMap<u64, Option<Expected>>, stale: Option<bool> },
+    Expect { expect: BTreeMap<MarketId, Option<Expected>>, stale: Option<bool> },
 }
 
 /// What a client does after a close.
@@ -54,6 +54,62 @@ pub struct Expected {
     /// `Some(None)`: must not be refused.
     #[serde(default, deserialize_with = "present")]
     pub rejected: Option<Option<String>>,
+}
+
+/// A file of `docs/vectors/scenarios`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Scenario {
+    /// What it shows.
+    pub title: String,
+    /// Settings of both gateways.
+    #[serde(default)]
+    pub gateway: BTreeMap<String, String>,
+    /// Their names in this file.
+    pub markets: Vec<String>,
+    /// The tokens' scope at first; all by default.
+    pub scope: Option<Vec<String>>,
+    /// How long each token is good for.
+    #[serde(default = "ten_minutes")]
+    pub ttl_seconds: u64,
+    /// In order.
+    pub steps: Vec<ScenarioStep>,
+    /// What is known in the end, by market.
+    pub expect: BTreeMap<String, End>,
+    /// What every client was told at least once.
+    #[serde(default)]
+    pub saw: Vec<String>,
+}
+
+/// What happens to the system.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields, rename_all_fields = "camelCase")]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub enum ScenarioStep {
+    Publish { publish: String, payload: String },
+    PublishMany { publish_many: String, count: usize, bytes: usize },
+    Follow { follow: usize },
+    CatchUp { catch_up: bool },
+    Cut { cut: bool },
+    Kill { kill: usize },
+    Drain { drain: usize, new_to: usize },
+    Trim { trim: String, keep: usize },
+    Lose { lose: String },
+    Slow { slow: bool },
+    Narrow { narrow: Vec<String> },
+}
+
+/// What is known of a market in the end.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub enum End {
+    Known { history: usize, seq: u64, lines: Value },
+    Rejected { rejected: String },
+}
+
+fn ten_minutes() -> u64 {
+    600
 }
 
 /// Every file of a directory in `docs/vectors`, by name.
