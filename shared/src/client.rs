@@ -88,6 +88,8 @@ pub enum Event {
     Refused(String, String),
     /// The gateway's clock as its heartbeat left, Unix milliseconds.
     Clock(u64),
+    /// A ping with this `ts` was answered.
+    Pong(u64),
 }
 
 /// How a market changed.
@@ -251,6 +253,7 @@ impl Client {
                 turn.events.push(Event::Clock(read::<Ping>(text)?.ts));
                 turn.send.push(r#"{"type":"pong"}"#.to_owned());
             }
+            "pong" => turn.events.push(Event::Pong(read::<Ping>(text)?.ts)),
             "error" => {
                 let Refusal { code, message } = read(text)?;
                 turn.events.push(Event::Refused(code, message));
@@ -492,6 +495,7 @@ struct Status {
     reason: Option<String>,
 }
 
+/// Or a pong.
 #[derive(Deserialize)]
 struct Ping {
     ts: u64,
