@@ -9,6 +9,7 @@ mod autobahn;
 mod backbone;
 mod batch;
 mod canary;
+mod cli;
 mod clients;
 mod closing;
 mod disturbances;

@@ -175,7 +175,9 @@ impl Tail {
         if token.is_none() {
             match self.token().await {
                 Ok(new) => *token = Some(new),
-                Err(Lost::Refused(why)) if why.starts_with('4') => return Err(End::Failed(why)),
+                Err(Lost::Refused(why)) if why.starts_with('4') && !why.starts_with("429") => {
+                    return Err(End::Failed(why));
+                }
                 Err(lost) => return Ok(lost),
             }
         }
@@ -189,7 +191,9 @@ impl Tail {
                 if answer.status().is_client_error() && answer.status() != 429 && !may_be_old {
                     return Err(End::Failed(why));
                 }
-                *token = None;
+                if may_be_old {
+                    *token = None;
+                }
                 return Ok(Lost::Refused(why));
             }
             Err(error) => return Ok(Lost::Refused(error.to_string())),
@@ -322,15 +326,17 @@ impl Tail {
             Lost::Closed(code) => code.to_string(),
         })?);
         let path = format!("/api/markets?limit={MAX_MARKETS}");
-        let listed =
-            self.get(&path, token.as_ref()).await.map_err(|problem| match problem.starts_with("404") {
-                true => "this gateway names no markets: say which to follow".to_owned(),
-                false => problem,
-            })?;
+        let listed = self.get(&path, token.as_ref()).await.map_err(|problem| {
+            if problem.starts_with("404") {
+                "this gateway names no markets: say which to follow".to_owned()
+            } else {
+                problem
+            }
+        })?;
         let Listed { markets } = serde_json::from_str(&listed).map_err(|error| error.to_string())?;
-        match markets.len() {
-            0 => Err("there are no markets yet: say which to follow".to_owned()),
-            _ => Ok(markets),
+        if markets.is_empty() {
+            return Err("there are no markets yet: say which to follow".to_owned());
         }
+        Ok(markets)
     }
 }
