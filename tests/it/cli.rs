@@ -120,7 +120,7 @@ fn inspect_says_what_a_token_says_and_whether_it_is_good_and_why_not() {
         assert!(out.contains(said), "{said} in {out}");
     }
     let ring = |secret: &str, audience| Keyring::parse(&Secret::new(secret), audience).unwrap();
-    let other = ring("somebody else's secret, which is long enough", Audience::Ws);
+    let other = ring("somebody else's secret that is long enough", Audience::Ws);
     for (token, reason) in [
         (tokens::expiring(42, -3_700), "it has expired"),
         (tokens::expiring(42, -3_700), "expired 1 hour 1 minute ago"),
