@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use shared::{
     MarketId,
     cli::words,
@@ -105,14 +105,10 @@ fn read(args: impl Iterator<Item = String>, env: impl Fn(&str) -> Option<String>
     };
     settings.finish()?;
     // The payload goes out byte for byte: its numbers are text.
-    let mut body = format!(r#"{{"marketId":{market},"payload":{payload}"#);
-    if let Some(reason) = reason {
-        body += &format!(r#","reason":{}"#, serde_json::Value::from(reason));
-    }
-    if let Some(seq) = expected_seq {
-        body += &format!(r#","expectedSeq":{seq}"#);
-    }
-    Ok(Sending { endpoint, token, key, body: body + "}" })
+    let reason = reason.map_or_else(String::new, |reason| format!(r#","reason":{}"#, Value::from(reason)));
+    let expected_seq = expected_seq.map_or_else(String::new, |seq| format!(r#","expectedSeq":{seq}"#));
+    let body = format!(r#"{{"marketId":{market},"payload":{payload}{reason}{expected_seq}}}"#);
+    Ok(Sending { endpoint, token, key, body })
 }
 
 /// The answer that says what became of it, or why there is none.
