@@ -27,10 +27,11 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
+const COMMANDS: [&str; 5] = ["check", "token", "inspect", "override", "replay"];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1).peekable();
-    const COMMANDS: [&str; 5] = ["check", "token", "inspect", "override", "replay"];
     let command = args.next_if(|arg| COMMANDS.contains(&arg.as_str()));
     let done = match command.as_deref() {
         Some("check") => cli::check::run(args, variable).await.map_err(Into::into),

@@ -222,7 +222,7 @@ impl Run {
     fn step(&mut self, step: MessageStep) {
         match step {
             MessageStep::Open { open } => {
-                assert_eq!(messages(self.client.opened()), sorted(open));
+                assert_eq!(messages(&self.client.opened()), sorted(open));
                 self.fetches.clear();
             }
             MessageStep::Say { say, sends } => {
@@ -231,7 +231,7 @@ impl Run {
                     .iter()
                     .fold(say, |say, kind| say.replace(&format!("\"id\":${kind},"), ""));
                 let turn = self.client.heard(&say).unwrap();
-                let sent = messages(self.take(turn));
+                let sent = messages(&self.take(turn));
                 if let Some(sends) = sends {
                     assert_eq!(sent, sorted(sends));
                 }
@@ -280,7 +280,7 @@ impl Run {
             assert_eq!(vectors::written(&known.lines), lines);
         }
         assert!(fresh.is_none_or(|fresh| fresh == self.client.is_fresh(market)), "{known:?}");
-        assert!(rejected.is_none_or(|rejected| rejected == known.rejected), "{known:?}");
+        assert!(rejected.is_none_or(|rejected| rejected == Value::from(known.rejected.clone())), "{known:?}");
     }
 }
 
@@ -288,7 +288,7 @@ fn id(market: u64) -> MarketId {
     MarketId::new(market).unwrap()
 }
 
-fn messages(texts: Vec<String>) -> Vec<Value> {
+fn messages(texts: &[String]) -> Vec<Value> {
     sorted(texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect())
 }
 

@@ -51,9 +51,9 @@ pub struct Expected {
     pub seq: Option<u64>,
     pub lines: Option<Value>,
     pub fresh: Option<bool>,
-    /// `Some(None)`: must not be refused.
+    /// Null: must not be refused.
     #[serde(default, deserialize_with = "present")]
-    pub rejected: Option<Option<String>>,
+    pub rejected: Option<Value>,
 }
 
 /// A file of `docs/vectors/scenarios`.
@@ -154,6 +154,6 @@ pub fn in_text(json: &str) -> Value {
     }
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }

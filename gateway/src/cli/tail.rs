@@ -60,7 +60,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A connection that lived this long was a good one: the next backoff starts anew.
 const STABLE: Duration = Duration::from_secs(10);
 /// The gateway's heartbeats come more often.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 

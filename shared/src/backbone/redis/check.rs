@@ -151,7 +151,7 @@ mod tests {
             for command in line.split(' ').filter_map(|word| word.strip_prefix('+')) {
                 let command = command.replace('|', " ").to_uppercase();
                 let is_asked = |probe: &&str| format!("{probe} ").starts_with(&format!("{command} "));
-                assert!(needed.iter().any(|probe| is_asked(probe)), "{user}: {command}");
+                assert!(needed.iter().any(is_asked), "{user}: {command}");
             }
         }
     }
