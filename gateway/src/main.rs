@@ -4,11 +4,10 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use axum::Router;
-use gateway::{drain, server, settings::Settings, standalone};
+use gateway::{cli, drain, server, settings::Settings, standalone};
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
     rotation,
-    settings::Stop,
     signals::Signals,
     telemetry,
 };
@@ -18,6 +17,9 @@ use shared::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    if let Some(code) = cli::run(std::env::args().skip(1)) {
+        return code;
+    }
     match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
         Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
@@ -26,14 +28,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Err(Stop::Help(help)) => {
-            println!("{help}");
-            ExitCode::SUCCESS
-        }
-        Err(problems) => {
-            eprintln!("{problems}");
-            ExitCode::from(2)
-        }
+        Err(stop) => shared::cli::stop(&stop),
     }
 }
 

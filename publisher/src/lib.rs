@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod cli;
 pub mod http;
 pub mod metrics;
 pub mod ops;

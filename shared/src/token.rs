@@ -200,6 +200,26 @@ impl Keyring {
         self.verify_at(token, unix_ms())
     }
 
+    /// What its tokens are for, as `aud` says it.
+    #[must_use]
+    pub const fn audience(&self) -> &'static str {
+        self.audience.as_str()
+    }
+
+    /// Whether there is a key for tokens with this `kid`.
+    #[must_use]
+    pub fn has(&self, kid: Option<&str>) -> bool {
+        self.keys.get().iter().any(|key| key.kid.is_none() || key.kid.as_deref() == kid)
+    }
+
+    /// Whether the signature of a token is by one of these keys, whatever else it says.
+    #[must_use]
+    pub fn has_signed(&self, token: &str) -> bool {
+        install_provider();
+        let by = |key: &Key| jsonwebtoken::decode::<Value>(token, &key.decoding, &signature_alone()).is_ok();
+        self.keys.get().iter().any(by)
+    }
+
     /// The same at a time of the caller's, Unix milliseconds.
     fn verify_at<C: Claims>(&self, token: &str, now_ms: u64) -> Result<C, TokenError> {
         install_provider();

@@ -98,6 +98,24 @@ impl Socket {
         }
     }
 
+    /// The next text frame, however long it takes; else the close code, 1006 for an end without one.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn text(&mut self) -> Result<String, u16> {
+        let mut code = 1006;
+        loop {
+            match self.stream.next().await {
+                Some(Ok(tungstenite::Message::Text(text))) => return Ok(text.to_string()),
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    code = frame.map_or(1005, |frame| frame.code.into());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(code),
+            }
+        }
+    }
+
     /// The next message that is not a heartbeat; `None` once the connection has ended.
     pub async fn try_recv(&mut self) -> Option<Message> {
         within("a message that is no heartbeat", self.recv_patiently()).await
