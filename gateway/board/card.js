@@ -3,7 +3,9 @@
 import { element, svg, write } from './dom.js';
 
 /** Updates that the chart goes back. */
-const SAMPLES = 60;
+export const SAMPLES = 60;
+/** The chart is as wide as so many, however few there are. */
+const LEAST_WIDTH = 24;
 /** Lines of the chart: the first selections of the first line. */
 const SERIES = 3;
 const CHART_EVERY_MS = 200;
@@ -139,7 +141,7 @@ export class Card {
                 if (nth >= 0) name.classList.add(`series-${nth}`);
                 return element('div', 'selection', name, this.#cell(line, selection, 'price'));
             });
-            return element('section', '', title, element('div', 'selections', ...prices));
+            return element('section', prices.length > 2 ? 'many' : '', title, element('div', 'selections', ...prices));
         }));
     }
 
@@ -152,30 +154,41 @@ export class Card {
         return price;
     }
 
+    /** `updates` up to a moment at which its lines were `lines`, oldest first; what came since is here already. */
+    lookBack(updates, lines) {
+        const [line, names] = chartOf(lines);
+        if (!names || names.join('\n') !== this.#names.join('\n')) return;
+        const past = updates.map(({ payload }) => pricesOf(payload[line], names)).filter(Boolean);
+        // The last of them is where this card began.
+        this.#samples = [...past.slice(0, -1), ...this.#samples].slice(-SAMPLES);
+        this.#chartAt = 0;
+    }
+
     #sample() {
-        const [first] = shapeOf(this.#market.lines);
-        if (!first) return;
-        const [line, selections] = first;
-        const names = selections.filter((name) => isPrice(name, this.#market.lines[line][name])).slice(0, SERIES);
+        const [line, names = []] = chartOf(this.#market.lines);
         if (names.join('\n') !== this.#names.join('\n')) {
             this.#names = names;
             this.#samples = [];
             this.#shape = null;
         }
-        this.#samples.push(names.map((name) => Number(this.#market.lines[line][name])));
-        if (this.#samples.length > SAMPLES) this.#samples.shift();
+        if (names.length && this.#market.changed.includes(line)) {
+            this.#samples.push(pricesOf(this.#market.lines[line], names));
+            if (this.#samples.length > SAMPLES) this.#samples.shift();
+        }
     }
 
     /** Each selection's change since the window began, in percent, on one scale around the middle. */
     #drawChart() {
-        const changes = this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / this.#samples[0][n] - 1));
+        const [first] = this.#samples;
+        const changes = first ? this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / first[n] - 1)) : [];
+        const width = WIDTH / (Math.max(this.#samples.length, LEAST_WIDTH) - 1);
         const most = Math.max(0.01, ...changes.flat().map(Math.abs));
         this.series.forEach((line, n) => {
-            const x = (index) => (WIDTH * (index + SAMPLES - this.#samples.length) / (SAMPLES - 1)).toFixed(1);
+            const x = (index) => (width * index).toFixed(1);
             const y = (change) => (HEIGHT / 2 - change / most * (HEIGHT / 2 - 2)).toFixed(1);
             let points = '';
             (changes[n] ?? []).forEach((change, index) => {
-                if (index) points += `${x(index)},${y(changes[n][index - 1])} `;
+                if (index) points += `${x(index)},${y(changes[n][index - 1])} `; // a price holds until the next
                 points += `${x(index)},${y(change)} `;
             });
             line.setAttribute('points', points);
@@ -198,6 +211,20 @@ function shapeOf(lines) {
     return Object.keys(lines)
         .filter((line) => line !== 'status' && lines[line] && typeof lines[line] === 'object')
         .map((line) => [line, Object.keys(lines[line]).sort((a, b) => place(a) - place(b))]);
+}
+
+/** The line that the chart is of, and the selections. */
+function chartOf(lines) {
+    const [first] = shapeOf(lines);
+    if (!first) return [];
+    const [line, selections] = first;
+    return [line, selections.filter((name) => isPrice(name, lines[line][name])).slice(0, SERIES)];
+}
+
+/** Null where one of them has none. */
+function pricesOf(line, names) {
+    if (!line || !names.every((name) => isPrice(name, line[name]))) return null;
+    return names.map((name) => Number(line[name]));
 }
 
 const keyOf = (line, selection) => JSON.stringify([line, selection]);
