@@ -21,7 +21,7 @@ const TICK_MS = 250;
 const RATE_TICKS = 12;
 const JOURNAL_LENGTH = 40;
 /** Markets that an entry tells the numbers of. */
-const MOVED_SHOWN = 12;
+const MOVED_SHOWN = 8;
 const TOKEN_KEY = 'kmarket.token';
 
 const here = new URL('.', location.href);
@@ -76,11 +76,8 @@ function ask() {
 
 byId('ask').addEventListener('submit', (event) => {
     event.preventDefault();
-    pasted = byId('token').value.trim();
-    sessionStorage.setItem(TOKEN_KEY, pasted);
-    byId('token').value = '';
-    byId('ask').hidden = true;
-    client.start();
+    sessionStorage.setItem(TOKEN_KEY, byId('token').value.trim());
+    location.reload();
 });
 
 function forgetPasted() {
@@ -242,8 +239,8 @@ function reportResume(report) {
     const { markets, replayed, resets, moved } = report;
     if (markets === 1) note('good', 'logResumed', { seq: moved[0].from, n: replayed });
     else {
-        const some = moved.slice(0, MOVED_SHOWN).map(({ id, from, to }) => `${id}: ${from} → ${to}`);
-        note('good', 'logResumedMany', { markets, n: replayed }, [...some, ...(moved.length > MOVED_SHOWN ? ['…'] : [])].join('   '));
+        const some = moved.slice(0, MOVED_SHOWN).map(({ id, from, to }) => `${id}: ${from} → ${to}`.replaceAll(' ', '\u00a0'));
+        note('good', 'logResumedMany', { markets, n: replayed }, [...some, ...(moved.length > MOVED_SHOWN ? ['…'] : [])].join('  '));
     }
     if (resets) note('warn', 'logReset', { markets: resets });
 }

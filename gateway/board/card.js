@@ -14,7 +14,8 @@ const WIDTH = 120;
 const HEIGHT = 36;
 
 const PRICE = /^\d+(\.\d+)?$/;
-/** In this order in their line; all others behind them as they came. */
+/** The lines in this order, and the selections of each; all others behind them. */
+const LINES = ['moneyline', 'win', 'spread', 'total'];
 const ORDER = ['home', 'over', 'yes', 'draw', 'away', 'under', 'no'];
 /** A line's member that is no price: by how much, or at how many. */
 const POINTS = new Set(['line', 'points', 'handicap']);
@@ -133,13 +134,12 @@ export class Card {
         this.#went = new Map([...this.#went].filter(([key]) => keysOf(lines).has(key)));
         this.body.replaceChildren(...shapeOf(lines).map(([line, selections]) => {
             const points = selections.filter((name) => POINTS.has(name));
-            const title = element('h4', '', wording(this.#texts, line));
-            for (const name of points) title.append(' ', this.#cell(line, name, 'points'));
+            const title = element('h4', '', element('span', 'name', wording(this.#texts, line)));
+            for (const name of points) title.append(this.#cell(line, name, 'points'));
             const prices = selections.filter((name) => !POINTS.has(name)).map((selection) => {
-                const name = element('span', 'name', wording(this.#texts, selection));
                 const nth = line === shapeOf(lines)[0][0] ? this.#names.indexOf(selection) : -1;
-                if (nth >= 0) name.classList.add(`series-${nth}`);
-                return element('div', 'selection', name, this.#cell(line, selection, 'price'));
+                const name = element('span', 'name', wording(this.#texts, selection));
+                return element('div', `selection${nth < 0 ? '' : ` series-${nth}`}`, name, this.#cell(line, selection, 'price'));
             });
             return element('section', prices.length > 2 ? 'many' : '', title, element('div', 'selections', ...prices));
         }));
@@ -203,14 +203,16 @@ function wording(texts, name) {
     return KNOWN.has(name) ? texts.of(name) : name;
 }
 
-const KNOWN = new Set(['moneyline', 'spread', 'total', 'win', ...ORDER]);
+const KNOWN = new Set([...LINES, ...ORDER]);
 
 /** What there is to show: `[line, [selection …]] …`. The status is shown otherwise. */
 function shapeOf(lines) {
-    const place = (name) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
+    const by = (order) => (a, b) => (order.indexOf(a) + 1 || Infinity) - (order.indexOf(b) + 1 || Infinity) || 0;
     return Object.keys(lines)
         .filter((line) => line !== 'status' && lines[line] && typeof lines[line] === 'object')
-        .map((line) => [line, Object.keys(lines[line]).sort((a, b) => place(a) - place(b))]);
+        .sort() // or a snapshot and the updates before it would differ
+        .sort(by(LINES))
+        .map((line) => [line, Object.keys(lines[line]).sort(by(ORDER))]);
 }
 
 /** The line that the chart is of, and the selections. */

@@ -161,7 +161,7 @@ test('text from a payload is never markup', async (t) => {
     await gateway.publish(1001, `{${evil.map((name) => `${JSON.stringify(name)}:${line}`).join(',')},"status":{"state":"<b>x</b>","inPlay":"<i>"}}`);
     const page = await boardAt(t, gateway, 1001, 1);
     await price(page, 1001, 'home').first().waitFor();
-    await gateway.publish(1001, `{"constructor":{"home":"<u>3</u>"}}`);
+    await gateway.publish(1001, `{"constructor":{"pick":"<u>3</u>"}}`);
     await atSeq(page, 1001, 2);
     const shown = await card(page, 1001).textContent();
     for (const text of [...evil, '<u>3</u>']) assert.ok(shown.includes(text), text);
@@ -294,8 +294,9 @@ test('what it looks like', async (t) => {
         await state(page, 'waiting');
         await publish(later.splice(0, 14));
         await page.waitForFunction(() => document.querySelector('#journal [data-name="logResumedMany"]'));
+        await page.waitForFunction(() => !document.getAnimations().length);
         await publish(later.splice(0, 6));
-        await page.waitForFunction(() => document.querySelector('.price[data-went]:not([data-went=""])'));
+        await page.waitForFunction(() => document.getAnimations().length);
         await shot(page, name);
     }
 });
