@@ -154,6 +154,20 @@ test('suspended and closed markets are seen to be so', async (t) => {
     }
 });
 
+test('a price that moves flashes, unless the reader wants no motion', async (t) => {
+    const gateway = await embedded(t);
+    await gateway.publish(1001, moneyline('1.50'));
+    for (const [at, reducedMotion, flashes] of [[1, 'no-preference', 1], [2, 'reduce', 0]]) {
+        const page = await boardAt(t, gateway, 1001, at, { reducedMotion });
+        const moved = page.waitForFunction(() => {
+            const price = document.querySelector('.price[data-selection="home"][data-went="down"]');
+            return price && { flashes: price.getAnimations().length };
+        });
+        await gateway.publish(1001, moneyline(`1.4${9 - at}`));
+        assert.equal((await (await moved).jsonValue()).flashes, flashes, reducedMotion);
+    }
+});
+
 test('text from a payload is never markup', async (t) => {
     const gateway = await embedded(t);
     const evil = ['<img src=x onerror=document.title=1>', '"><script>document.title=1</script>', '{{title}}', '__proto__', 'constructor', 'javascript:alert(1)'];
