@@ -31,6 +31,7 @@ use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
     auth::{self, authorize},
     batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
+    console,
     markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
     metrics,
     overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
@@ -46,14 +47,14 @@ pub struct Admin {
     pub keys: Keyring,
 }
 
-/// The routes under `/admin`, for a listener that has others too: no fallback, so that it can be merged.
+/// The routes under `/admin` and `/console`, for a listener that has others too: no fallback, so that it can be merged.
 pub fn router(admin: Admin) -> Router {
-    routes(admin).layer(middleware::from_fn(observe))
+    routes(admin).layer(middleware::from_fn(observe)).merge(console::router())
 }
 
 /// The routes of a listener that has nothing else: any other path is answered 404 in the contract's shape.
 pub fn service(admin: Admin) -> Router {
-    routes(admin).fallback(not_found).layer(middleware::from_fn(observe))
+    routes(admin).fallback(not_found).layer(middleware::from_fn(observe)).merge(console::router())
 }
 
 fn routes(admin: Admin) -> Router {
