@@ -39,7 +39,7 @@ export class MarketView {
         if (!market) return;
         const draft = app.draft();
         const shape = JSON.stringify([
-            market.id, app.texts.language, app.session.mayTrade,
+            market.id, draft.id, app.texts.language, app.session.mayTrade,
             [...market.lines].map(([line, of]) => [line, [...of].map(([name, value]) => [name, isEditable(line, value)])]),
             [...draft.edits].map(([line, edit]) => [line, edit.isRemoved, edit.replaced !== undefined, edit.extra.length]),
             draft.added.map(({ extra }) => extra.length),
@@ -331,6 +331,7 @@ export class MarketView {
                 put(current, show(value));
                 if (!session.mayTrade) continue;
                 if (input) input.placeholder = show(value);
+                if (input && draft.edits.get(line)?.replaced !== undefined) input.value = rows.find((of) => of.line === line && of.selection === selection)?.after ?? '';
                 const problem = problems.find((of) => of.line === line && of.selection === selection)?.problem;
                 const row = rows.find((of) => of.line === line && of.selection === selection);
                 input?.setAttribute('aria-invalid', String(Boolean(problem)));
