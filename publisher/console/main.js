@@ -9,7 +9,7 @@ import { Texts } from './i18n.js';
 import { List } from './list.js';
 import { MarketView } from './market.js';
 import { Poller } from './poller.js';
-import { Session } from './session.js';
+import { Session, linkedToken } from './session.js';
 import { TEXTS } from './texts.js';
 import { age, countdown } from './time.js';
 import { laterOnSameLines, undo, undoReason } from './undo.js';
@@ -187,6 +187,10 @@ class App {
         find('signin').addEventListener('cancel', (event) => event.preventDefault());
         find('signin').addEventListener('close', () => { if (this.#isOut) this.#signIn(''); });
         document.addEventListener('keydown', (event) => this.#key(event));
+        addEventListener('hashchange', () => {
+            const token = linkedToken();
+            if (token) this.#tryToken(token);
+        });
         addEventListener('beforeunload', (event) => {
             if (this.session.token && [...this.drafts.values()].some((draft) => !draft.isEmpty)) event.preventDefault();
         });

@@ -35,11 +35,11 @@ export const TEXTS = {
     },
     zh: {
         title: '操盘台', otherLanguage: 'English', signIn: '登录', signOut: '退出', token: '管理令牌',
-        tokenHint: '令牌只保存在本标签页，关闭即忘。由运行发布端的人生成：',
+        tokenHint: '令牌只保存在本标签页，关闭即忘。由运行 publisher 的人生成：',
         tokenBad: '这不是令牌。', refused: '令牌被拒绝：{why}', expired: '会话已过期。请重新登录，已输入的内容仍在。',
         expiresIn: '会话剩余 {time}', keys: '快捷键',
         live: '实时 · {age}', waiting: '连接中…', lost: '连接中断',
-        stale: '以下价格不是最新：上次应答在 {age} 前。正在重试…', staleNever: '发布端没有应答。正在重试…',
+        stale: '以下价格不是最新：上次应答在 {age} 前。正在重试…', staleNever: 'publisher 没有应答。正在重试…',
         markets: '盘口', search: '按编号搜索盘口', searchHint: '搜索编号    /', noMarkets: '没有盘口', more: '加载更多', found: '{count}', foundMore: '{count}+',
         choose: '选择一个盘口查看价格。', open: '开盘', suspended: '封盘', closed: '已关闭', none: '–',
         suspend: '封盘', reopen: '开盘', suspendAll: '全部封盘', openAll: '全部开盘', seq: 'seq {seq}', changed: '{age} 前变动', never: '尚无价格',

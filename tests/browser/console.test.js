@@ -77,6 +77,24 @@ test('a trader signs in by a link, and the token is nowhere to be seen', async (
     await page.getByLabel('Admin token').fill(token('desk-2'));
     await dialog(page).getByRole('button', { name: 'Sign in' }).click();
     await page.getByText('desk-2').waitFor();
+    // Another link in the same tab.
+    await page.goto(`${page.url()}#token=${token('desk-3')}`);
+    await page.getByText('desk-3').waitFor();
+    assert.equal(new URL(page.url()).hash, '');
+});
+
+test('the language is the reader\'s, and changes under what was typed', async (t) => {
+    const page = await desk(t, await system(t), { locale: 'zh-CN' });
+    await page.getByText('操盘台').waitFor();
+    await choose(page, 1001);
+    await page.locator('#chosen input').first().fill('1.9');
+    await page.locator('#reason').fill('原因');
+    await page.getByRole('button', { name: 'English' }).click();
+    await page.getByText('Trading console').waitFor();
+    assert.equal(await page.locator('html').getAttribute('lang'), 'en');
+    assert.equal(await price(page, 'moneyline', 'home').inputValue(), '1.9');
+    assert.equal(await page.locator('#reason').inputValue(), '原因');
+    await page.locator('#entries').getByRole('button', { name: 'Undo' }).waitFor();
 });
 
 test('an override is seen before it is sent, and sent exactly as it was typed', async (t) => {
