@@ -228,12 +228,11 @@ export class MarketView {
                 },
             }, texts.of(edit?.isRemoved ? 'keepLine' : 'removeLine')),
         ] : [];
-        const head = session.mayTrade ? ['selection', 'current', 'new', 'change'] : ['selection', 'current'];
-        if (line === STATUS) head.splice(2, 2, '', '');
+        const head = ['selection', 'current', ...(session.mayTrade && line !== STATUS ? ['new', 'change'] : ['', ''])];
         return el(`section.line${edit?.isRemoved ? '.gone' : ''}`, {},
             el('div.line-head', {}, el('h3', {}, line), edit?.isRemoved && el('span.badge.bad', {}, texts.of('removed')), el('span.fill'), ...tools),
             el('table', {},
-                el('thead', {}, el('tr', {}, ...head.map((name, index) => el(['th.s', 'th.number.c', 'th.number.n', 'th'][index], {}, name && texts.of(name))))),
+                el('thead', {}, el('tr', {}, ...head.map((name, index) => el(['th.s', 'th.number.c', 'th.number.n', 'th'][index], {}, name ? texts.of(name) : '')))),
                 el('tbody', {}, ...rows, ...extras)));
     }
 
