@@ -50,7 +50,6 @@ const client = new Client({ url: here.href, host: link.host, token: freshToken }
 // ---- tokens ----
 
 async function freshToken() {
-    token = null;
     if (pasted) {
         token = pasted;
         return pasted;
@@ -105,10 +104,8 @@ async function lookForMarkets() {
     try {
         const { status, text } = await link.host.get(new URL(`api/markets?limit=${MAX_MARKETS}`, here));
         if (status === 200 && !chosen) {
-            const { markets } = JSON.parse(text);
-            markets.forEach(show);
-            // The lowest ones, as after a reload.
-            [...cards.keys()].filter((id) => !markets.includes(id)).forEach(hide);
+            // One that is listed no longer stays: a list may have holes for a while, a board should not.
+            JSON.parse(text).markets.filter((id) => !cards.has(id)).slice(0, MAX_MARKETS - cards.size).forEach(show);
             byId('empty').hidden = cards.size > 0;
         }
     } catch { /* the connection's own state says it */ }
@@ -140,10 +137,8 @@ function choose(ids) {
     const address = new URL(location.href);
     address.search = ids ? `?markets=${ids.join(',')}` : '';
     history.replaceState(null, '', address);
-    if (ids) {
-        [...cards.keys()].filter((id) => !ids.includes(id)).forEach(hide);
-        ids.forEach(show);
-    }
+    [...cards.keys()].filter((id) => !ids?.includes(id)).forEach(hide);
+    ids?.forEach(show);
     byId('all').hidden = !chosen;
     lookForMarkets();
 }
