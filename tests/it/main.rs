@@ -12,6 +12,7 @@ mod canary;
 mod cli;
 mod clients;
 mod closing;
+mod console;
 mod disturbances;
 mod drain;
 mod durability;

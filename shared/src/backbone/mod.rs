@@ -306,6 +306,12 @@ impl AuditId {
         self.market
     }
 
+    /// Where its entry stands in that stream: (Unix ms, n).
+    #[must_use]
+    pub fn place(&self) -> Position {
+        self.entry.parse().unwrap_or(Position::ORIGIN)
+    }
+
     /// The stream entry's id, `<ms>-<n>`.
     #[must_use]
     pub fn entry(&self) -> &str {
