@@ -80,7 +80,8 @@ test('all markets that there are show, and new ones by themselves', async (t) =>
 });
 
 test('a connection that is dropped resumes without a hole while prices go on', async (t) => {
-    const gateway = await embedded(t);
+    // However much is published while it is away, it comes as updates.
+    const gateway = await embedded(t, { RESUME_MAX: '100000', HISTORY_LEN: '100000' });
     let seq = (await gateway.publish(1001, moneyline('1.50'))).seq;
     const page = await boardAt(t, gateway, 1001, 1);
     let going = true;
