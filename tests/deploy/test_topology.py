@@ -129,6 +129,12 @@ class ThroughNginx(unittest.IsolatedAsyncioTestCase):
         await asyncio.to_thread(wait_for, lambda: sorted(query("up")) == up, "every target is up", self.system.processes["prometheus"])
         self.assertEqual(sorted(job for job, _ in query("gateway_connections")), ["gateway", "gateway"])
 
+    async def test_redis_lets_nobody_in_without_a_password(self):
+        for who in [[], ["--user", "default", "--pass", ""], ["--user", "default", "--pass", "default"]]:
+            said = run("redis-cli", "-p", self.system.ports["redis"], *who, "ping")
+            self.assertRegex(said, "NOAUTH|WRONGPASS")
+            self.assertNotIn("PONG", said)
+
     async def test_numbers_in_the_configuration_fit_the_services(self):
         routes = (ROOT / "docker/nginx/routes.conf").read_text()
         host = (ROOT / "docker/nginx/host.conf.template").read_text()
@@ -250,8 +256,6 @@ class WhenThingsEnd(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(seqs, {last + 1})
             status, _, body = await system.request("GET", "/api/markets/3004/odds/updates?since_seq=0")
             self.assertEqual((status, [update["seq"] for update in json.loads(body)["updates"]]), (200, [last, last + 1]))
-            denied = run("redis-cli", "-p", system.ports["redis"], "ping")
-            self.assertIn("NOAUTH", denied)
 
 
 class BetweenNginxAndAGateway(unittest.IsolatedAsyncioTestCase):
