@@ -1,12 +1,13 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
-import asyncio, base64, functools, json, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import asyncio, base64, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
 from pathlib import Path
 
 import websockets
 
 from common import BINARIES, ROOT, compose, make_secrets, run
 
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # no notes about a busy machine
 DEADLINE_S = 60
 # nginx' own limits are by address, so a crowd has many. All of these are this machine.
 NETWORK = "127.7"
