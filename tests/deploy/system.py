@@ -1,6 +1,6 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
-import asyncio, base64, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import asyncio, base64, fcntl, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
 from pathlib import Path
 
 import websockets
@@ -25,7 +25,8 @@ class System:
         self.worker_shutdown_timeout = worker_shutdown_timeout
         names = ["redis", "publisher", "publisher-ops", "gateway-1", "gateway-1-ops", "gateway-2", "gateway-2-ops",
                  "nginx", "prometheus"]
-        self.ports = dict(zip(names, free_ports(len(names))))
+        self.held = Ports(len(names))
+        self.ports = dict(zip(names, self.held.numbers))
         self.secrets = make_secrets(self.dir / "secrets", REDIS_ADDRESS=f"127.0.0.1:{self.ports['redis']}")
         try:
             if upstreams:
@@ -47,11 +48,13 @@ class System:
         self.stop()
 
     def stop(self):
-        for process in self.processes.values():
-            process.kill()
+        for name, process in self.processes.items():
+            # nginx' workers would outlive it.
+            process.terminate() if name == "nginx" else process.kill()
         for process in self.processes.values():
             process.wait()
         shutil.rmtree(self.dir)
+        self.held.close()
 
     def start(self, name, command, environment=None):
         self.environments[name] = environment or {}
@@ -307,14 +310,30 @@ async def gather_some(coroutines, at_once=50):
     return await asyncio.gather(*map(one, coroutines))
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+class Ports:
+    """Free ports of 127.0.0.1 that nobody else takes, also not when their server is restarted: below those of outgoing
+    connections, and with the same locks as tests/src/ports.rs."""
+
+    def __init__(self, count):
+        directory = Path(tempfile.gettempdir(), "kmarket-test-ports")
+        directory.mkdir(exist_ok=True)
+        self.numbers, self.locks = [], []
+        while len(self.numbers) < count:
+            number = 10_000 + secrets.randbelow(10_000)
+            lock = open(directory / str(number), "a")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+            except OSError:
+                lock.close()
+                continue
+            self.numbers.append(number)
+            self.locks.append(lock)
+
+    def close(self):
+        for lock in self.locks:
+            lock.close()
 
 
 def listens(port):
