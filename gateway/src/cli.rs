@@ -2,6 +2,7 @@
 
 mod check;
 mod inspect;
+mod probe;
 mod tail;
 mod token;
 
@@ -15,6 +16,7 @@ pub fn run(mut args: impl Iterator<Item = String>) -> Option<ExitCode> {
     let command = args.next()?;
     let args = args.peekable();
     let done = match command.as_str() {
+        "probe" => probe::run(args),
         "check" => check::run(args),
         "token" => token::run(args),
         "inspect" => inspect::run(args),

@@ -173,6 +173,7 @@ const USAGE: &str = "\
 gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS_URL, from memory.
 
   gateway                  serves
+  gateway probe            asks the gateway that runs here with the same settings whether it is ready: exit code 0 or 1
   gateway check …          says whether these settings are good; with --connect also whether Redis is
   gateway token …          prints a client's token; see gateway token --help
   gateway inspect TOKEN    says what a token says and whether it is good; - reads it from standard input

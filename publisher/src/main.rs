@@ -14,7 +14,7 @@ use publisher::{
 use shared::{
     backbone::{Backbone, RedisBackbone, RedisConfig, Retention},
     http::{
-        ops,
+        ops, probe,
         serve::{Limits, serve},
     },
     rotation,
@@ -27,7 +27,7 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-const COMMANDS: [&str; 5] = ["check", "token", "inspect", "override", "replay"];
+const COMMANDS: [&str; 6] = ["probe", "check", "token", "inspect", "override", "replay"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -38,6 +38,7 @@ async fn main() -> ExitCode {
         Some("token") => run_token(args),
         Some("inspect") => cli::inspect::run(args, variable).map_err(Into::into),
         Some("override") => cli::send::run(args, variable).await.map_err(Into::into),
+        Some("probe") => run_probe(args),
         Some(_) => run_replay(args).await,
         None => run_server(args).await,
     };
@@ -109,6 +110,11 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
 fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let Token { keys, sub, role, ttl } = Token::read(args, variable)?;
     println!("{}", auth::mint(&keys, &sub, role, ttl));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_probe(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    probe::ready(Serve::read(args, variable)?.ops_listen)?;
     Ok(ExitCode::SUCCESS)
 }
 

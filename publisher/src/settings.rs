@@ -114,6 +114,7 @@ publisher: the admin API over the markets' logs in Redis.
   publisher inspect TOKEN  says what a token says and whether it is good; - reads it from standard input
   publisher override URL … sends an override; see publisher override --help
   publisher replay FILE …  replays a recorded feed; see publisher replay --help
+  publisher probe          asks the publisher that runs here with the same settings whether it is ready: exit code 0 or 1
 
 RUST_LOG (environment only) says what is logged, as info or publisher=debug.";
 

@@ -4,6 +4,7 @@ pub mod body;
 pub mod client;
 pub mod ops;
 pub mod pages;
+pub mod probe;
 pub mod serve;
 
 use axum::{
