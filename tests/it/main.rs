@@ -24,6 +24,7 @@ mod hostile;
 mod least_privilege;
 mod limits;
 mod malformed;
+mod markets;
 mod operations;
 mod overrides;
 mod racing_publishers;

@@ -123,6 +123,14 @@ impl Backbone for MemoryBackbone {
         Ok(markets.iter().map(top).collect())
     }
 
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
+        let inner = self.lock();
+        let begun = inner.markets.iter().filter(|(_, market)| market.state.position != Position::ORIGIN);
+        let mut markets: Vec<MarketId> = begun.map(|(id, _)| *id).collect();
+        markets.sort_unstable();
+        Ok(markets)
+    }
+
     async fn audit(
         &self,
         market: MarketId,

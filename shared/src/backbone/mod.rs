@@ -53,6 +53,9 @@ pub trait Backbone: Send + Sync + 'static {
     /// [`Backbone::read_tails`].
     async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
 
+    /// Every market that has a log, ascending. One that is new may be missing for a moment.
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError>;
+
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
     async fn audit(
         &self,

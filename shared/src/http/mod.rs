@@ -1,7 +1,8 @@
-//! What both services' HTTP sides have in common: listening, bodies, the error answer, and what operators ask.
+//! What both services' HTTP sides have in common: listening, bodies, the error answer, pages, and what operators ask.
 
 pub mod body;
 pub mod ops;
+pub mod pages;
 pub mod serve;
 
 use axum::{
