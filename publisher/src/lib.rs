@@ -4,9 +4,11 @@
 //! what they ask and appends it; [`audit`] reads back who did what. [`batch`] does the same for many at once.
 //! [`revoke`] takes clients' tokens back.
 
+pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod export;
 pub mod http;
 pub mod metrics;
 pub mod ops;

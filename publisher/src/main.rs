@@ -4,7 +4,8 @@ use std::{env, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use publisher::{
-    auth,
+    archive::Archive,
+    auth, export,
     http::{self, Admin},
     metrics,
     ops::Publishing,
@@ -62,6 +63,9 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     metrics::describe();
     let redis = connect(&settings.redis, settings.retention, settings.min_replicas)?;
     tokio::spawn(Arc::clone(&redis).remember_others());
+    if let Some(database) = settings.database {
+        tokio::spawn(export::run(Arc::clone(&redis), Archive::new(database)));
+    }
     let backbone: Arc<dyn Backbone> = redis;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let mut signals = Signals::listen().context("signals")?;

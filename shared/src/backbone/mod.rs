@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
+    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
 };
 use crate::{
     ids::MarketId,
@@ -304,6 +304,12 @@ impl AuditId {
     #[must_use]
     pub fn market(&self) -> MarketId {
         self.market
+    }
+
+    /// Where its entry stands in that stream: (Unix ms, n).
+    #[must_use]
+    pub fn place(&self) -> Position {
+        self.entry.parse().unwrap_or(Position::ORIGIN)
     }
 
     /// The stream entry's id, `<ms>-<n>`.
