@@ -28,6 +28,7 @@ mod malformed;
 mod markets;
 mod operations;
 mod overrides;
+mod pages;
 mod racing_publishers;
 mod recorded_market;
 mod redis_layout;

@@ -137,11 +137,10 @@ impl Backbone for MemoryBackbone {
         before: Option<AuditId>,
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
-        let entry_of = |id: &AuditId| id.entry().parse().unwrap_or(Position::ORIGIN);
-        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| entry_of(&id));
+        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| id.place());
         let inner = self.lock();
         let entries = inner.markets.get(&market).map(|market| &market.audit).into_iter().flatten();
-        Ok(entries.rev().filter(|entry| entry_of(&entry.id) < before).take(limit).cloned().collect())
+        Ok(entries.rev().filter(|entry| entry.id.place() < before).take(limit).cloned().collect())
     }
 
     async fn revoke(&self, whom: Revoked, _: &str) -> Result<Revocation, RevokeError> {

@@ -105,9 +105,10 @@ fn answer(bytes: &'static [u8], tag: &str, mut headers: HeaderMap, asked: &Heade
 /// Whether the client says that it has what `tag` names (RFC 9110, section 13.1.2).
 fn has(asked: &HeaderMap, tag: &str) -> bool {
     let lists = asked.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).map(str::trim).any(|known| {
-        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
-    })
+    lists
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 
 /// Quoted, the same for the same content only.
