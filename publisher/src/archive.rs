@@ -1,6 +1,13 @@
 //! The audit in PostgreSQL: a copy that is kept for as long as you like, and can be asked about all markets at once.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use shared::{
     MarketId, Position,
@@ -9,11 +16,13 @@ use shared::{
     settings::Secret,
 };
 use sqlx::{
-    Connection, PgConnection, PgPool, Postgres, Row, SqlSafeStr,
+    Connection, PgConnection, PgPool, Postgres, QueryBuilder, Row, SqlSafeStr,
     migrate::{MigrateError, Migration, MigrationType, Migrator},
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
 };
 use tokio::{sync::OnceCell, time::timeout};
+
+use crate::audit::{AuditRequest, Page};
 
 /// Connections to Postgres at once: the exporter's, and those of requests.
 const POOL_SIZE: u32 = 4;
@@ -81,6 +90,8 @@ pub struct Archive {
     pool: PgPool,
     /// Set once the tables are known to be there.
     tables: Arc<OnceCell<()>>,
+    /// The last question was not answered.
+    is_away: Arc<AtomicBool>,
 }
 
 /// Why Postgres did not do it.
@@ -95,6 +106,9 @@ pub enum ArchiveError {
     /// It does not answer.
     #[error("postgres: no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// It did not answer a moment ago.
+    #[error("postgres does not answer")]
+    Away,
     /// Names could not be kept as they are.
     #[error("postgres: the database's encoding is {0}; it has to be UTF8")]
     Encoding(String),
@@ -117,7 +131,7 @@ impl Archive {
             .max_connections(POOL_SIZE)
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(database.with_limits());
-        Self { database, pool, tables: Arc::default() }
+        Self { database, pool, tables: Arc::default(), is_away: Arc::default() }
     }
 
     /// Makes sure that Postgres answers, and that its tables are there and up to date.
@@ -162,7 +176,8 @@ impl Archive {
             return Ok(Inserted::default());
         }
         self.ask(async |connection| {
-            let new = with_rows(sqlx::query(INSERT), entries).execute(&mut *connection).await?.rows_affected();
+            let new =
+                with_rows(sqlx::query(INSERT), entries).execute(&mut *connection).await?.rows_affected();
             let mut displaced = Vec::new();
             if new < as_u64(entries.len()) {
                 let differing = with_rows(sqlx::query(DIFFERING), entries).fetch_all(connection).await?;
@@ -205,8 +220,36 @@ impl Archive {
         .await
     }
 
-    /// Does something on a connection. One that does not answer in time is not used again.
+    /// A page of it as it is.
+    ///
+    /// # Errors
+    /// When Postgres does not say.
+    pub async fn page(&self, request: &AuditRequest) -> Result<Page, ArchiveError> {
+        let AuditRequest { market, limit, .. } = *request;
+        let mut select = select(request);
+        let rows = self.ask(async |connection| select.build().fetch_all(connection).await).await?;
+        let entries = rows.iter().take(limit).map(read_entry).collect::<Result<Vec<_>, _>>()?;
+        let next = entries.last().filter(|_| rows.len() > limit).map(|entry| entry.id.clone());
+        Ok(Page { market, entries, next })
+    }
+
+    /// Whether the last question was not answered. Whoever may be told something else need not ask then.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.is_away.load(Ordering::Relaxed)
+    }
+
     async fn ask<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, ArchiveError> {
+        let done = self.try_to_ask(work).await;
+        self.is_away.store(done.is_err(), Ordering::Relaxed);
+        done
+    }
+
+    /// Does something on a connection. One that does not answer in time is not used again.
+    async fn try_to_ask<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, ArchiveError> {
@@ -258,6 +301,40 @@ const NEWEST_BEFORE: &str = "SELECT epoch, seq FROM audit WHERE market_id = $1 A
 const COUNT: &str = "SELECT count(*) FROM audit WHERE (market_id, entry_ms, entry_n) IN \
                      (SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[]))";
 
+/// The rows of a page and one more, newest first. `before`'s id has the whole order in it.
+fn select(request: &AuditRequest) -> QueryBuilder<Postgres> {
+    let AuditRequest { market, before, limit, actor, since, until } = request;
+    let mut select = QueryBuilder::new("SELECT * FROM audit WHERE true");
+    if let Some(actor) = actor {
+        // The index has as much of it.
+        let actor = text(actor);
+        select.push(" AND left(actor, 64) = left(").push_bind(actor.clone());
+        select.push(", 64) AND actor = ").push_bind(actor);
+    }
+    if let Some(since) = since {
+        select.push(" AND entry_ms >= ").push_bind(bigint(*since));
+    }
+    if let Some(until) = until {
+        select.push(" AND entry_ms <= ").push_bind(bigint(*until));
+    }
+    let before = before.as_ref().map(|before| (bigint(before.market().get()), parts(before)));
+    if let Some(market) = market {
+        select.push(" AND market_id = ").push_bind(bigint(market.get()));
+        if let Some((_, (ms, n))) = before {
+            select.push(" AND (entry_ms, entry_n) < (").push_bind(ms).push(", ").push_bind(n).push(")");
+        }
+        select.push(" ORDER BY entry_ms DESC, entry_n DESC");
+    } else {
+        if let Some((market, (ms, n))) = before {
+            select.push(" AND (entry_ms, market_id, entry_n) < (").push_bind(ms).push(", ");
+            select.push_bind(market).push(", ").push_bind(n).push(")");
+        }
+        select.push(" ORDER BY entry_ms DESC, market_id DESC, entry_n DESC");
+    }
+    select.push(" LIMIT ").push(limit + 1);
+    select
+}
+
 type Query = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// Binds these entries, a column each.
@@ -303,8 +380,22 @@ fn unsigned(row: &PgRow, column: &str) -> Result<u64, sqlx::Error> {
     row.try_get::<i64, _>(column).map(i64::unsigned_abs)
 }
 
+fn read_entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
+    Ok(AuditEntry {
+        id: read_id(row)?,
+        position: Position::new(unsigned(row, "epoch")?, unsigned(row, "seq")?),
+        ts: unsigned(row, "ts")?,
+        actor: row.try_get("actor")?,
+        reason: row.try_get("reason")?,
+        before: row.try_get("before")?,
+        after: row.try_get("after")?,
+        request_id: row.try_get("request_id")?,
+    })
+}
+
 fn read_id(row: &PgRow) -> Result<AuditId, sqlx::Error> {
-    let market = MarketId::new(unsigned(row, "market_id")?).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let market =
+        MarketId::new(unsigned(row, "market_id")?).map_err(|error| sqlx::Error::Decode(error.into()))?;
     let place = Position::new(unsigned(row, "entry_ms")?, unsigned(row, "entry_n")?);
     Ok(AuditId::new(market, &place.to_string()))
 }

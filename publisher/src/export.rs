@@ -4,11 +4,7 @@
 //! ([`RedisBackbone::hand_audit`]), Postgres takes it once, and only then it is acknowledged. A publisher that dies in
 //! between leaves entries that another one is given a while later. No override waits for any of this.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shared::{
     MarketId,
@@ -19,6 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     archive::{Archive, ArchiveError},
+    audit::{AuditRequest, Page},
     metrics,
 };
 
@@ -36,24 +33,79 @@ const ENTRIES: usize = 512;
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 /// The longest wait after a failure.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Entries that a request brings itself, when the exporter has not yet.
+const CAUGHT_UP: usize = 1000;
 
-/// Brings entries for as long as it is polled.
-pub async fn run(redis: Arc<RedisBackbone>, archive: Archive) {
-    let mut exporter = Exporter {
-        redis,
-        archive,
-        waiting: BTreeMap::new(),
-        swept_ms: unix_ms(),
-        sweep_at: Instant::now(),
-        trouble: Trouble::default(),
-    };
-    loop {
-        exporter.hear();
-        if exporter.is_due() {
-            exporter.round().await;
+/// The audit in Postgres, and where it comes from. Clones share it.
+#[derive(Clone)]
+pub struct AuditCopy {
+    redis: Arc<RedisBackbone>,
+    archive: Archive,
+}
+
+/// Why the copy does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// There is none.
+    #[error("the audit is not copied anywhere")]
+    None,
+    /// It lacks so much of this market that a request does not wait for it.
+    #[error("the audit's copy is behind")]
+    Behind,
+    /// Postgres does not say.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// What it lacks cannot be asked for.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+}
+
+impl AuditCopy {
+    /// The copy of this audit there.
+    #[must_use]
+    pub fn new(redis: Arc<RedisBackbone>, archive: Archive) -> Self {
+        Self { redis, archive }
+    }
+
+    /// A page of it. Of a single market, it has everything that was acknowledged before this was asked.
+    ///
+    /// # Errors
+    /// When that cannot be had.
+    pub async fn page(&self, request: &AuditRequest) -> Result<Page, CopyError> {
+        if self.archive.is_away() {
+            return Err(ArchiveError::Away.into());
         }
-        exporter.tell_lag(None);
-        sleep(LOOK_EVERY).await;
+        if let Some(market) = request.market {
+            let missing = self.redis.unacknowledged_audit(market, CAUGHT_UP + 1).await?;
+            if missing.len() > CAUGHT_UP {
+                return Err(CopyError::Behind);
+            }
+            // The exporter will find them there.
+            let inserted = self.archive.insert(&missing).await?;
+            ::metrics::counter!(metrics::AUDIT_EXPORTED).increment(inserted.new);
+        }
+        Ok(self.archive.page(request).await?)
+    }
+
+    /// Brings entries for as long as it is polled.
+    pub async fn keep(self) {
+        let mut exporter = Exporter {
+            redis: self.redis,
+            archive: self.archive,
+            waiting: BTreeMap::new(),
+            swept_ms: unix_ms(),
+            sweep_at: Instant::now(),
+            refused: BTreeMap::new(),
+            trouble: Trouble::default(),
+        };
+        loop {
+            exporter.hear();
+            if exporter.is_due() {
+                exporter.round().await;
+            }
+            exporter.tell_lag(None);
+            sleep(LOOK_EVERY).await;
+        }
     }
 }
 
@@ -65,6 +117,8 @@ struct Exporter {
     /// When the last look at every market began, Unix ms; at first, when this began.
     swept_ms: u64,
     sweep_at: Instant,
+    /// Markets that cannot be asked for, while others can, and since when, Unix ms. Looked at with all of them.
+    refused: BTreeMap<MarketId, u64>,
     trouble: Trouble,
 }
 
@@ -103,8 +157,7 @@ impl Exporter {
         } else {
             None
         };
-        let failed = self.bring_waiting().await;
-        match failed {
+        match self.bring_waiting().await {
             Some(error) => self.failed(&error, None).await,
             None => {
                 if let Some(began_ms) = swept {
@@ -115,8 +168,8 @@ impl Exporter {
         }
     }
 
-    /// Each that waits gets one turn. A market that cannot be asked goes on waiting, and holds up no other.
-    async fn bring_waiting(&mut self) -> Option<ExportError> {
+    /// Each that waits gets one turn. A part that cannot be asked holds up no other.
+    async fn bring_waiting(&mut self) -> Option<CopyError> {
         let mut parts: BTreeMap<usize, Vec<MarketId>> = BTreeMap::new();
         for market in self.waiting.keys() {
             parts.entry(self.redis.part(*market)).or_default().push(*market);
@@ -125,16 +178,13 @@ impl Exporter {
         for markets in parts.values() {
             for markets in markets.chunks(MARKETS) {
                 let limit = (ENTRIES / markets.len()).max(1);
-                match self.redis.hand_audit(markets, limit, ABANDONED_AFTER).await {
-                    Ok(handed) => {
-                        for error in self.bring(handed).await {
-                            failed = Some(error.into());
-                        }
-                    }
-                    Err(error) => {
-                        failed = Some(error.into());
-                        break;
-                    }
+                let brought = match self.redis.hand_audit(markets, limit, ABANDONED_AFTER).await {
+                    Ok(handed) => self.bring(handed).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = brought {
+                    failed = Some(error.into());
+                    break;
                 }
             }
         }
@@ -142,32 +192,41 @@ impl Exporter {
     }
 
     /// Brings what was given, however long it takes, and acknowledges it.
-    async fn bring(&mut self, handed: Vec<(MarketId, Result<Handed, BackboneError>)>) -> Vec<BackboneError> {
-        let mut failed = Vec::new();
+    async fn bring(
+        &mut self,
+        handed: Vec<(MarketId, Result<Handed, BackboneError>)>,
+    ) -> Result<(), BackboneError> {
         let mut given = Vec::new();
         for (market, handed) in handed {
+            // Before it is brought: what comes meanwhile is news.
+            self.waiting.remove(&market);
             match handed {
                 Ok(handed) => {
-                    // Before it is brought: what comes meanwhile is news.
-                    match handed.entries.last().filter(|_| handed.more) {
-                        Some(last) => self.waiting.insert(market, last.ts),
-                        None => self.waiting.remove(&market),
-                    };
+                    if let Some(last) = handed.entries.last().filter(|_| handed.more) {
+                        self.waiting.insert(market, last.ts);
+                    }
+                    self.refused.remove(&market);
                     given.push(handed);
                 }
-                Err(error) => failed.push(error),
+                Err(error) => self.note_refused(market, &error),
             }
         }
         let oldest_ms = given.iter().flat_map(|handed| &handed.entries).map(|entry| entry.ts).min();
+        self.tell_lag(oldest_ms);
         while let Err(error) = self.save(&given).await {
             self.failed(&error.into(), oldest_ms).await;
         }
-        let ids: Vec<AuditId> = given.iter().flat_map(ids).collect();
         // Should this fail, they are given again in a while, and found to be there.
-        if let Err(error) = self.redis.acknowledge_audit(&ids).await {
-            failed.push(error);
-        }
-        failed
+        let ids: Vec<AuditId> = given.iter().flat_map(ids).collect();
+        self.redis.acknowledge_audit(&ids).await
+    }
+
+    fn note_refused(&mut self, market: MarketId, error: &BackboneError) {
+        count_failure("redis");
+        self.refused.entry(market).or_insert_with(|| {
+            tracing::error!(%market, %error, "a market's audit cannot be asked for: it does not get to postgres");
+            unix_ms()
+        });
     }
 
     /// Has all of it in Postgres when it returns.
@@ -211,8 +270,8 @@ impl Exporter {
     }
 
     /// Notes a failure, and waits. `oldest_ms` is when the oldest entry in hand was accepted.
-    async fn failed(&mut self, error: &ExportError, oldest_ms: Option<u64>) {
-        ::metrics::counter!(metrics::AUDIT_EXPORT_FAILURES, "cause" => error.cause()).increment(1);
+    async fn failed(&mut self, error: &CopyError, oldest_ms: Option<u64>) {
+        count_failure(if matches!(error, CopyError::Backbone(_)) { "redis" } else { "postgres" });
         self.hear();
         self.tell_lag(oldest_ms);
         sleep(self.trouble.note(error)).await;
@@ -223,10 +282,15 @@ impl Exporter {
         // What was not heard of may be as old as the last look at everything, which is nothing while looks are on time.
         let unheard_ms =
             Some(self.swept_ms).filter(|swept| now_ms.saturating_sub(*swept) > 2 * as_ms(SWEEP_EVERY));
-        let oldest = self.waiting.values().copied().chain(oldest_ms).chain(unheard_ms).min();
+        let known_ms = self.waiting.values().chain(self.refused.values()).copied();
+        let oldest = known_ms.chain(oldest_ms).chain(unheard_ms).min();
         let lag = Duration::from_millis(oldest.map_or(0, |oldest| now_ms.saturating_sub(oldest)));
         ::metrics::gauge!(metrics::AUDIT_EXPORT_LAG_SECONDS).set(lag.as_secs_f64());
     }
+}
+
+fn count_failure(cause: &'static str) {
+    ::metrics::counter!(metrics::AUDIT_EXPORT_FAILURES, "cause" => cause).increment(1);
 }
 
 fn as_ms(duration: Duration) -> u64 {
@@ -239,24 +303,6 @@ fn ids(handed: &Handed) -> impl Iterator<Item = AuditId> {
     entries.chain(handed.malformed.iter().map(|(id, _)| id.clone()))
 }
 
-/// Why nothing is brought now.
-#[derive(Debug, thiserror::Error)]
-enum ExportError {
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    #[error(transparent)]
-    Backbone(#[from] BackboneError),
-}
-
-impl ExportError {
-    fn cause(&self) -> &'static str {
-        match self {
-            Self::Archive(_) => "postgres",
-            Self::Backbone(_) => "redis",
-        }
-    }
-}
-
 /// Trouble is logged when it begins and when it ends, and met ever more slowly.
 #[derive(Default)]
 struct Trouble {
@@ -265,7 +311,7 @@ struct Trouble {
 
 impl Trouble {
     /// How long to wait now.
-    fn note(&mut self, error: &ExportError) -> Duration {
+    fn note(&mut self, error: &CopyError) -> Duration {
         if self.failures == 0 {
             tracing::error!(%error, "the audit does not get to postgres: overrides go on, and it is tried again");
         }

@@ -186,13 +186,23 @@ impl Serve {
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
         let keys_file = keys.as_ref().and_then(|keys| settings.keys_file("ADMIN_JWT_SECRET", keys));
-        let database_file = database.clone().and_then(|database| {
-            settings.secret_file("DATABASE_URL", move |url| database.replace(url))
-        });
+        let database_file = database
+            .clone()
+            .and_then(|database| settings.secret_file("DATABASE_URL", move |url| database.replace(url)));
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
         let secret_files = keys_file.into_iter().chain(database_file).collect();
-        Ok(Self { listen, ops_listen, redis, database, keys, secret_files, retention, min_replicas, log_format })
+        Ok(Self {
+            listen,
+            ops_listen,
+            redis,
+            database,
+            keys,
+            secret_files,
+            retention,
+            min_replicas,
+            log_format,
+        })
     }
 }
 
@@ -381,9 +391,17 @@ mod tests {
         let good = with("postgres://audit:hidden@db/audit?sslmode=require").unwrap();
         assert!(good.database.is_some());
         assert!(!format!("{good:?}").contains("hidden"));
-        for wrong in ["hidden", "mysql://audit:hidden@db/audit", "postgres://audit:hidden@db:x/audit", "postgres://db?sslmode=hidden"] {
+        for wrong in [
+            "hidden",
+            "mysql://audit:hidden@db/audit",
+            "postgres://audit:hidden@db:x/audit",
+            "postgres://db?sslmode=hidden",
+        ] {
             let wrong = problems(with(wrong));
-            assert!(wrong.len() == 1 && wrong[0].starts_with("DATABASE_URL: ") && !wrong[0].contains("hidden"), "{wrong:?}");
+            assert!(
+                wrong.len() == 1 && wrong[0].starts_with("DATABASE_URL: ") && !wrong[0].contains("hidden"),
+                "{wrong:?}"
+            );
         }
     }
 

@@ -183,7 +183,13 @@ impl RedisBackbone {
         for handed in handed.iter_mut().filter_map(|(_, handed)| handed.as_mut().ok()) {
             if let Some(first) = handed.entries.first() {
                 let before = format!("({}", first.id.entry());
-                looks.cmd("XREVRANGE").arg(keys::audit(handed.market)).arg(before).arg("-").arg("COUNT").arg(1);
+                looks
+                    .cmd("XREVRANGE")
+                    .arg(keys::audit(handed.market))
+                    .arg(before)
+                    .arg("-")
+                    .arg("COUNT")
+                    .arg(1);
                 looked_at.push(&mut handed.from_the_oldest);
             }
         }
@@ -198,11 +204,7 @@ impl RedisBackbone {
     }
 
     /// Each with whether there is a group now; there is none for a market without an audit.
-    async fn create_groups(
-        &self,
-        node: &Node,
-        markets: &[MarketId],
-    ) -> RedisResult<Vec<(MarketId, bool)>> {
+    async fn create_groups(&self, node: &Node, markets: &[MarketId]) -> RedisResult<Vec<(MarketId, bool)>> {
         let mut creates = Pipeline::with_capacity(markets.len());
         for &market in markets {
             creates.cmd("XGROUP").arg("CREATE").arg(keys::audit(market)).arg(GROUP).arg(0);
@@ -283,7 +285,8 @@ fn read_entries(market: MarketId, entries: Value) -> RedisResult<(Vec<AuditEntry
     let entries: Option<Vec<Option<(String, Value)>>> = ::redis::from_redis_value(entries)?;
     let (mut read, mut malformed) = (Vec::new(), Vec::new());
     for (id, fields) in entries.into_iter().flatten().flatten() {
-        let fields = ::redis::from_redis_value(fields).map_err(|error| BackboneError::from(RedisError::from(error)));
+        let fields =
+            ::redis::from_redis_value(fields).map_err(|error| BackboneError::from(RedisError::from(error)));
         match fields.and_then(|fields| read_audit_entry(market, &key, &id, fields)) {
             Ok(entry) => read.push(entry),
             Err(error) => malformed.push((AuditId::new(market, &id), error)),
