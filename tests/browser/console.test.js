@@ -77,6 +77,24 @@ test('a trader signs in by a link, and the token is nowhere to be seen', async (
     await page.getByLabel('Admin token').fill(token('desk-2'));
     await dialog(page).getByRole('button', { name: 'Sign in' }).click();
     await page.getByText('desk-2').waitFor();
+    // Another link in the same tab.
+    await page.goto(`${page.url()}#token=${token('desk-3')}`);
+    await page.getByText('desk-3').waitFor();
+    assert.equal(new URL(page.url()).hash, '');
+});
+
+test('the language is the reader\'s, and changes under what was typed', async (t) => {
+    const page = await desk(t, await system(t), { locale: 'zh-CN' });
+    await page.getByText('操盘台').waitFor();
+    await choose(page, 1001);
+    await page.locator('#chosen input').first().fill('1.9');
+    await page.locator('#reason').fill('原因');
+    await page.getByRole('button', { name: 'English' }).click();
+    await page.getByText('Trading console').waitFor();
+    assert.equal(await page.locator('html').getAttribute('lang'), 'en');
+    assert.equal(await price(page, 'moneyline', 'home').inputValue(), '1.9');
+    assert.equal(await page.locator('#reason').inputValue(), '原因');
+    await page.locator('#entries').getByRole('button', { name: 'Undo' }).waitFor();
 });
 
 test('an override is seen before it is sent, and sent exactly as it was typed', async (t) => {
@@ -192,7 +210,7 @@ test('one market is suspended and opened, and all of them only by who types it',
     await page.locator('#chosen').getByRole('button', { name: 'Suspend' }).click();
     await dialog(page).getByLabel('Reason').fill('red card');
     await dialog(page).getByRole('button', { name: 'Confirm' }).click();
-    await said(page, '1 changed, 0 were so already, 0 failed.');
+    await said(page, '1 changed, 0 already so, 0 failed.');
     await page.locator('#list .row', { hasText: '1001' }).getByText('suspended').waitFor();
     assert.match(await system_.state(1001), /"status":\{"state":"suspended","inPlay":true\}/);
     await page.getByRole('button', { name: 'Suspend all' }).click();
@@ -201,7 +219,7 @@ test('one market is suspended and opened, and all of them only by who types it',
     assert.equal(await sure.isDisabled(), true);
     await dialog(page).getByLabel('Type “suspend all” to confirm').fill('suspend all');
     await sure.click();
-    await said(page, '2 changed, 1 were so already, 0 failed.');
+    await said(page, '2 changed, 1 already so, 0 failed.');
     await shot(page, 'console-suspended');
     await page.locator('#chosen').getByRole('button', { name: 'Open' }).click();
     await dialog(page).getByLabel('Reason').fill('go on');
@@ -322,6 +340,34 @@ test('an answer that was lost is asked for again with the same key, and done onc
     assert.equal(keys.length, 2);
     assert.equal(keys[0], keys[1]);
     assert.equal((await system_.audit(1001)).length, 2);
+});
+
+test('what can be seen is asked for in one request, again and again, and not while nobody looks', async (t) => {
+    const system_ = await system(t, {});
+    const items = Array.from({ length: 150 }, (_, n) => `{"marketId":${n + 1},"payload":{"win":{"home":1.85}}}`);
+    await fetch(`${system_.url}/admin/odds/batch`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: `[${items}]` });
+    const page = await desk(t, system_);
+    await page.locator('#count', { hasText: '100+' }).waitFor();
+    await page.getByRole('button', { name: 'Load more' }).click();
+    await page.locator('#count', { hasText: /^150$/ }).waitFor();
+    const asked = [];
+    page.on('request', (request) => { if (request.url().includes('/admin/')) asked.push(new URL(request.url()).searchParams.get('ids')?.split(',')); });
+    await page.locator('#list .row').last().scrollIntoViewIfNeeded();
+    while (!asked.at(-1)?.includes('150')) await page.waitForRequest(/ids=/);
+    assert.ok(asked.at(-1).length < 40, `only what can be seen: ${asked.at(-1)}`);
+    await fetch(`${system_.url}/admin/odds/override`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: '{"marketId":150,"payload":{"win":{"home":1.86}}}' });
+    await page.locator('#list .row').last().getByText('1.86').waitFor();
+    const hide = (hidden) => page.evaluate((value) => {
+        Object.defineProperty(document, 'hidden', { value, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+    }, hidden);
+    await hide(true);
+    await page.waitForLoadState('networkidle'); // half a second without a request
+    await page.waitForFunction(() => document.getElementById('link').classList.contains('bad'));
+    asked.length = 0;
+    await hide(false);
+    await page.waitForFunction(() => document.getElementById('link').classList.contains('good'));
+    assert.ok(asked.length > 0);
 });
 
 test('prices that are not current say so', async (t) => {

@@ -12,6 +12,7 @@ mod batch;
 mod canary;
 mod clients;
 mod closing;
+mod console;
 mod disturbances;
 mod drain;
 mod durability;
