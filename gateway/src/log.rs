@@ -22,11 +22,20 @@ use crate::frame::Encoded;
 #[derive(Clone, Debug)]
 pub struct Log {
     top: Position,
-    frames: VecDeque<Encoded>,
+    frames: VecDeque<Kept>,
     bytes: usize,
     bound: Bound,
     /// Which log this is: one that was loaded anew is another, even where its positions look alike. 0 = none yet.
     incarnation: u32,
+}
+
+/// An update, ready to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The message.
+    pub frame: Encoded,
+    /// Unix milliseconds at which the update was accepted.
+    pub ts: u64,
 }
 
 /// How much a log keeps; memory for one market is bounded by both.
@@ -46,7 +55,7 @@ pub enum After<'a> {
     /// The position is above the top.
     Ahead,
     /// These, oldest first; the first one's seq is the position's next.
-    Updates(std::collections::vec_deque::Iter<'a, Encoded>),
+    Updates(std::collections::vec_deque::Iter<'a, Kept>),
     /// Updates that are no longer kept here.
     Trimmed,
     /// The position belongs to another history.
@@ -90,13 +99,13 @@ impl Log {
     ///
     /// # Errors
     /// [`Hole`], changing nothing, unless `position` follows the top.
-    pub fn push(&mut self, position: Position, frame: Encoded) -> Result<(), Hole> {
+    pub fn push(&mut self, position: Position, update: Kept) -> Result<(), Hole> {
         if !position.follows(self.top) {
             return Err(Hole { top: self.top, next: position });
         }
         self.top = position;
-        self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.bytes += update.frame.len();
+        self.frames.push_back(update);
         self.trim();
         Ok(())
     }
@@ -127,12 +136,13 @@ impl Log {
             return;
         }
         let missing = usize::try_from(self.start().distance_from(older.start())).unwrap_or(0);
-        for frame in older.frames.range(..missing.min(older.frames.len())).rev() {
-            if self.frames.len() >= self.bound.updates || self.bytes + frame.len() > self.bound.bytes {
+        for update in older.frames.range(..missing.min(older.frames.len())).rev() {
+            let bytes = self.bytes + update.frame.len();
+            if self.frames.len() >= self.bound.updates || bytes > self.bound.bytes {
                 break;
             }
-            self.bytes += frame.len();
-            self.frames.push_front(frame.clone());
+            self.bytes = bytes;
+            self.frames.push_front(update.clone());
         }
     }
 
@@ -160,9 +170,9 @@ impl Log {
             }
             After::CaughtUp => self.top = source.top,
             After::Updates(newer) => {
-                for frame in newer {
-                    self.bytes += frame.len();
-                    self.frames.push_back(frame.clone());
+                for update in newer {
+                    self.bytes += update.frame.len();
+                    self.frames.push_back(update.clone());
                 }
                 self.top = source.top;
                 self.trim();
@@ -177,7 +187,7 @@ impl Log {
             || (self.bytes > self.bound.bytes && self.frames.len() > 1)
         {
             let Some(oldest) = self.frames.pop_front() else { break };
-            self.bytes -= oldest.len();
+            self.bytes -= oldest.frame.len();
         }
     }
 }
@@ -222,21 +232,23 @@ mod tests {
 
     const BOUND: Bound = Bound { updates: 5, bytes: 10_000 };
 
-    fn frame_of(seq: u64) -> Encoded {
-        frame::text(&seq.to_string())
+    fn kept(seq: u64) -> Kept {
+        Kept { frame: frame::text(&seq.to_string()), ts: seq }
     }
 
     fn log(epoch: u64, start: u64, top: u64, bound: Bound) -> Log {
         let mut log = Log::at(Position::new(epoch, start), bound);
         for seq in start + 1..=top {
-            log.push(Position::new(epoch, seq), frame_of(seq)).unwrap();
+            log.push(Position::new(epoch, seq), kept(seq)).unwrap();
         }
         log
     }
 
     fn seqs(log: &Log, after: Position) -> Option<Vec<u64>> {
         match log.after(after) {
-            After::Updates(frames) => Some(frames.map(|frame| frame::json(frame).parse().unwrap()).collect()),
+            After::Updates(frames) => {
+                Some(frames.map(|kept| frame::json(&kept.frame).parse().unwrap()).collect())
+            }
             After::CaughtUp => Some(Vec::new()),
             _ => None,
         }
@@ -246,10 +258,10 @@ mod tests {
     fn the_first_update_follows_nothing_yet() {
         let mut log = Log::at(Position::ORIGIN, BOUND);
         assert!(matches!(log.after(Position::ORIGIN), After::CaughtUp));
-        log.push(Position::new(7, 1), frame_of(1)).unwrap();
+        log.push(Position::new(7, 1), kept(1)).unwrap();
         assert_eq!(seqs(&log, Position::ORIGIN), Some(vec![1]));
-        assert_eq!(log.push(Position::new(7, 3), frame_of(3)).unwrap_err().next, Position::new(7, 3));
-        assert!(log.push(Position::new(8, 2), frame_of(2)).is_err());
+        assert_eq!(log.push(Position::new(7, 3), kept(3)).unwrap_err().next, Position::new(7, 3));
+        assert!(log.push(Position::new(8, 2), kept(2)).is_err());
     }
 
     #[test]
@@ -280,7 +292,7 @@ mod tests {
             let top = start + count;
             prop_assert!(log.frames.len() <= updates);
             prop_assert!(log.bytes <= bytes || log.frames.len() == 1);
-            prop_assert_eq!(log.bytes, log.frames.iter().map(|frame| frame.len()).sum::<usize>());
+            prop_assert_eq!(log.bytes, log.frames.iter().map(|kept| kept.frame.len()).sum::<usize>());
             let expected = (cursor >= log.start().get() && cursor <= top).then(|| (cursor + 1..=top).collect::<Vec<_>>());
             prop_assert_eq!(seqs(&log, Position::new(7, cursor)), expected);
         }
@@ -298,7 +310,7 @@ mod tests {
                 for _ in 0..pushes {
                     let epoch = source.top().epoch.get().max(7);
                     let seq = source.top().seq.next().get();
-                    source.push(Position::new(epoch, seq), frame_of(seq)).unwrap();
+                    source.push(Position::new(epoch, seq), kept(seq)).unwrap();
                 }
                 if look {
                     view.catch_up(&source);

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::{
     frame::{self, Encoded},
-    log::{After, Bound, Log, Recovery},
+    log::{After, Bound, Kept, Log, Recovery},
 };
 
 /// How long a market without subscribers is still followed, so that a client that comes right back finds it warm.
@@ -432,7 +432,7 @@ impl Markets {
             log = Log::at(Position { seq: before_first, ..first.position }, self.bound);
             for update in &loaded.updates {
                 // A backbone loads without holes; one that did not would only shorten what is replayed.
-                if log.push(update.position, frame::text(&server::odds_update(id, update))).is_err() {
+                if log.push(update.position, kept(id, update)).is_err() {
                     log = Log::at(position, self.bound);
                 }
             }
@@ -543,7 +543,6 @@ impl Markets {
 
 impl Inner {
     fn apply(&mut self, id: MarketId, update: &Update) {
-        let frame = frame::text(&server::odds_update(id, update));
         match Payload::parse(&update.payload) {
             Ok(payload) => self.state.apply(update.position, update.ts, &payload),
             Err(error) => {
@@ -554,7 +553,7 @@ impl Inner {
             }
         }
         self.snapshots.clear();
-        if let Err(hole) = self.log.push(update.position, frame) {
+        if let Err(hole) = self.log.push(update.position, kept(id, update)) {
             tracing::error!(market = %id, %hole, "an update was applied out of order");
         }
     }
@@ -651,12 +650,16 @@ impl Market {
         }
         match inner.log.after(Position { epoch: top.epoch, seq: since }) {
             After::CaughtUp => Page::Updates(Vec::new(), top),
-            After::Updates(frames) => {
-                Page::Updates(frames.take(limit).map(|frame| frame::json(frame).to_owned()).collect(), top)
+            After::Updates(kept) => {
+                Page::Updates(kept.take(limit).map(|kept| frame::json(&kept.frame).to_owned()).collect(), top)
             }
             After::Ahead | After::Trimmed | After::OtherEpoch => Page::Unknown,
         }
     }
+}
+
+fn kept(id: MarketId, update: &Update) -> Kept {
+    Kept { frame: frame::text(&server::odds_update(id, update)), ts: update.ts }
 }
 
 /// Nothing panics while one of these locks is held, so that a poisoned one is still whole.

@@ -1,6 +1,7 @@
 //! The names of every metric this service exports: one table.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use shared::telemetry::Tally;
 
 /// Open sockets.
 pub const CONNECTIONS: &str = "gateway_connections";
@@ -30,6 +31,14 @@ pub const TAIL_CONNECTS: &str = "gateway_tail_connects_total";
 pub const TAIL_READ_MARKETS: &str = "gateway_tail_read_markets";
 /// From an update's acceptance to its being in this pod's memory; clocks included.
 pub const TAIL_LAG_SECONDS: &str = "gateway_tail_lag_seconds";
+/// From an update's acceptance to its being written to a client's socket, replays apart; clocks included. One for each
+/// delivery.
+pub static UPDATE_AGE: Tally = Tally::new(
+    "gateway_update_age_seconds",
+    "How old an update was when it was written to a client's socket, replays apart",
+);
+/// What is measured besides the recorder.
+pub static TALLIES: [&Tally; 1] = [&UPDATE_AGE];
 /// Updates the tail read.
 pub const TAIL_UPDATES: &str = "gateway_tail_updates_total";
 /// How long a read of the tail took.

@@ -114,7 +114,12 @@ pub async fn start(
     let clients = router(Arc::clone(&gateway), &settings.cors_origins, more);
     tasks.spawn(serve(api, clients, limits, until(stopped.clone())));
     let readiness = Arc::new(Ready(Arc::clone(&gateway)));
-    tasks.spawn(serve(ops, ops::router(readiness, metrics.clone()), Limits::default(), until(stopped)));
+    tasks.spawn(serve(
+        ops,
+        ops::router(readiness, metrics.clone(), &names::TALLIES),
+        Limits::default(),
+        until(stopped),
+    ));
     tasks.spawn(ops::upkeep(metrics));
     tasks.spawn(tick(Arc::clone(&gateway)));
     Ok(Running { address, gateway, shards, stop, tasks })

@@ -30,7 +30,7 @@ use shared::{
         error::Refusal,
         server::{self, Ack, Subscribed},
     },
-    time::unix_ms,
+    time::{unix_ms, unix_us},
     token::WsClaims,
 };
 use slab::Slab;
@@ -40,7 +40,7 @@ use self::{
     connection::{Connection, Deadlines, Phase, Waiting},
     heartbeat::Wheel,
     spread::closing_times,
-    subscriptions::{Batch, Subscriptions},
+    subscriptions::{Ages, Batch, Subscriptions},
 };
 use crate::{
     frame::{self, Encoded, Message},
@@ -203,6 +203,7 @@ pub fn start(
         drain_until_ms: None,
         messages: 0,
         writes: 0,
+        ages: Ages::default(),
     };
     let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?;
     Ok((handle, thread))
@@ -231,6 +232,7 @@ struct Shard {
     drain_until_ms: Option<u64>,
     messages: u64,
     writes: u64,
+    ages: Ages,
 }
 
 impl Shard {
@@ -633,6 +635,7 @@ impl Shard {
         for index in 0..count {
             if index % WARM_AT_ONCE == 0 {
                 self.warm((count - index).min(WARM_AT_ONCE));
+                self.ages.now_us = unix_us();
             }
             let Some((key, _)) = self.to_write.keys.pop_front() else { break };
             self.write(key);
@@ -641,6 +644,7 @@ impl Shard {
             self.stats.messages_sent.fetch_add(self.messages, Ordering::Relaxed);
             metrics::counter!(names::MESSAGES_SENT).increment(std::mem::take(&mut self.messages));
             metrics::counter!(names::WRITES).increment(std::mem::take(&mut self.writes));
+            names::UPDATE_AGE.add(&std::mem::take(&mut self.ages.counts));
         }
     }
 
@@ -670,7 +674,7 @@ impl Shard {
         }
         self.writes += 1;
         let Ok(count) = connection.write(bytes) else { return self.remove(key, "gone") };
-        let committed = self.subscriptions.commit(key, &self.batch, count);
+        let committed = self.subscriptions.commit(key, &self.batch, count, &mut self.ages);
         self.messages += committed.messages;
         let sent_answers = count.min(connection.out.len());
         let cut = committed.cut_end.map_or(&[][..], |end| &bytes[count..end]);
@@ -791,6 +795,8 @@ impl Shard {
         connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
         connection.unread = Vec::new();
         connection.deadlines.wake_ms = u64::MAX;
+        let drain_ms = connection.deadlines.drain_ms.map(tracing::field::display);
+        tracing::debug!(code = code.number(), drain_ms, "a connection is closed");
         self.stats.connections.fetch_sub(1, Ordering::Relaxed);
         metrics::counter!(names::CLOSES, "code" => code.number().to_string()).increment(1);
         self.schedule(key);

@@ -1,6 +1,6 @@
 //! The admin API (contract, section 5): the router, its handlers, and the one table from errors to answers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -214,7 +214,9 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let route =
         request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
     request.headers_mut().insert(&X_REQUEST_ID, id.clone());
+    let started = Instant::now();
     let mut response = next.run(request).await;
+    ::metrics::histogram!(metrics::HTTP_SECONDS, "route" => route.clone()).record(started.elapsed());
     response.headers_mut().insert(&X_REQUEST_ID, id);
     let status = response.status().as_str().to_owned();
     ::metrics::counter!(metrics::HTTP_REQUESTS, "route" => route, "status" => status).increment(1);

@@ -83,7 +83,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     // The operators' listener outlives the other one, so that a drain can be watched.
     let (drained, after_drain) = oneshot::channel::<()>();
     let readiness = Publishing { backbone: Arc::clone(&backbone), draining: draining.clone() };
-    let operators = ops::router(Arc::new(readiness), metrics);
+    let operators = ops::router(Arc::new(readiness), metrics, &[]);
     let operators = tokio::spawn(serve(operators_listener, operators, Limits::default(), async {
         _ = after_drain.await;
     }));

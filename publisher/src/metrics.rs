@@ -16,6 +16,8 @@ pub const AUDIT_EXPORT_FAILURES: &str = "publisher_audit_export_failures_total";
 pub const AUDIT_EXPORT_LAG_SECONDS: &str = "publisher_audit_export_lag_seconds";
 /// Audit entries that will not come to Postgres, by `cause`: `trimmed`, `malformed`, `displaced`.
 pub const AUDIT_LOST: &str = "publisher_audit_lost_total";
+/// From a request's head to its answer, by `route`.
+pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
 /// Gives each its help text. Once a process, after the recorder is installed.
 pub fn describe() {
@@ -38,6 +40,7 @@ pub fn describe() {
         "Age of the oldest audit entry known that may not be in Postgres yet"
     );
     describe_counter!(AUDIT_LOST, Unit::Count, "Audit entries that will not come to Postgres, by cause");
+    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
 }
 
 /// Counts one override.

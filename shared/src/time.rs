@@ -5,7 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Unix milliseconds now (0 for a clock set before 1970).
 #[must_use]
 pub fn unix_ms() -> u64 {
+    unix_us() / 1000
+}
+
+/// Unix microseconds now (0 for a clock set before 1970).
+#[must_use]
+pub fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }

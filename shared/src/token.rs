@@ -627,6 +627,25 @@ mod tests {
         }
     }
 
+    /// Also where both APIs have one secret.
+    #[test]
+    fn a_token_for_several_audiences_opens_none_of_them() {
+        let admin = Keyring::parse(&Secret::new(SECRET), Audience::Admin).unwrap();
+        let exp = unix_ms() / 1000 + 60;
+        let token = |aud: &str| {
+            let claims = format!(r#"{{"sub":"1","role":"admin","iss":"kmarket","exp":{exp},"aud":{aud}}}"#);
+            raw::<Hmac<Sha256>>(r#"{"alg":"HS256","typ":"JWT"}"#, &claims)
+        };
+        assert!(ring(SECRET).verify::<WsClaims>(&token(r#"["ws"]"#)).is_ok());
+        assert!(admin.verify::<AdminClaims>(&token(r#"["admin"]"#)).is_ok());
+        for aud in
+            [r#"["ws","admin"]"#, r#"["admin","ws"]"#, r#"["ws","ws"]"#, r#"["admin","x"]"#, r#"["x","ws"]"#]
+        {
+            assert_eq!(ring(SECRET).verify::<WsClaims>(&token(aud)), Err(TokenError::Invalid), "{aud}");
+            assert_eq!(admin.verify::<AdminClaims>(&token(aud)), Err(TokenError::Invalid), "{aud}");
+        }
+    }
+
     #[test]
     fn replaced_keys_hold_for_every_clone_and_bad_ones_change_nothing() {
         let (live, other) = (ring(SECRET), SECRET.to_uppercase());

@@ -23,6 +23,35 @@ async fn livez_readyz_and_metrics_are_on_their_own_listener() {
 }
 
 #[tokio::test]
+async fn the_age_of_what_is_delivered_live_is_measured_for_each_delivery_and_that_of_a_replay_is_not() {
+    let stack = Stack::shared();
+    let gateway = stack.another_gateway(&[]);
+    let market = fresh_market();
+    stack.admin().publish(market, &numbered(1)).await;
+    let mut sockets = Vec::new();
+    for _ in 0..3 {
+        let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
+        socket.resume(market, 0).await;
+        assert_eq!(socket.update().await.seq, 1);
+        sockets.push(socket);
+    }
+    stack.admin().publish(market, &numbered(2)).await;
+    for socket in &mut sockets {
+        assert_eq!(socket.update().await.seq, 2);
+    }
+    let http = Http::default();
+    let ages = "gateway_update_age_seconds";
+    // A delivery is counted after it was written.
+    eventually("three deliveries", async || {
+        let metrics = http.get(&gateway.ops_url("/metrics")).await.text;
+        (metrics.contains(&format!("\n{ages}_count 3\n"))
+            && metrics.contains(&format!("\n{ages}_bucket{{le=\"+Inf\"}} 3\n")))
+        .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn readyz_is_503_with_reasons_while_redis_is_gone_and_livez_is_not() {
     let mut redis = Redis::start();
     let gateway = Launch::gateway(&redis).env("STALE_AFTER", "500ms").start();

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use shared::{MarketId, Position, protocol::server::SnapshotCause};
+use shared::{MarketId, Position, protocol::server::SnapshotCause, telemetry::Counts};
 use slab::Slab;
 
 use crate::{
@@ -69,6 +69,8 @@ struct Entry {
     /// The snapshot that comes before anything else.
     snapshot: Option<SnapshotCause>,
     pending: bool,
+    /// Updates to come that were there before it was: their age says when the client came, not how fast we are.
+    replayed: u16,
     next: u32,
     next_pending: u32,
     /// Its place in the market's list.
@@ -95,7 +97,17 @@ struct Part {
     end: usize,
     /// The cursor once it is written.
     cursor: Position,
-    snapshot: Option<SnapshotCause>,
+    content: Content,
+}
+
+/// What a frame carries.
+#[derive(Clone, Copy)]
+enum Content {
+    /// An update, accepted at this Unix ms.
+    Update {
+        ts: u64,
+    },
+    Snapshot(SnapshotCause),
 }
 
 /// What was written of a batch.
@@ -105,6 +117,21 @@ pub struct Committed {
     pub messages: u64,
     /// Up to where in the bytes the frame reaches that was cut: its rest must be written before anything else.
     pub cut_end: Option<usize>,
+}
+
+/// How old updates were when they were written to a socket.
+#[derive(Default)]
+pub struct Ages {
+    /// Unix microseconds, as of the last few writes.
+    pub now_us: u64,
+    /// What has not been handed on yet.
+    pub counts: Counts,
+}
+
+impl Ages {
+    fn note(&mut self, ts: u64) {
+        self.counts.record(self.now_us.saturating_sub(ts * 1000));
+    }
 }
 
 impl Batch {
@@ -126,7 +153,7 @@ impl Batch {
     }
 
     /// Adds a frame of subscription `entry`, which is at `cursor` once it is written, unless the batch is full.
-    fn add(&mut self, frame: &Encoded, entry: u32, cursor: Position, snapshot: Option<SnapshotCause>) {
+    fn add(&mut self, frame: &Encoded, entry: u32, cursor: Position, content: Content) {
         if frame.len() < LARGE_FRAME_BYTES {
             self.bytes.extend_from_slice(frame);
             self.full = self.bytes.len() >= self.max_bytes;
@@ -137,7 +164,7 @@ impl Batch {
             }
             self.large = Some(Encoded::clone(frame));
         }
-        self.parts.push(Part { entry, end: self.bytes().len(), cursor, snapshot });
+        self.parts.push(Part { entry, end: self.bytes().len(), cursor, content });
     }
 }
 
@@ -209,6 +236,8 @@ impl Subscriptions {
         let subscription = &mut self.entries[entry as usize];
         subscription.cursor = begin.cursor;
         subscription.snapshot = begin.snapshot;
+        let replayed = begin.top.seq.get().saturating_sub(begin.cursor.seq.get());
+        subscription.replayed = u16::try_from(replayed).unwrap_or(u16::MAX);
         if self.markets[subscription.market as usize].view.incarnation() != begin.incarnation {
             subscription.snapshot = Some(SnapshotCause::Reset);
         }
@@ -311,17 +340,17 @@ impl Subscriptions {
                         reset(&mut self.entries, subscribers);
                     }
                     cursor = view.top();
-                    batch.add(&frame, link, cursor, Some(cause));
+                    batch.add(&frame, link, cursor, Content::Snapshot(cause));
                     continue;
                 }
                 match view.after(cursor) {
                     After::CaughtUp | After::Ahead => break,
                     After::Trimmed => snapshot = Some(SnapshotCause::Conflated),
                     After::OtherEpoch => snapshot = Some(SnapshotCause::Reset),
-                    After::Updates(frames) => {
-                        for frame in frames {
+                    After::Updates(updates) => {
+                        for update in updates {
                             cursor = Position { epoch: view.top().epoch, seq: cursor.seq.next() };
-                            batch.add(frame, link, cursor, None);
+                            batch.add(&update.frame, link, cursor, Content::Update { ts: update.ts });
                             if batch.full {
                                 break;
                             }
@@ -341,8 +370,9 @@ impl Subscriptions {
         self.entries.get(first as usize).map_or(0, |entry| entry.cursor.seq.get())
     }
 
-    /// Moves the cursors of connection `key` by what was `written` of the batch.
-    pub fn commit(&mut self, key: usize, batch: &Batch, written: usize) -> Committed {
+    /// Moves the cursors of connection `key` by what was `written` of the batch, and notes how old each update was by
+    /// then that is no replay.
+    pub fn commit(&mut self, key: usize, batch: &Batch, written: usize, ages: &mut Ages) -> Committed {
         let mut committed = Committed::default();
         let mut start = batch.prefix;
         for part in &batch.parts {
@@ -354,8 +384,13 @@ impl Subscriptions {
             let entry = &mut self.entries[part.entry as usize];
             entry.cursor = part.cursor;
             entry.snapshot = None;
-            if let Some(cause) = part.snapshot {
-                count_snapshot(cause);
+            match part.content {
+                Content::Update { .. } if entry.replayed > 0 => entry.replayed -= 1,
+                Content::Update { ts } => ages.note(ts),
+                Content::Snapshot(cause) => {
+                    entry.replayed = 0;
+                    count_snapshot(cause);
+                }
             }
             committed.messages += 1;
             if written < part.end {
@@ -406,6 +441,7 @@ impl Subscriptions {
             cursor: Position::ORIGIN,
             snapshot: None,
             pending: false,
+            replayed: 0,
             next: heads.first,
             next_pending: NONE,
             place: link(subscribers.len()),
@@ -671,6 +707,7 @@ mod tests {
         subscriptions: Subscriptions,
         tops: HashMap<u64, At>,
         clients: Vec<Client>,
+        ages: Ages,
     }
 
     fn id(market: u64) -> MarketId {
@@ -695,7 +732,7 @@ mod tests {
                 registry.loaded(id(market), Loaded::default(), true);
             }
             let clients = (0..CLIENTS).map(|_| Client::default()).collect();
-            Self { registry, subscriptions, tops: HashMap::new(), clients }
+            Self { registry, subscriptions, tops: HashMap::new(), clients, ages: Ages::default() }
         }
 
         fn top(&mut self, market: u64) -> &mut At {
@@ -761,7 +798,7 @@ mod tests {
             batch.begin(&self.clients[client].cut, 500);
             self.subscriptions.gather(client, &mut batch);
             let written = room.min(batch.bytes().len());
-            let committed = self.subscriptions.commit(client, &batch, written);
+            let committed = self.subscriptions.commit(client, &batch, written, &mut self.ages);
             let to = &mut self.clients[client];
             to.received.extend_from_slice(&batch.bytes()[..written]);
             let rest_of_cut = to.cut.split_off(written.min(to.cut.len()));
@@ -839,6 +876,30 @@ mod tests {
     #[test]
     fn a_subscription_costs_what_its_picture_says() {
         assert_eq!(std::mem::size_of::<Entry>(), 40);
+    }
+
+    #[test]
+    fn the_age_of_what_came_live_is_noted_and_of_no_replay() {
+        let mut world = World::new();
+        world.begin(0, 1, Start::Live);
+        world.publish(1);
+        world.publish(1);
+        world.subscriptions.look(id(1), |_| {});
+        let ages = |world: &mut World| {
+            world.ages.now_us = 1_700;
+            world.write(0, 10_000);
+            let Counts { buckets, sum_us } = std::mem::take(&mut world.ages.counts);
+            (buckets.iter().sum::<u64>(), sum_us)
+        };
+        // Each was accepted at 1 ms.
+        assert_eq!(ages(&mut world), (2, 1_400));
+        let first = Offset { epoch: Some(shared::Epoch::new(100)), seq: shared::Seq::new(1) };
+        world.begin(0, 1, Start::After(first));
+        world.publish(1);
+        world.subscriptions.look(id(1), |_| {});
+        assert_eq!(ages(&mut world), (1, 700));
+        world.begin(0, 1, Start::Snapshot);
+        assert_eq!(ages(&mut world), (0, 0));
     }
 
     #[test]

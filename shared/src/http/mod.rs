@@ -6,6 +6,7 @@ pub mod pages;
 pub mod serve;
 
 use axum::{
+    body::Body,
     http::{
         HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -48,6 +49,6 @@ pub fn json(body: &impl Serialize) -> Response {
 
 /// `200` with JSON that is already text.
 #[must_use]
-pub fn json_text(text: String) -> Response {
-    ([(CONTENT_TYPE, "application/json")], text).into_response()
+pub fn json_text(text: impl Into<Body>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], text.into()).into_response()
 }

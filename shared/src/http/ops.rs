@@ -14,7 +14,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
 use super::refusal;
-use crate::protocol::error::ErrorCode;
+use crate::{protocol::error::ErrorCode, telemetry::Tally};
 
 /// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -35,17 +35,22 @@ pub trait Readiness: Send + Sync + 'static {
 struct Ops {
     readiness: Arc<dyn Readiness>,
     metrics: PrometheusHandle,
+    tallies: &'static [&'static Tally],
 }
 
-/// The three routes. Liveness depends on nothing but the process.
-pub fn router(readiness: Arc<dyn Readiness>, metrics: PrometheusHandle) -> Router {
+/// The three routes. Liveness depends on nothing but the process. `tallies` are what is measured besides the recorder.
+pub fn router(
+    readiness: Arc<dyn Readiness>,
+    metrics: PrometheusHandle,
+    tallies: &'static [&'static Tally],
+) -> Router {
     Router::new()
         .route("/livez", get(async || Json(json!({ "live": true }))))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render_metrics))
         .fallback(async || refusal(ErrorCode::NotFound, "no such path: /livez, /readyz or /metrics"))
         .method_not_allowed_fallback(async || refusal(ErrorCode::MethodNotAllowed, "only GET"))
-        .with_state(Ops { readiness, metrics })
+        .with_state(Ops { readiness, metrics, tallies })
 }
 
 /// Keeps the recorder's memory bounded for as long as the process lives.
@@ -68,5 +73,7 @@ async fn readyz(State(ops): State<Ops>) -> Response {
 
 /// Prometheus text format 0.0.4.
 async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], ops.metrics.render())
+    let mut text = ops.metrics.render();
+    ops.tallies.iter().for_each(|tally| tally.render(&mut text));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
