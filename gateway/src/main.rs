@@ -7,6 +7,7 @@ use axum::Router;
 use gateway::{drain, server, settings::Settings, standalone};
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
+    http::probe,
     rotation,
     settings::Stop,
     signals::Signals,
@@ -18,7 +19,16 @@ use shared::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
+    let mut args = std::env::args().skip(1).peekable();
+    let probe = args.next_if_eq("probe").is_some();
+    match Settings::read(args, |name| std::env::var(name).ok()) {
+        Ok(settings) if probe => match probe::ready(settings.ops_listen) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("gateway: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -169,6 +169,9 @@ const TABLE: &[Setting] = &[
 const USAGE: &str = "\
 gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS_URL, from memory.
 
+  gateway        serves
+  gateway probe  asks the gateway that runs here with the same settings whether it is ready: exit code 0 or 1
+
 RUST_LOG (environment only) says what is logged, as info or gateway=debug.";
 
 impl Settings {

@@ -14,7 +14,7 @@ use publisher::{
 use shared::{
     backbone::{Backbone, RedisBackbone, RedisConfig, Retention},
     http::{
-        ops,
+        ops, probe,
         serve::{Limits, serve},
     },
     rotation,
@@ -30,9 +30,10 @@ use tokio::{
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1).peekable();
-    let command = args.next_if(|arg| arg == "token" || arg == "replay");
+    let command = args.next_if(|arg| matches!(&**arg, "token" | "replay" | "probe"));
     let done = match command.as_deref() {
         Some("token") => run_token(args),
+        Some("probe") => run_probe(args),
         Some(_) => run_replay(args).await,
         None => run_server(args).await,
     };
@@ -111,6 +112,11 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
 fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let Token { keys, sub, role, ttl } = Token::read(args, variable)?;
     println!("{}", auth::mint(&keys, &sub, role, ttl));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_probe(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    probe::ready(Serve::read(args, variable)?.ops_listen)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -111,6 +111,7 @@ publisher: the admin API over the markets' logs in Redis.
   publisher                serves
   publisher token …        prints an admin token; see publisher token --help
   publisher replay FILE …  replays a recorded feed; see publisher replay --help
+  publisher probe          asks the publisher that runs here with the same settings whether it is ready: exit code 0 or 1
 
 RUST_LOG (environment only) says what is logged, as info or publisher=debug.";
 

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod ops;
+pub mod probe;
 pub mod serve;
 
 use axum::{
