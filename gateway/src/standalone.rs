@@ -22,6 +22,7 @@ const DEMO_MARKETS: [(u64, u32, u32); 4] =
 
 /// An empty backbone in memory, and the admin API over it.
 pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
+    publisher::metrics::describe();
     let retention = Retention { history_len: settings.history_len, ..Retention::default() };
     let backbone: Arc<dyn Backbone> = Arc::new(MemoryBackbone::new(retention));
     let admin = Admin { backbone: Arc::clone(&backbone), keys: settings.admin_keys.clone() };

@@ -1,9 +1,15 @@
 //! The names of what the publisher counts.
 
 use metrics::{Unit, describe_counter, describe_histogram};
+use shared::telemetry::{export_build_info, start_counters};
 
-/// Overrides handled, by `outcome`: `appended`, `replayed`, `conflict`, `key_reused`, `invalid`, `unavailable`.
+/// Which build this is.
+pub const BUILD_INFO: &str = "publisher_build_info";
+/// Overrides handled, by `outcome`: [`OVERRIDE_OUTCOMES`].
 pub const OVERRIDES: &str = "publisher_overrides_total";
+/// What may become of an override.
+pub const OVERRIDE_OUTCOMES: [&str; 6] =
+    ["appended", "replayed", "conflict", "key_reused", "invalid", "unavailable"];
 /// How long the backbone took to append: one override, or one part of a batch.
 pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 /// HTTP requests answered, by `route` and `status`.
@@ -11,8 +17,9 @@ pub const HTTP_REQUESTS: &str = "publisher_http_requests_total";
 /// From a request's head to its answer, by `route`.
 pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
-/// Gives each its help text. Once a process, after the recorder is installed.
+/// Gives each its help text, and begins what can be counted. Once a process, after the recorder is installed.
 pub fn describe() {
+    export_build_info(BUILD_INFO);
     describe_counter!(OVERRIDES, Unit::Count, "Overrides handled, by outcome");
     describe_histogram!(
         APPEND_SECONDS,
@@ -21,6 +28,7 @@ pub fn describe() {
     );
     describe_counter!(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status");
     describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
+    start_counters(OVERRIDES, "outcome", OVERRIDE_OUTCOMES);
 }
 
 /// Counts one override.
