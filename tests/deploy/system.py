@@ -1,6 +1,7 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
 import asyncio, base64, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 
 import websockets
@@ -8,11 +9,9 @@ import websockets
 from common import BINARIES, ROOT, compose, make_secrets, run
 
 logging.getLogger("asyncio").setLevel(logging.ERROR)  # no notes about a busy machine
-DEADLINE_S = 120
+DEADLINE_S = 60
 # nginx' own limits are by address, so a crowd has many. All of these are this machine.
 NETWORK = "127.7"
-UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
-           "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode()}
 
 
 class System:
@@ -122,6 +121,33 @@ class System:
         self.start("nginx", [command[0], *common, *command[1:]])
         wait_for(lambda: listens(self.ports["nginx"]), "nginx listens", self.processes["nginx"])
 
+    def start_prometheus(self, interval="15s"):
+        """With docker/prometheus, which scrapes this system's services so often."""
+        etc = self.dir / "prometheus"
+        shutil.copytree(ROOT / "docker/prometheus", etc)
+        for service, names in [("gateway", ["gateway-1", "gateway-2"]), ("publisher", ["publisher"])]:
+            targets = [f"127.0.0.1:{self.ports[name + '-ops']}" for name in names]
+            (etc / f"targets/{service}.yml").write_text(json.dumps([{"targets": targets}]))
+        config = etc / "prometheus.yml"
+        config.write_text(re.sub(r"_interval: \w+", f"_interval: {interval}", config.read_text()))
+        run("promtool", "check", "config", config)
+        self.start("prometheus", ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={etc}/data",
+                                  f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}"])
+
+    def query(self, expression):
+        """What Prometheus answers: (labels, value) of each series, or None while it does not answer."""
+        parameters = urllib.parse.urlencode({"query": expression})
+        url = f"http://127.0.0.1:{self.ports['prometheus']}/api/v1/query?{parameters}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return [(one["metric"], float(one["value"][1])) for one in json.load(answer)["data"]["result"]]
+        except urllib.error.HTTPError as refused:
+            if refused.code == 503:  # It has just started.
+                return None
+            raise AssertionError(f"{expression}: {refused.read().decode()}") from None
+        except OSError:
+            return None
+
     def workers(self):
         children = f"/proc/{self.processes['nginx'].pid}/task/{self.processes['nginx'].pid}/children"
         return set(Path(children).read_text().split())
@@ -159,23 +185,9 @@ class System:
 
     async def handshake(self, source, headers=None, path="/ws/odds"):
         """A WebSocket handshake's status."""
-        return (await self.request("GET", path, UPGRADE | (headers or {}), source=source, head_only=True))[0]
-
-    async def pipelined(self, path, all_headers, source):
-        """Requests on one connection, without a wait between them, so that they are many a second. Their statuses."""
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self.ports["nginx"], local_addr=(source, 0), ssl=self.trust, server_hostname="localhost"
-        )
-        # The last one is for nothing but the end of the connection.
-        requests = [(path, headers) for headers in all_headers] + [("/nowhere", {"Connection": "close"})]
-        try:
-            for target, headers in requests:
-                lines = [f"GET {target} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
-                writer.write("\r\n".join([*lines, "", ""]).encode())
-            answers = await reader.read()
-            return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)][:-1]
-        finally:
-            writer.transport.abort()
+        key = base64.b64encode(os.urandom(16)).decode()
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key}
+        return (await self.request("GET", path, upgrade | (headers or {}), source=source, head_only=True))[0]
 
     async def token(self, user, **request):
         key = {"Authorization": f"Bearer {self.secret('token_api_key')}"}
@@ -208,16 +220,11 @@ class System:
             ping_interval=None, open_timeout=20, close_timeout=1, **options,
         )
 
-    async def sockets(self, names, expected):
-        """How many each of these gateways has, once all of them together have as many as expected."""
-        end = time.monotonic() + DEADLINE_S
-        while True:
-            texts = [(await self.request("GET", "/metrics", port=self.ports[name + "-ops"]))[2].decode() for name in names]
-            found = [int(re.search(r"^gateway_connections (\d+)$", text, re.M)[1]) for text in texts]
-            if sum(found) == expected:
-                return found
-            assert time.monotonic() < end, found
-            await asyncio.sleep(0.1)
+    async def metric(self, name, pattern):
+        """The sum of a service's samples that match."""
+        _, _, text = await self.request("GET", "/metrics", port=self.ports[name + "-ops"])
+        found = re.findall(rf"^{pattern} (\S+)$", text.decode(), re.M)
+        return sum(map(float, found))
 
 
 class Crowd:
@@ -228,8 +235,6 @@ class Crowd:
         self.clients = [Client(self, number) for number in range(size)]
         self.problems = []
         self.tasks = []
-        # As many handshakes at a time as this machine can bring to an end while it does other things.
-        self.door = asyncio.Semaphore(50)
 
     async def __aenter__(self):
         # Four sockets a user: fewer than one gateway allows.
@@ -265,9 +270,7 @@ class Client:
         wait = 0.5
         while True:
             try:
-                async with self.crowd.door:
-                    socket = await system.connect(self.crowd.tokens[self.number // 4], address(self.number))
-                async with socket:
+                async with await system.connect(self.crowd.tokens[self.number // 4], address(self.number)) as socket:
                     await socket.send(json.dumps({"type": "resume", "offsets": {str(market): self.last}}))
                     async for text in socket:
                         wait = 0.5
