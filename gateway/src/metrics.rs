@@ -3,7 +3,7 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use shared::{
     protocol::{close::CloseCode, error::Refusal},
-    telemetry::{Tally, export_build_info, start_counters},
+    telemetry::{Tally, export_build_info, start_counters, traces::SPAN_OUTCOMES},
 };
 
 /// Which build this is.
@@ -66,6 +66,8 @@ pub const GAPS_HEALED: &str = "gateway_tail_gaps_healed_total";
 pub const HTTP_REQUESTS: &str = "gateway_http_requests_total";
 /// From a request's head to its answer's, by `route`.
 pub const HTTP_SECONDS: &str = "gateway_http_request_seconds";
+/// Spans of traces, by `outcome`: [`SPAN_OUTCOMES`].
+pub const TRACE_SPANS: &str = "gateway_trace_spans_total";
 /// Revocations this pod knows.
 pub const REVOCATIONS: &str = "gateway_revocations";
 /// 1 while this pod cannot vouch for fresh prices.
@@ -102,6 +104,8 @@ pub fn describe() {
     describe_gauge!(REVOCATIONS, "Revocations this pod knows");
     describe_gauge!(STALE, "1 while this pod cannot vouch for fresh prices");
 
+    describe_counter!(TRACE_SPANS, "Spans of traces, by what became of them");
+    start_counters(TRACE_SPANS, "outcome", SPAN_OUTCOMES);
     start_counters(HANDSHAKES, "outcome", HANDSHAKE_OUTCOMES);
     let codes = CloseCode::ALL.map(|code| code.number().to_string());
     start_counters(CLOSES, "code", codes.into_iter().chain(["gone".to_owned()]));

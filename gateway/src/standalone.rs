@@ -58,6 +58,7 @@ pub async fn demo(backbone: Arc<dyn Backbone>) {
             actor: "demo".to_owned(),
             reason: "invented".to_owned(),
             request_id: "demo".to_owned(),
+            trace: None,
         };
         backbone.append(vec![append]).await;
     }

@@ -1,21 +1,24 @@
 //! The names of what the publisher counts.
 
 use metrics::{Unit, describe_counter, describe_histogram};
-use shared::telemetry::{export_build_info, start_counters};
+use shared::telemetry::{export_build_info, start_counters, traces::SPAN_OUTCOMES};
 
 /// Which build this is.
 pub const BUILD_INFO: &str = "publisher_build_info";
 /// Overrides handled, by `outcome`: [`OVERRIDE_OUTCOMES`].
 pub const OVERRIDES: &str = "publisher_overrides_total";
 /// What may become of an override.
-pub const OVERRIDE_OUTCOMES: [&str; 6] =
-    ["appended", "replayed", "conflict", "key_reused", "invalid", "unavailable"];
+pub const OVERRIDE_OUTCOMES: [&str; 7] =
+    ["appended", "replayed", "conflict", "key_reused", "invalid", "unavailable", "not_replicated"];
 /// How long the backbone took to append: one override, or one part of a batch.
 pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 /// HTTP requests answered, by `route` and `status`.
 pub const HTTP_REQUESTS: &str = "publisher_http_requests_total";
 /// From a request's head to its answer, by `route`.
 pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
+
+/// Spans of traces, by `outcome`: [`SPAN_OUTCOMES`].
+pub const TRACE_SPANS: &str = "publisher_trace_spans_total";
 
 /// Gives each its help text, and begins what can be counted. Once a process, after the recorder is installed.
 pub fn describe() {
@@ -28,6 +31,8 @@ pub fn describe() {
     );
     describe_counter!(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status");
     describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
+    describe_counter!(TRACE_SPANS, Unit::Count, "Spans of traces, by what became of them");
+    start_counters(TRACE_SPANS, "outcome", SPAN_OUTCOMES);
     start_counters(OVERRIDES, "outcome", OVERRIDE_OUTCOMES);
 }
 

@@ -1,6 +1,7 @@
-//! Logs and metrics, set up the same way in both services.
+//! Logs, metrics and traces, set up the same way in both services.
 
 mod process;
+pub mod traces;
 
 use std::{
     fmt::Write,

@@ -212,8 +212,10 @@ class Watched(unittest.IsolatedAsyncioTestCase):
                         self.assertRegex(fresh, rf'(?m)^{name}\{{{label}="{value}"\}} \d+$')
         # An increase is seen only of what was there before.
         for alert in alerts():
-            for selector in re.findall(rf"increase\(({NAME}(?:\{{.*?\}})?)\[", alert["expr"]):
-                self.assertRegex(fresh, rf"(?m)^{re.escape(selector)}[ {{]")
+            for name, matcher in re.findall(rf"increase\(({NAME})(\{{.*?\}})?\[", alert["expr"]):
+                label, values = re.fullmatch(r'\{(\w+)=~?"(.*)"\}', matcher).groups() if matcher else (None, "")
+                for value in values.split("|"):
+                    self.assertIn(f'{name}{{{label}="{value}"}} ' if label else f"\n{name}", fresh)
 
 
 if __name__ == "__main__":

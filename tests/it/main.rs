@@ -43,5 +43,6 @@ mod subscriptions;
 mod tail_from_replica;
 mod token_endpoint;
 mod topologies;
+mod traces;
 mod tracking_refused;
 mod wrong_tokens;
