@@ -23,6 +23,7 @@ mod handshake;
 mod hostile;
 mod least_privilege;
 mod limits;
+mod logs;
 mod malformed;
 mod operations;
 mod overrides;
