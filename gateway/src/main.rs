@@ -4,12 +4,14 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use axum::Router;
-use gateway::{drain, metrics as names, server, settings::Settings, standalone};
+use gateway::{
+    board, cli, drain, metrics as names, server,
+    settings::Settings,
+    standalone::{self, demo::Demo},
+};
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
-    http::probe,
     rotation,
-    settings::Stop,
     signals::Signals,
     telemetry,
 };
@@ -19,16 +21,10 @@ use shared::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1).peekable();
-    let probe = args.next_if_eq("probe").is_some();
-    match Settings::read(args, |name| std::env::var(name).ok()) {
-        Ok(settings) if probe => match probe::ready(settings.ops_listen) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("gateway: {error}");
-                ExitCode::FAILURE
-            }
-        },
+    if let Some(code) = cli::run(std::env::args().skip(1)) {
+        return code;
+    }
+    match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
         Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -36,14 +32,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Err(Stop::Help(help)) => {
-            println!("{help}");
-            ExitCode::SUCCESS
-        }
-        Err(problems) => {
-            eprintln!("{problems}");
-            ExitCode::from(2)
-        }
+        Err(stop) => shared::cli::stop(&stop),
     }
 }
 
@@ -61,7 +50,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     let _traces =
         telemetry::traces::init_traces("kmarket-gateway", names::TRACE_SPANS, settings.traces.as_ref());
     let signals = Signals::listen().context("signals")?;
-    let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis {
+    let (backbone, mut more): (Arc<dyn Backbone>, Router) = match &settings.redis {
         None => standalone::embed(settings),
         Some(config) => {
             let retention = Retention { history_len: settings.history_len, ..Retention::default() };
@@ -69,12 +58,20 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
         }
     };
     rotation::follow(settings.secret_files.clone()).context("signals")?;
-    let running = server::start(settings, Arc::clone(&backbone), admin, metrics).await?;
-    if settings.redis.is_none() {
-        standalone::introduce(&settings.admin_keys);
+    if settings.board {
+        more = more.merge(board::router(settings.redis.is_none()));
     }
-    if settings.demo {
-        tokio::spawn(standalone::demo(backbone));
+    let demo = settings.demo.then(Demo::default);
+    if let Some(demo) = &demo {
+        // Before anybody can look.
+        demo.open(&backbone).await;
+    }
+    let running = server::start(settings, Arc::clone(&backbone), more, metrics).await?;
+    if settings.redis.is_none() {
+        standalone::introduce(settings, running.address);
+    }
+    if let Some(demo) = demo {
+        tokio::spawn(demo.run(backbone));
     }
     drain::run(running, signals, settings.drain).await;
     Ok(())

@@ -35,6 +35,8 @@ pub struct Settings {
     pub admin_keys: Keyring,
     /// Embedded only: publish invented markets.
     pub demo: bool,
+    /// Serve the live board at `/`.
+    pub board: bool,
     /// Who may ask for tokens; `None`: everyone.
     pub token_api_key: Option<Live<Secret>>,
     /// Where secrets come from that may change while it runs.
@@ -125,6 +127,7 @@ const TABLE: &[Setting] = &[
         "embedded only: signs admin tokens; not set = random, and a token is printed",
     ),
     row("DEMO", "false", "embedded only: publish a few invented markets"),
+    row("BOARD", "(true when embedded, else false)", "serve the live board, a page for browsers, at /"),
     row("TOKEN_API_KEY", "", "the bearer key that POST /api/ws/token asks for"),
     row("ALLOW_OPEN_TOKENS", "false", "let anyone ask for tokens on a listener that is not loopback"),
     row("TOKEN_RATE_LIMIT", "10", "tokens a minute and user, 0 = no limit"),
@@ -176,8 +179,12 @@ const TABLE: &[Setting] = &[
 const USAGE: &str = "\
 gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS_URL, from memory.
 
-  gateway        serves
-  gateway probe  asks the gateway that runs here with the same settings whether it is ready: exit code 0 or 1
+  gateway                  serves
+  gateway probe            asks the gateway that runs here with the same settings whether it is ready: exit code 0 or 1
+  gateway check …          says whether these settings are good; with --connect also whether Redis is
+  gateway token …          prints a client's token; see gateway token --help
+  gateway inspect TOKEN    says what a token says and whether it is good; - reads it from standard input
+  gateway tail URL …       follows markets in the terminal; see gateway tail --help
 
 RUST_LOG (environment only) says what is logged, as info or gateway=debug.";
 
@@ -190,6 +197,17 @@ impl Settings {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
+        Self::explain(args, env).map(|(settings, _)| settings)
+    }
+
+    /// The same, and a summary for people of what is not as by default.
+    ///
+    /// # Errors
+    /// [`Stop`] with the help, or with everything that is wrong.
+    pub fn explain(
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, String), Stop> {
         let mut source = Source::read(USAGE, TABLE, args, env)?;
         let ca_pem = source.optional("REDIS_CA");
         let tail_from = source.value("TAIL_FROM");
@@ -225,6 +243,7 @@ impl Settings {
             keys,
             admin_keys,
             demo,
+            board: source.optional("BOARD").unwrap_or(embedded),
             token_api_key,
             secret_files,
             token_rate_limit: source.value("TOKEN_RATE_LIMIT"),
@@ -268,8 +287,9 @@ impl Settings {
         if settings.message_rate.burst == 0 {
             source.problem("MESSAGE_BURST", "at least 1");
         }
+        let summary = source.summary();
         source.finish()?;
-        Ok(settings)
+        Ok((settings, summary))
     }
 
     /// How many sockets and how many HTTP connections this process may have open: the settings, within its open-file
@@ -444,7 +464,7 @@ mod tests {
     #[test]
     fn with_nothing_set_it_is_the_whole_system_on_loopback() {
         let settings = read(&[]).unwrap();
-        assert!(settings.redis.is_none() && settings.listen.ip().is_loopback());
+        assert!(settings.redis.is_none() && settings.listen.ip().is_loopback() && settings.board);
         assert_eq!(
             (settings.history_len, settings.resume_max, settings.max_message_bytes),
             (1000, 500, 16_384)

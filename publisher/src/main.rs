@@ -1,10 +1,10 @@
-//! `publisher`, `publisher token`, `publisher replay`.
+//! `publisher` and its commands.
 
 use std::{env, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use publisher::{
-    auth,
+    auth, cli,
     http::{self, Admin},
     metrics,
     ops::Publishing,
@@ -27,12 +27,17 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
+const COMMANDS: [&str; 6] = ["probe", "check", "token", "inspect", "override", "replay"];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1).peekable();
-    let command = args.next_if(|arg| matches!(&**arg, "token" | "replay" | "probe"));
+    let command = args.next_if(|arg| COMMANDS.contains(&arg.as_str()));
     let done = match command.as_deref() {
+        Some("check") => cli::check::run(args, variable).await.map_err(Into::into),
         Some("token") => run_token(args),
+        Some("inspect") => cli::inspect::run(args, variable).map_err(Into::into),
+        Some("override") => cli::send::run(args, variable).await.map_err(Into::into),
         Some("probe") => run_probe(args),
         Some(_) => run_replay(args).await,
         None => run_server(args).await,
@@ -40,14 +45,7 @@ async fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => match error.downcast_ref::<Stop>() {
-            Some(Stop::Help(help)) => {
-                println!("{help}");
-                ExitCode::SUCCESS
-            }
-            Some(Stop::Problems(_)) => {
-                eprintln!("{error}");
-                ExitCode::from(2)
-            }
+            Some(stop) => shared::cli::stop(stop),
             None => {
                 eprintln!("publisher: {error:#}");
                 ExitCode::FAILURE

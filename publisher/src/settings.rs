@@ -116,7 +116,10 @@ const SERVE_USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
 
   publisher                serves
+  publisher check …        says whether these settings are good; with --connect also whether Redis is
   publisher token …        prints an admin token; see publisher token --help
+  publisher inspect TOKEN  says what a token says and whether it is good; - reads it from standard input
+  publisher override URL … sends an override; see publisher override --help
   publisher replay FILE …  replays a recorded feed; see publisher replay --help
   publisher probe          asks the publisher that runs here with the same settings whether it is ready: exit code 0 or 1
 
@@ -174,6 +177,17 @@ impl Serve {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
+        Self::explain(args, env).map(|(settings, _)| settings)
+    }
+
+    /// The same, and a summary for people of what is not as by default.
+    ///
+    /// # Errors
+    /// [`Stop`] with the help, or with everything that is wrong.
+    pub fn explain(
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, String), Stop> {
         let mut settings = Settings::read(SERVE_USAGE, SERVE, args, env)?;
         let listen = settings.value("LISTEN");
         let ops_listen = settings.value("OPS_LISTEN");
@@ -183,10 +197,11 @@ impl Serve {
         let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
         let traces = TraceSettings::read(&mut settings);
         let keys_file = keys.as_ref().and_then(|keys| settings.keys_file("ADMIN_JWT_SECRET", keys));
+        let summary = settings.summary();
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
         let secret_files = keys_file.into_iter().collect();
-        Ok(Self {
+        let serve = Self {
             listen,
             ops_listen,
             redis,
@@ -196,7 +211,8 @@ impl Serve {
             min_replicas,
             log_format,
             traces,
-        })
+        };
+        Ok((serve, summary))
     }
 }
 

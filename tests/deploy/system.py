@@ -1,6 +1,6 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
-import asyncio, base64, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import asyncio, base64, fcntl, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
 import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 
@@ -9,9 +9,11 @@ import websockets
 from common import BINARIES, ROOT, compose, make_secrets, run
 
 logging.getLogger("asyncio").setLevel(logging.ERROR)  # no notes about a busy machine
-DEADLINE_S = 60
+DEADLINE_S = 120
 # nginx' own limits are by address, so a crowd has many. All of these are this machine.
 NETWORK = "127.7"
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+           "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode()}
 
 
 class System:
@@ -24,7 +26,8 @@ class System:
         self.worker_shutdown_timeout = worker_shutdown_timeout
         names = ["redis", "publisher", "publisher-ops", "gateway-1", "gateway-1-ops", "gateway-2", "gateway-2-ops",
                  "nginx", "prometheus"]
-        self.ports = dict(zip(names, free_ports(len(names))))
+        self.held = Ports(len(names))
+        self.ports = dict(zip(names, self.held.numbers))
         self.secrets = make_secrets(self.dir / "secrets", REDIS_ADDRESS=f"127.0.0.1:{self.ports['redis']}")
         try:
             if upstreams:
@@ -46,11 +49,13 @@ class System:
         self.stop()
 
     def stop(self):
-        for process in self.processes.values():
-            process.kill()
+        for name, process in self.processes.items():
+            # nginx' workers would outlive it.
+            process.terminate() if name == "nginx" else process.kill()
         for process in self.processes.values():
             process.wait()
         shutil.rmtree(self.dir)
+        self.held.close()
 
     def start(self, name, command, environment=None):
         self.environments[name] = environment or {}
@@ -185,9 +190,23 @@ class System:
 
     async def handshake(self, source, headers=None, path="/ws/odds"):
         """A WebSocket handshake's status."""
-        key = base64.b64encode(os.urandom(16)).decode()
-        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": key}
-        return (await self.request("GET", path, upgrade | (headers or {}), source=source, head_only=True))[0]
+        return (await self.request("GET", path, UPGRADE | (headers or {}), source=source, head_only=True))[0]
+
+    async def pipelined(self, path, all_headers, source):
+        """Requests on one connection, without a wait between them, so that they are many a second. Their statuses."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.ports["nginx"], local_addr=(source, 0), ssl=self.trust, server_hostname="localhost"
+        )
+        # The last one is for nothing but the end of the connection.
+        requests = [(path, headers) for headers in all_headers] + [("/nowhere", {"Connection": "close"})]
+        try:
+            for target, headers in requests:
+                lines = [f"GET {target} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+                writer.write("\r\n".join([*lines, "", ""]).encode())
+            answers = await reader.read()
+            return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)][:-1]
+        finally:
+            writer.transport.abort()
 
     async def token(self, user, **request):
         key = {"Authorization": f"Bearer {self.secret('token_api_key')}"}
@@ -220,11 +239,16 @@ class System:
             ping_interval=None, open_timeout=20, close_timeout=1, **options,
         )
 
-    async def metric(self, name, pattern):
-        """The sum of a service's samples that match."""
-        _, _, text = await self.request("GET", "/metrics", port=self.ports[name + "-ops"])
-        found = re.findall(rf"^{pattern} (\S+)$", text.decode(), re.M)
-        return sum(map(float, found))
+    async def sockets(self, names, expected):
+        """How many each of these gateways has, once all of them together have as many as expected."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            texts = [(await self.request("GET", "/metrics", port=self.ports[name + "-ops"]))[2].decode() for name in names]
+            found = [int(re.search(r"^gateway_connections (\d+)$", text, re.M)[1]) for text in texts]
+            if sum(found) == expected:
+                return found
+            assert time.monotonic() < end, found
+            await asyncio.sleep(0.1)
 
 
 class Crowd:
@@ -235,6 +259,8 @@ class Crowd:
         self.clients = [Client(self, number) for number in range(size)]
         self.problems = []
         self.tasks = []
+        # As many handshakes at a time as this machine can bring to an end while it does other things.
+        self.door = asyncio.Semaphore(50)
 
     async def __aenter__(self):
         # Four sockets a user: fewer than one gateway allows.
@@ -270,7 +296,9 @@ class Client:
         wait = 0.5
         while True:
             try:
-                async with await system.connect(self.crowd.tokens[self.number // 4], address(self.number)) as socket:
+                async with self.crowd.door:
+                    socket = await system.connect(self.crowd.tokens[self.number // 4], address(self.number))
+                async with socket:
                     await socket.send(json.dumps({"type": "resume", "offsets": {str(market): self.last}}))
                     async for text in socket:
                         wait = 0.5
@@ -310,14 +338,30 @@ async def gather_some(coroutines, at_once=50):
     return await asyncio.gather(*map(one, coroutines))
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+class Ports:
+    """Free ports of 127.0.0.1 that nobody else takes, also not when their server is restarted: below those of outgoing
+    connections, and with the same locks as tests/src/ports.rs."""
+
+    def __init__(self, count):
+        directory = Path(tempfile.gettempdir(), "kmarket-test-ports")
+        directory.mkdir(exist_ok=True)
+        self.numbers, self.locks = [], []
+        while len(self.numbers) < count:
+            number = 10_000 + secrets.randbelow(10_000)
+            lock = open(directory / str(number), "a")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+            except OSError:
+                lock.close()
+                continue
+            self.numbers.append(number)
+            self.locks.append(lock)
+
+    def close(self):
+        for lock in self.locks:
+            lock.close()
 
 
 def listens(port):

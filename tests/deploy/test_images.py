@@ -139,6 +139,8 @@ class Compose(unittest.TestCase):
             first = {path.name: path.read_text() for path in secrets.iterdir()}
             self.assertEqual(set(first), set(compose()["secrets"]))
             self.assertEqual(len(set(first.values())), len(first))
+            for name, secret in first.items():
+                self.assertRegex(secret, "[0-9a-f]{64}", name)
             self.assertEqual(os.stat(directory).st_mode & 0o077, 0)
             make_secrets(directory)
             self.assertEqual(first, {path.name: path.read_text() for path in secrets.iterdir()})

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from common import BINARIES, ROOT, run
-from system import DEADLINE_S, System, free_ports, wait_for
+from system import DEADLINE_S, Ports, System, wait_for
 
 RULES = ROOT / "docker/prometheus/rules/kmarket.yml"
 DASHBOARD = ROOT / "docker/grafana/dashboards/kmarket.json"
@@ -177,7 +177,9 @@ class Watched(unittest.IsolatedAsyncioTestCase):
     async def test_metrics_are_named_as_prometheus_asks(self):
         for name in ["gateway-1", "publisher"]:
             run("promtool", "check", "metrics", input=await self.scrape(name))
-        clients, operators = free_ports(2)
+        held = Ports(2)
+        self.addCleanup(held.close)
+        clients, operators = held.numbers
         self.system.ports["embedded-ops"] = operators
         environment = {"LISTEN": f"127.0.0.1:{clients}", "OPS_LISTEN": f"127.0.0.1:{operators}"}
         self.system.start("embedded", [BINARIES / "gateway"], environment)

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
+    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
 };
 use crate::{
     ids::MarketId,
@@ -53,6 +53,9 @@ pub trait Backbone: Send + Sync + 'static {
     /// one, and for one that cannot be understood. It is the truth at the time, as is every answer but
     /// [`Backbone::read_tails`].
     async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
+
+    /// Every market that has a log, ascending. One that is new may be missing for a moment.
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError>;
 
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
     async fn audit(
@@ -304,6 +307,12 @@ impl AuditId {
     #[must_use]
     pub fn market(&self) -> MarketId {
         self.market
+    }
+
+    /// Where its entry stands in that stream: (Unix ms, n).
+    #[must_use]
+    pub fn place(&self) -> Position {
+        self.entry.parse().unwrap_or(Position::ORIGIN)
     }
 
     /// The stream entry's id, `<ms>-<n>`.

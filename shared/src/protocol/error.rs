@@ -25,6 +25,8 @@ pub enum ErrorCode {
     UpgradeRequired,
     /// Too often.
     RateLimited,
+    /// A longer request line and headers than are read.
+    HeaderTooLarge,
     /// Our fault.
     Internal,
     /// Not now.
@@ -45,6 +47,7 @@ impl ErrorCode {
             Self::Unprocessable => ("UNPROCESSABLE", 422),
             Self::UpgradeRequired => ("UPGRADE_REQUIRED", 426),
             Self::RateLimited => ("RATE_LIMITED", 429),
+            Self::HeaderTooLarge => ("HEADER_TOO_LARGE", 431),
             Self::Internal => ("INTERNAL", 500),
             Self::ServiceUnavailable => ("SERVICE_UNAVAILABLE", 503),
         }

@@ -1,0 +1,259 @@
+// One market on the board. `take` is called for every update, and keeps it; `draw` at most once a frame, and shows it.
+
+import { element, svg, write } from './dom.js';
+
+/** Updates that the chart goes back. */
+export const SAMPLES = 60;
+/** The chart is as wide as so many, however few there are. */
+const LEAST_WIDTH = 24;
+/** Lines of the chart: the first selections of the first line. */
+const SERIES = 3;
+const CHART_EVERY_MS = 200;
+const FLASH_MS = 900;
+const WIDTH = 120;
+const HEIGHT = 36;
+
+const PRICE = /^\d+(\.\d+)?$/;
+/** The lines in this order, and the selections of each; all others behind them. */
+const LINES = ['moneyline', 'win', 'spread', 'total'];
+const ORDER = ['home', 'over', 'yes', 'draw', 'away', 'under', 'no'];
+/** A line's member that is no price: by how much, or at how many. */
+const POINTS = new Set(['line', 'points', 'handicap']);
+
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
+
+export class Card {
+    #texts; #market = null; #shape = null; #rejected = null;
+    #cells = new Map(); // line and selection → {text, price, at}
+    #went = new Map(); // the same → 'up' or 'down'
+    #moved = new Set(); // the same, since the last drawing
+    #samples = []; // prices of `#names`, oldest first
+    #names = [];
+    #chartAt = 0;
+
+    constructor(id, texts, remove) {
+        this.id = id;
+        this.#texts = texts;
+        this.badge = element('span', 'badge');
+        this.play = element('span', 'badge accent');
+        this.age = element('span', 'age faint');
+        this.seq = element('span', 'seq faint');
+        this.removal = element('button', 'quiet remove', '×');
+        this.removal.type = 'button';
+        this.removal.addEventListener('click', () => remove(id));
+        this.chart = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', class: 'chart' });
+        this.baseline = svg('line', { x1: 0, x2: WIDTH, y1: HEIGHT / 2, y2: HEIGHT / 2, class: 'baseline' });
+        this.series = Array.from({ length: SERIES }, (_, n) => svg('polyline', { class: `series-${n}`, points: '' }));
+        this.chart.append(this.baseline, ...this.series);
+        this.body = element('div', 'lines');
+        this.root = element('article', 'card panel',
+            element('header', '', element('h3', 'mono', String(id)), this.badge, this.play, element('span', 'fill'), this.removal),
+            element('div', 'facts', this.seq, this.age), this.chart, this.body);
+        this.root.dataset.market = id;
+        this.label();
+    }
+
+    get seqNow() { return this.#market ? this.#market.seq : null; }
+
+    /** A `change` of the client's. */
+    take(market) {
+        const before = this.#market?.lines;
+        this.#market = market;
+        this.#rejected = null;
+        for (const name of market.changed) {
+            const [was, is] = [before?.[name], market.lines[name]];
+            if (!was || !is) continue;
+            for (const selection of Object.keys(is)) {
+                if (!isPrice(selection, is[selection]) || !isPrice(selection, was[selection])) continue;
+                const by = Number(is[selection]) - Number(was[selection]);
+                if (!by) continue;
+                const key = keyOf(name, selection);
+                this.#went.set(key, by > 0 ? 'up' : 'down');
+                this.#moved.add(key);
+            }
+        }
+        this.#sample();
+    }
+
+    reject(code) { this.#rejected = code; }
+
+    label() {
+        this.#shape = null;
+        const title = this.#texts.of('remove', { id: this.id });
+        this.removal.title = title;
+        this.removal.setAttribute('aria-label', title);
+        this.age.title = this.#texts.of('age');
+    }
+
+    /** `fresh`: the gateway vouches for its prices. */
+    draw(fresh, now) {
+        const market = this.#market;
+        this.#drawState(fresh);
+        if (!market) return;
+        write(this.seq, `${this.#texts.of('seq')} ${market.seq}`);
+        this.root.dataset.seq = market.seq;
+        const shape = JSON.stringify(shapeOf(market.lines));
+        if (shape !== this.#shape) {
+            this.#build(market.lines);
+            this.#shape = shape;
+        }
+        for (const [key, cell] of this.#cells) {
+            write(cell.text, asText(market.lines[cell.line][cell.selection]));
+            cell.price.dataset.went = this.#went.get(key) ?? '';
+            if (this.#moved.has(key)) flash(cell, this.#went.get(key));
+        }
+        this.#moved.clear();
+        if (now - this.#chartAt >= CHART_EVERY_MS) {
+            this.#chartAt = now;
+            this.#drawChart();
+        }
+    }
+
+    /** `ageMs`: of its last update, or null. */
+    drawAge(ageMs) { write(this.age, ageMs === null ? '' : ageText(this.#texts, ageMs)); }
+
+    get ts() { return this.#market?.ts || null; }
+
+    #drawState(fresh) {
+        const { state, inPlay } = this.#market?.lines.status ?? {};
+        const [name, kind] = this.#rejected ? [this.#rejected === 'FORBIDDEN' ? 'forbidden' : 'refused', 'bad']
+            : this.#market && !this.#market.seq ? ['noPrices', '']
+                : state === 'closed' ? ['finished', 'bad']
+                    : state === 'suspended' ? ['suspended', 'warn']
+                        : fresh ? ['live', 'good'] : ['notFresh', ''];
+        write(this.badge, this.#texts.of(name));
+        this.badge.className = `badge ${kind}`;
+        this.play.hidden = inPlay !== true;
+        write(this.play, this.#texts.of('inPlay'));
+        this.root.classList.toggle('shut', state === 'closed' || state === 'suspended');
+        this.root.classList.toggle('old', !fresh);
+    }
+
+    #build(lines) {
+        this.#cells.clear();
+        this.#went = new Map([...this.#went].filter(([key]) => keysOf(lines).has(key)));
+        this.body.replaceChildren(...shapeOf(lines).map(([line, selections]) => {
+            const points = selections.filter((name) => POINTS.has(name));
+            const title = element('h4', '', element('span', 'name', wording(this.#texts, line)));
+            for (const name of points) title.append(this.#cell(line, name, 'points'));
+            const prices = selections.filter((name) => !POINTS.has(name)).map((selection) => {
+                const nth = line === shapeOf(lines)[0][0] ? this.#names.indexOf(selection) : -1;
+                const name = element('span', 'name', wording(this.#texts, selection));
+                return element('div', `selection${nth < 0 ? '' : ` series-${nth}`}`, name, this.#cell(line, selection, 'price'));
+            });
+            return element('section', prices.length > 2 ? 'many' : '', title, element('div', 'selections', ...prices));
+        }));
+    }
+
+    #cell(line, selection, className) {
+        const text = element('span', '');
+        const price = element('span', className, text);
+        price.dataset.selection = selection;
+        price.dataset.line = line;
+        this.#cells.set(keyOf(line, selection), { line, selection, text, price, flashing: null });
+        return price;
+    }
+
+    /** `updates` up to a moment at which its lines were `lines`, oldest first; what came since is here already. */
+    lookBack(updates, lines) {
+        const [line, names] = chartOf(lines);
+        if (!names || names.join('\n') !== this.#names.join('\n')) return;
+        const past = updates.map(({ payload }) => pricesOf(payload[line], names)).filter(Boolean);
+        // The last of them is where this card began.
+        this.#samples = [...past.slice(0, -1), ...this.#samples].slice(-SAMPLES);
+        this.#chartAt = 0;
+    }
+
+    #sample() {
+        const [line, names = []] = chartOf(this.#market.lines);
+        if (names.join('\n') !== this.#names.join('\n')) {
+            this.#names = names;
+            this.#samples = [];
+            this.#shape = null;
+        }
+        if (names.length && this.#market.changed.includes(line)) {
+            this.#samples.push(pricesOf(this.#market.lines[line], names));
+            if (this.#samples.length > SAMPLES) this.#samples.shift();
+        }
+    }
+
+    /** Each selection's change since the window began, in percent, on one scale around the middle. */
+    #drawChart() {
+        const [first] = this.#samples;
+        const changes = first ? this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / first[n] - 1)) : [];
+        const width = WIDTH / (Math.max(this.#samples.length, LEAST_WIDTH) - 1);
+        const most = Math.max(0.01, ...changes.flat().map(Math.abs));
+        this.series.forEach((line, n) => {
+            const x = (index) => (width * index).toFixed(1);
+            const y = (change) => (HEIGHT / 2 - change / most * (HEIGHT / 2 - 2)).toFixed(1);
+            let points = '';
+            (changes[n] ?? []).forEach((change, index) => {
+                if (index) points += `${x(index)},${y(changes[n][index - 1])} `; // a price holds until the next
+                points += `${x(index)},${y(change)} `;
+            });
+            line.setAttribute('points', points);
+        });
+        const names = this.#names.map((name) => wording(this.#texts, name)).join(', ');
+        this.chart.setAttribute('aria-label', this.#texts.of('chart', { names, n: this.#samples.length }));
+    }
+}
+
+/** A name of ours in the reader's language; any other as it was published. */
+function wording(texts, name) {
+    return KNOWN.has(name) ? texts.of(name) : name;
+}
+
+const KNOWN = new Set([...LINES, ...ORDER]);
+
+/** What there is to show: `[line, [selection …]] …`. The status is shown otherwise. */
+function shapeOf(lines) {
+    const by = (order) => (a, b) => (order.indexOf(a) + 1 || Infinity) - (order.indexOf(b) + 1 || Infinity) || 0;
+    return Object.keys(lines)
+        .filter((line) => line !== 'status' && lines[line] && typeof lines[line] === 'object')
+        .sort() // or a snapshot and the updates before it would differ
+        .sort(by(LINES))
+        .map((line) => [line, Object.keys(lines[line]).sort(by(ORDER))]);
+}
+
+/** The line that the chart is of, and the selections. */
+function chartOf(lines) {
+    const [first] = shapeOf(lines);
+    if (!first) return [];
+    const [line, selections] = first;
+    return [line, selections.filter((name) => isPrice(name, lines[line][name])).slice(0, SERIES)];
+}
+
+/** Null where one of them has none. */
+function pricesOf(line, names) {
+    if (!line || !names.every((name) => isPrice(name, line[name]))) return null;
+    return names.map((name) => Number(line[name]));
+}
+
+const keyOf = (line, selection) => JSON.stringify([line, selection]);
+
+function keysOf(lines) {
+    return new Set(shapeOf(lines).flatMap(([line, selections]) => selections.map((selection) => keyOf(line, selection))));
+}
+
+function isPrice(selection, value) {
+    return !POINTS.has(selection) && typeof value === 'string' && PRICE.test(value);
+}
+
+const asText = (value) => (value && typeof value === 'object' ? JSON.stringify(value) : String(value));
+
+function flash(cell, went) {
+    cell.flashing?.cancel();
+    if (calm.matches || !went) return;
+    cell.flashing = cell.price.animate(
+        [{ backgroundColor: `var(--${went}-soft)` }, { backgroundColor: `var(--${went}-soft)`, offset: 0.3 }, { backgroundColor: 'transparent' }],
+        { duration: FLASH_MS, easing: 'ease-out' });
+}
+
+function ageText(texts, ms) {
+    const s = ms / 1000;
+    if (s < 1) return texts.of('now');
+    if (s < 60) return texts.of('seconds', { n: Math.floor(s) });
+    if (s < 3600) return texts.of('minutes', { n: Math.floor(s / 60) });
+    if (s < 86_400) return texts.of('hours', { n: Math.floor(s / 3600) });
+    return texts.of('days', { n: Math.floor(s / 86_400) });
+}
