@@ -21,7 +21,7 @@ use shared::{
 };
 
 use crate::{
-    http::{Answer, Problem, ProblemBody},
+    http::{Answer, Problem},
     metrics,
     overrides::{self, InvalidOverride, NotAppended, Override, Sender},
 };
@@ -172,18 +172,11 @@ impl Serialize for ItemResult {
             replayed: bool,
         }
 
-        #[derive(Serialize)]
-        struct Refused<'a> {
-            ok: bool,
-            #[serde(flatten)]
-            problem: ProblemBody<'a>,
-        }
-
         match &self.0 {
             Ok(appended) => {
                 Done { ok: true, answer: appended.into(), replayed: appended.replayed }.serialize(serializer)
             }
-            Err(problem) => Refused { ok: false, problem: problem.body() }.serialize(serializer),
+            Err(problem) => problem.item().serialize(serializer),
         }
     }
 }

@@ -319,16 +319,29 @@ impl Problem {
         self.code
     }
 
+    /// What the client reads of one item among others.
+    pub(crate) fn item(&self) -> ProblemItem<'_> {
+        ProblemItem { ok: false, problem: self.body() }
+    }
+
     /// What the client reads.
-    pub(crate) fn body(&self) -> ProblemBody<'_> {
+    fn body(&self) -> ProblemBody<'_> {
         let error = ErrorBody { code: self.code.as_str(), message: &self.message };
         ProblemBody { error, current_seq: self.current_seq }
     }
 }
 
+/// `{"ok":false,"code":"…","message":"…"}`: what an item among others reads.
+#[derive(Serialize)]
+pub(crate) struct ProblemItem<'a> {
+    ok: bool,
+    #[serde(flatten)]
+    problem: ProblemBody<'a>,
+}
+
 /// `{"code":"…","message":"…"}`; a `CONFLICT` adds `currentSeq`.
 #[derive(Serialize)]
-pub(crate) struct ProblemBody<'a> {
+struct ProblemBody<'a> {
     #[serde(flatten)]
     error: ErrorBody<'a>,
     #[serde(rename = "currentSeq", skip_serializing_if = "Option::is_none")]

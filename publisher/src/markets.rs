@@ -15,7 +15,7 @@ use shared::{
 use tokio::time::timeout;
 
 use crate::{
-    http::{Answer, Problem, ProblemBody},
+    http::{Answer, Problem},
     overrides::{self, NotAppended, check_reason, members},
 };
 
@@ -152,7 +152,8 @@ pub async fn page(backbone: &dyn Backbone, request: MarketsRequest) -> Result<St
 /// Each market's state. One that is not understood must not hide the others, nor keep them from being suspended: it is
 /// `None`, and in the log.
 async fn load(backbone: &dyn Backbone, ids: &[MarketId]) -> Result<Vec<Option<MarketState>>, MarketsError> {
-    let is_its_own = |error: &MarketsError| matches!(error, MarketsError::Backbone(error) if !error.is_outage());
+    let is_its_own =
+        |error: &MarketsError| matches!(error, MarketsError::Backbone(error) if !error.is_outage());
     match in_time(backbone.load(ids, 0)).await {
         Ok(loaded) => return Ok(loaded.into_iter().map(|loaded| Some(loaded.state)).collect()),
         Err(error) if is_its_own(&error) => {}
@@ -352,13 +353,6 @@ impl Serialize for StatusResult {
             changed: bool,
         }
 
-        #[derive(Serialize)]
-        struct Refused<'a> {
-            ok: bool,
-            #[serde(flatten)]
-            problem: ProblemBody<'a>,
-        }
-
         match &self.0 {
             Ok(Done::Changed(appended)) => {
                 Changed { ok: true, answer: appended.into(), changed: true }.serialize(serializer)
@@ -372,7 +366,7 @@ impl Serialize for StatusResult {
                 changed: false,
             }
             .serialize(serializer),
-            Err(problem) => Refused { ok: false, problem: problem.body() }.serialize(serializer),
+            Err(problem) => problem.item().serialize(serializer),
         }
     }
 }
