@@ -171,7 +171,7 @@ async fn set_status(
     let (parts, body) = request.into_parts();
     let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
     let asked = StatusRequest::parse(&body::read(body, MAX_STATUS_BYTES).await?)?;
-    let sender = markets::Sender { actor: &claims.sub, request_id: request_id(&parts) };
+    let sender = sender(&claims.sub, &parts);
     Ok(json(&markets::set_status(&*admin.backbone, sender, status, asked).await?))
 }
 
