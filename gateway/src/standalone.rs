@@ -26,7 +26,7 @@ pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
     publisher::metrics::describe();
     let retention = Retention { history_len: settings.history_len, ..Retention::default() };
     let backbone: Arc<dyn Backbone> = Arc::new(MemoryBackbone::new(retention));
-    let admin = Admin { backbone: Arc::clone(&backbone), keys: settings.admin_keys.clone() };
+    let admin = Admin { backbone: Arc::clone(&backbone), copy: None, keys: settings.admin_keys.clone() };
     (backbone, publisher::http::router(admin))
 }
 

@@ -150,7 +150,7 @@ fn attributes(pairs: Vec<KeyValue>) -> BTreeMap<String, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
+    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
 };
 use crate::{
     ids::MarketId,

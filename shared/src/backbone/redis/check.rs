@@ -53,6 +53,12 @@ pub const PUBLISHER: &[&str] = &[
     "GET odds:idem:*:check",
     "SET odds:idem:*:check value XX",
     "SMEMBERS odds:markets",
+    "XREADGROUP GROUP nobody nobody COUNT 1 STREAMS odds:audit:* >",
+    "XGROUP CREATE odds:audit:* nobody 0",
+    "XACK odds:audit:* nobody 0-0",
+    "XAUTOCLAIM odds:audit:* nobody nobody 0 0-0 COUNT 1",
+    "XPENDING odds:audit:* nobody",
+    "XINFO GROUPS odds:audit:*",
 ];
 
 /// What was found: lines for people, and what is wrong.
