@@ -7,14 +7,19 @@ mod rest;
 mod token;
 mod ws;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use axum::{
     Router,
+    extract::{MatchedPath, Request},
     http::{HeaderMap, Method, header},
+    middleware::{self, Next},
     response::Response,
     routing::{get, post},
 };
@@ -32,6 +37,7 @@ use self::address::ClientKey;
 use crate::{
     limits::{KeyedRate, Places},
     market::Markets,
+    metrics as names,
     settings::{Origins, Settings},
     shard::{ShardHandle, Stats},
     tail::Health,
@@ -132,10 +138,22 @@ pub fn router(gateway: Arc<Gateway>, cors_origins: &Origins, more: Router) -> Ro
         .method_not_allowed_fallback(method_not_allowed)
         .layer(cors(cors_origins))
         .route("/ws/odds", get(ws::upgrade))
+        .layer(middleware::from_fn(count))
         .with_state(gateway)
         .merge(more)
         .fallback(async || refusal(ErrorCode::NotFound, "no such path"))
         .method_not_allowed_fallback(method_not_allowed)
+}
+
+/// Counts an answer.
+async fn count(route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let route = route.map_or("other".to_owned(), |path| path.as_str().to_owned());
+    let status = response.status().as_str().to_owned();
+    metrics::histogram!(names::HTTP_SECONDS, "route" => route.clone()).record(started.elapsed());
+    metrics::counter!(names::HTTP_REQUESTS, "route" => route, "status" => status).increment(1);
+    response
 }
 
 async fn method_not_allowed() -> Response {

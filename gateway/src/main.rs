@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::Context;
 use axum::Router;
 use gateway::{
-    board, cli, drain, server,
+    board, cli, drain, metrics as names, server,
     settings::Settings,
     standalone::{self, demo::Demo},
 };
@@ -47,6 +47,8 @@ fn run_to_end(settings: &Settings) -> anyhow::Result<()> {
 async fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
+    let _traces =
+        telemetry::traces::init_traces("kmarket-gateway", names::TRACE_SPANS, settings.traces.as_ref());
     let signals = Signals::listen().context("signals")?;
     let (backbone, mut more): (Arc<dyn Backbone>, Router) = match &settings.redis {
         None => standalone::embed(settings),

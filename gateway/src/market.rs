@@ -19,6 +19,7 @@ use shared::{
         client::Offset,
         server::{self, SnapshotCause},
     },
+    telemetry::traces::Parent,
 };
 use tokio::sync::Notify;
 
@@ -34,6 +35,8 @@ pub const GRACE: Duration = Duration::from_secs(30);
 pub trait Watcher: Send + Sync + 'static {
     /// The market has something new. At most one ring a market is outstanding.
     fn ring(&self, market: MarketId);
+    /// The market's update at `position`, for which it is about to be rung, is traced; `read` is the span so far.
+    fn trace(&self, market: MarketId, position: Position, read: Parent);
     /// Everything of this batch has been rung.
     fn flush(&self);
 }
@@ -462,6 +465,7 @@ impl Markets {
         inner.reads.ended = inner.reads.begun;
         market.read_ended.notify_waiters();
         let mut new = 0;
+        let mut traced = Vec::new();
         for update in updates {
             let top = inner.log.top();
             if update.position.epoch == top.epoch && update.position.seq <= top.seq {
@@ -475,8 +479,12 @@ impl Markets {
             }
             inner.apply(id, update);
             new += 1;
+            traced.extend(update.trace.map(|read| (update.position, read)));
         }
         drop(inner);
+        for (position, read) in traced {
+            self.watchers_of(&market).for_each(|(_, watcher)| watcher.trace(id, position, read));
+        }
         if new > 0 {
             self.ring(&market);
         }
@@ -533,11 +541,16 @@ impl Markets {
     }
 
     fn ring(&self, market: &Market) {
-        for (bell, watcher) in market.bells.iter().zip(self.watchers.get().into_iter().flatten()) {
-            if bell.watching.load(Ordering::SeqCst) && !bell.rung.swap(true, Ordering::SeqCst) {
+        for (bell, watcher) in self.watchers_of(market) {
+            if !bell.rung.swap(true, Ordering::SeqCst) {
                 watcher.ring(market.id);
             }
         }
+    }
+
+    fn watchers_of<'a>(&'a self, market: &'a Market) -> impl Iterator<Item = (&'a Bell, &'a dyn Watcher)> {
+        let watchers = self.watchers.get().into_iter().flatten().map(|watcher| &**watcher);
+        market.bells.iter().zip(watchers).filter(|(bell, _)| bell.watching.load(Ordering::SeqCst))
     }
 }
 
@@ -684,6 +697,7 @@ mod tests {
             position: Position::new(epoch, seq),
             ts: seq,
             payload: format!("{{\"l\":{{\"p\":{seq}.50}}}}").into(),
+            trace: None,
         }
     }
 
@@ -794,6 +808,8 @@ mod tests {
             fn ring(&self, _: MarketId) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
+
+            fn trace(&self, _: MarketId, _: Position, _: Parent) {}
 
             fn flush(&self) {}
         }

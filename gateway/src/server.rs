@@ -78,6 +78,8 @@ pub async fn start(
 ) -> io::Result<Running> {
     names::describe();
     let files = settings.file_budget();
+    #[expect(clippy::cast_precision_loss, reason = "an open-file limit is far below 2^52")]
+    ::metrics::gauge!(names::MAX_CONNECTIONS).set(files.sockets as f64);
     let bound = Bound { updates: settings.history_len.max(settings.resume_max), bytes: MARKET_BYTES };
     let for_parts = Arc::clone(&backbone);
     let markets = Markets::new(bound, settings.workers, Box::new(move |id| for_parts.part(id)));

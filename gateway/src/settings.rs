@@ -11,7 +11,10 @@ use shared::{
     backbone::RedisConfig,
     rotation::{Live, SecretFile},
     settings::{FromSetting, Secret, Setting, Settings as Source, Stop},
-    telemetry::LogFormat,
+    telemetry::{
+        LogFormat,
+        traces::{OTLP_ENDPOINT, OTLP_SAMPLE_RATIO, TraceSettings},
+    },
     token::{Audience, Keyring},
 };
 
@@ -87,6 +90,8 @@ pub struct Settings {
     pub handshake_rate_limit: u32,
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// Where traces go.
+    pub traces: Option<TraceSettings>,
 }
 
 /// A list of origins.
@@ -167,6 +172,8 @@ const TABLE: &[Setting] = &[
         "handshakes a second and client address, and requests for tokens without TOKEN_API_KEY; 0 = no limit",
     ),
     row("LOG_FORMAT", "(text on a terminal, else json)", "text or json"),
+    OTLP_ENDPOINT,
+    OTLP_SAMPLE_RATIO,
 ];
 
 const USAGE: &str = "\
@@ -266,6 +273,7 @@ impl Settings {
             handshake_timeout: source.value("HANDSHAKE_TIMEOUT"),
             handshake_rate_limit: source.value("HANDSHAKE_RATE_LIMIT"),
             log_format: source.optional("LOG_FORMAT").unwrap_or_else(LogFormat::for_stderr),
+            traces: TraceSettings::read(&mut source),
         };
         if !(1..=256).contains(&settings.workers) {
             source.problem("WORKERS", "from 1 to 256");

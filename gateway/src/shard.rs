@@ -18,18 +18,19 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use shared::{
-    MarketId,
+    MarketId, Position,
     protocol::{
         client::MessageId,
         close::CloseCode,
         error::Refusal,
         server::{self, Ack, Subscribed},
     },
+    telemetry::traces::{self, Parent, SpanKind},
     time::{unix_ms, unix_us},
     token::WsClaims,
 };
@@ -68,6 +69,10 @@ const WARM_AT_ONCE: usize = 32;
 const REQUEST_TIMEOUT_MS: u64 = 5_000;
 /// How long a closed connection may take to read its bye and close its side.
 const CLOSE_LINGER_MS: u64 = 5_000;
+/// Traced updates that are looked after until somebody has them; further ones end their trace unread.
+const MAX_TRACED: usize = 16;
+/// How long they are.
+const TRACED_MS: u64 = 5_000;
 /// The longest wait that a draining pod asks its clients to spread their reconnects over.
 const MAX_DRAIN_SPREAD_MS: u64 = 3_000;
 
@@ -111,9 +116,21 @@ pub struct Accepted {
 enum Input {
     Connection(Box<Accepted>),
     Rung(MarketId),
+    Traced(Box<Traced>),
     Status { stale: bool, message: Encoded },
     Revocations,
     Drain(Duration),
+}
+
+/// A traced update on its way to clients.
+struct Traced {
+    market: MarketId,
+    position: Position,
+    /// How it came into memory.
+    read: Parent,
+    since: SystemTime,
+    /// The same in the shard's time; 0 until it is there.
+    since_ms: u64,
 }
 
 /// How other threads reach a shard.
@@ -161,6 +178,11 @@ impl Watcher for ShardHandle {
         self.send(Input::Rung(market));
     }
 
+    fn trace(&self, market: MarketId, position: Position, read: Parent) {
+        let since = SystemTime::now();
+        self.send(Input::Traced(Box::new(Traced { market, position, read, since, since_ms: 0 })));
+    }
+
     fn flush(&self) {
         if self.unflushed.swap(false, Ordering::AcqRel)
             && let Err(error) = self.waker.wake()
@@ -185,6 +207,7 @@ pub fn start(
     let (sender, inbox) = mpsc::channel();
     let handle = Arc::new(ShardHandle { sender, waker, unflushed: AtomicBool::new(false) });
     let shard = Shard {
+        index,
         poll,
         inbox,
         settings,
@@ -201,6 +224,7 @@ pub fn start(
         batch: Batch::default(),
         stale: None,
         drain_until_ms: None,
+        traced: Vec::new(),
         messages: 0,
         writes: 0,
         ages: Ages::default(),
@@ -210,6 +234,7 @@ pub fn start(
 }
 
 struct Shard {
+    index: usize,
     poll: Poll,
     inbox: mpsc::Receiver<Input>,
     settings: Arc<ShardSettings>,
@@ -230,6 +255,7 @@ struct Shard {
     stale: Option<Encoded>,
     /// While it drains: when every connection is to be closed, shard milliseconds.
     drain_until_ms: Option<u64>,
+    traced: Vec<Traced>,
     messages: u64,
     writes: u64,
     ages: Ages,
@@ -288,6 +314,10 @@ impl Shard {
         while let Ok(input) = self.inbox.try_recv() {
             match input {
                 Input::Rung(market) => self.rung(market),
+                Input::Traced(traced) if self.traced.len() < MAX_TRACED => {
+                    self.traced.push(Traced { since_ms: self.now_ms, ..*traced });
+                }
+                Input::Traced(_) => {}
                 Input::Connection(accepted) => {
                     if let Err(error) = self.adopt(*accepted) {
                         tracing::warn!(%error, "a connection could not be taken over");
@@ -645,7 +675,28 @@ impl Shard {
             metrics::counter!(names::MESSAGES_SENT).increment(std::mem::take(&mut self.messages));
             metrics::counter!(names::WRITES).increment(std::mem::take(&mut self.writes));
             names::UPDATE_AGE.add(&std::mem::take(&mut self.ages.counts));
+            if !self.traced.is_empty() {
+                self.end_traced();
+            }
         }
+    }
+
+    /// Ends the traces of updates that somebody has as of this round, and says how many do.
+    fn end_traced(&mut self) {
+        let Self { index, traced, subscriptions, now_ms, .. } = self;
+        traced.retain(|&Traced { market, position, read, since, since_ms }| {
+            let sockets = subscriptions.reached(market, position);
+            if sockets == 0 {
+                return *now_ms < since_ms + TRACED_MS;
+            }
+            if let Some(mut span) = traces::child(read, "deliver", SpanKind::Producer, since) {
+                span.set("kmarket.market", market.to_string());
+                span.set("kmarket.seq", position.seq.to_string());
+                span.set("kmarket.shard", i64::try_from(*index).unwrap_or(i64::MAX));
+                span.set("kmarket.sockets", i64::try_from(sockets).unwrap_or(i64::MAX));
+            }
+            false
+        });
     }
 
     /// Has the next `count` connections' memory fetched. Between two writes the kernel has used the caches for itself, and

@@ -23,6 +23,7 @@ const ADMIN_TOKEN_TTL: Duration = Duration::from_hours(12);
 
 /// An empty backbone in memory, and the admin API over it.
 pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
+    publisher::metrics::describe();
     let retention = Retention { history_len: settings.history_len, ..Retention::default() };
     let backbone: Arc<dyn Backbone> = Arc::new(MemoryBackbone::new(retention));
     let admin = Admin { backbone: Arc::clone(&backbone), copy: None, keys: settings.admin_keys.clone() };

@@ -11,12 +11,13 @@ mod revoked;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use shared::{
     MarketId, Position, Update,
     backbone::{Backbone, BackboneError, Tails},
+    telemetry::traces::{self, Parent, SpanKind},
     time::unix_ms,
 };
 use tokio::task::JoinSet;
@@ -132,7 +133,7 @@ async fn read_part(
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
             #[expect(clippy::cast_precision_loss, reason = "at most MAX_READ_MARKETS")]
             metrics::histogram!(names::TAIL_READ_MARKETS).record(batch.len() as f64);
-            let read = take_news(markets, batch, news, &unread);
+            let read = take_news(markets, batch, news, &unread, started);
             let doubted = markets.take_doubted(read);
             (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
         }
@@ -178,12 +179,16 @@ fn take_news(
     batch: &[(MarketId, Position)],
     news: Vec<(MarketId, Vec<Update>)>,
     unread: &[MarketId],
+    started: Instant,
 ) -> Vec<MarketId> {
     let mut news: HashMap<MarketId, Vec<Update>> = news.into_iter().collect();
     let mut new = 0;
     let read: Vec<MarketId> = batch.iter().map(|(id, _)| *id).filter(|id| !unread.contains(id)).collect();
     for &id in &read {
-        let updates = news.remove(&id).unwrap_or_default();
+        let mut updates = news.remove(&id).unwrap_or_default();
+        for update in updates.iter_mut().filter(|update| update.trace.is_some()) {
+            update.trace = trace_read(id, update, started);
+        }
         let added = markets.read(id, &updates);
         if let Some(newest) = updates.last().filter(|_| added > 0) {
             metrics::histogram!(names::TAIL_LAG_SECONDS)
@@ -197,6 +202,15 @@ fn take_news(
     markets.flush();
     metrics::counter!(names::TAIL_UPDATES).increment(new as u64);
     read
+}
+
+/// The read of a traced update, which began at `started`, for its delivery to go on from.
+fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<Parent> {
+    let mut span =
+        traces::child(update.trace?, "read", SpanKind::Consumer, SystemTime::now() - started.elapsed())?;
+    span.set("kmarket.market", market.to_string());
+    span.set("kmarket.seq", update.position.seq.to_string());
+    Some(span.parent())
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {

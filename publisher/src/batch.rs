@@ -16,14 +16,14 @@ use serde::{
 };
 use serde_json::value::RawValue;
 use shared::{
-    backbone::{Append, Appended, Backbone},
+    backbone::{Appended, Backbone},
     protocol::error::json_problem,
 };
 
 use crate::{
     http::{Answer, Problem},
     metrics,
-    overrides::{self, InvalidOverride, NotAppended, Override},
+    overrides::{self, InvalidOverride, NotAppended, Override, Sender},
 };
 
 /// The most overrides in a batch (contract, section 5).
@@ -110,21 +110,12 @@ pub enum InvalidBatch {
     TooManyItems,
 }
 
-/// Who sends a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Sender<'a> {
-    /// Their token's `sub`.
-    pub actor: &'a str,
-    /// The HTTP request's id.
-    pub request_id: &'a str,
-    /// The request's idempotency key; item `i` (from 0) has the key `<key>#<i>`.
-    pub idempotency_key: Option<&'a str>,
-}
-
-/// Appends the items in order and answers for each, in order.
+/// Appends the items in order and answers for each, in order. With an idempotency key item `i` (from 0) has the key
+/// `<key>#<i>`.
 pub async fn run(
     backbone: &dyn Backbone,
-    sender: Sender<'_>,
+    sender: &Sender<'_>,
+    idempotency_key: Option<&str>,
     items: Vec<Result<&str, InvalidOverride>>,
 ) -> Vec<ItemResult> {
     let mut results = Vec::with_capacity(items.len());
@@ -134,7 +125,13 @@ pub async fn run(
         let mut appends = Vec::with_capacity(PART);
         let mut refusals = Vec::with_capacity(PART);
         for (index, item) in items.by_ref().take(PART) {
-            let append = item.and_then(|text| sender.append(index, text));
+            let append = item.and_then(|text| {
+                let parsed = Override::parse(text)?;
+                let idempotency = idempotency_key.map(|key| {
+                    overrides::idempotency(format!("{key}#{index}"), sender.actor, text.as_bytes())
+                });
+                Ok(parsed.into_append(sender, idempotency))
+            });
             refusals.push(append.map(|append| appends.push(append)).err());
         }
         let answers = match appends.len() {
@@ -181,16 +178,6 @@ impl Serialize for ItemResult {
             }
             Err(problem) => problem.item().serialize(serializer),
         }
-    }
-}
-
-impl Sender<'_> {
-    fn append(self, index: usize, text: &str) -> Result<Append, InvalidOverride> {
-        let parsed = Override::parse(text)?;
-        let idempotency = self
-            .idempotency_key
-            .map(|key| overrides::idempotency(format!("{key}#{index}"), self.actor, text.as_bytes()));
-        Ok(parsed.into_append(self.actor, self.request_id, idempotency))
     }
 }
 

@@ -6,7 +6,7 @@ use axum::{
     Router,
     extract::{MatchedPath, Query, Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, Uri,
+        HeaderMap, HeaderName, HeaderValue, Method, Uri,
         header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE},
         request::Parts,
     },
@@ -23,9 +23,11 @@ use shared::{
         json, json_text, refuse,
     },
     protocol::error::{ErrorBody, ErrorCode},
+    telemetry::traces::{self, Span},
     token::{Keyring, Role},
 };
 use tokio::sync::Semaphore;
+use tracing::field;
 
 use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
@@ -35,7 +37,7 @@ use crate::{
     export::AuditCopy,
     markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
     metrics,
-    overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
+    overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override, Sender},
     revoke::{self, InvalidRevocation, MAX_REVOKE_BYTES, NotRevoked},
 };
 
@@ -87,6 +89,7 @@ const MAX_REQUEST_ID: usize = 128;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static X_AUDIT_SOURCE: HeaderName = HeaderName::from_static("x-audit-source");
 static X_NEXT_BEFORE: HeaderName = HeaderName::from_static("x-next-before");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -99,7 +102,7 @@ async fn override_one(State(admin): State<Arc<Admin>>, request: Request) -> Resu
     let text = std::str::from_utf8(&body).map_err(|_| InvalidOverride::NotUtf8);
     let parsed = text.and_then(Override::parse).inspect_err(|_| metrics::count_override("invalid"))?;
     let idempotency = key.map(|key| overrides::idempotency(key.to_owned(), &claims.sub, &body));
-    let append = parsed.into_append(&claims.sub, request_id(&parts), idempotency);
+    let append = parsed.into_append(&sender(&claims.sub, &parts), idempotency);
     let mut results = overrides::submit(&*admin.backbone, vec![append]).await;
     let appended = results.pop().unwrap_or(Err(NotAppended::Unreachable))?;
     let mut response = json(&Answer::from(&appended));
@@ -118,8 +121,7 @@ async fn override_many(State(admin): State<Arc<Admin>>, request: Request) -> Res
     let format = Format::of(parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()));
     let body = body::read(body, MAX_BATCH_BYTES).await?;
     let items = batch::split(&body, format)?;
-    let sender = batch::Sender { actor: &claims.sub, request_id: request_id(&parts), idempotency_key };
-    let results = batch::run(&*admin.backbone, sender, items).await;
+    let results = batch::run(&*admin.backbone, &sender(&claims.sub, &parts), idempotency_key, items).await;
     Ok(([(CONTENT_TYPE, format.content_type())], format.write(&results)).into_response())
 }
 
@@ -183,7 +185,7 @@ async fn set_status(
     let (parts, body) = request.into_parts();
     let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
     let asked = StatusRequest::parse(&body::read(body, MAX_STATUS_BYTES).await?)?;
-    let sender = markets::Sender { actor: &claims.sub, request_id: request_id(&parts) };
+    let sender = sender(&claims.sub, &parts);
     Ok(json(&markets::set_status(&*admin.backbone, sender, status, asked).await?))
 }
 
@@ -215,12 +217,49 @@ async fn observe(mut request: Request, next: Next) -> Response {
         request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
     request.headers_mut().insert(&X_REQUEST_ID, id.clone());
     let started = Instant::now();
+    let span = begin_trace(&mut request, &route, &id);
     let mut response = next.run(request).await;
     ::metrics::histogram!(metrics::HTTP_SECONDS, "route" => route.clone()).record(started.elapsed());
+    tracing::debug!(
+        request_id = id.to_str().ok(),
+        trace_id = span.as_ref().map(|span| field::display(span.parent().trace_id())),
+        route,
+        status = response.status().as_u16(),
+        "an admin request is answered"
+    );
     response.headers_mut().insert(&X_REQUEST_ID, id);
+    if let Some(mut span) = span {
+        span.set("http.response.status_code", i64::from(response.status().as_u16()));
+        if response.status().is_server_error() {
+            span.fail();
+        }
+    }
     let status = response.status().as_str().to_owned();
     ::metrics::counter!(metrics::HTTP_REQUESTS, "route" => route, "status" => status).increment(1);
     response
+}
+
+/// The request's span, where it is traced; its handler finds it among the extensions. Only what has bounds goes into it: no
+/// path or method of the client's making, no query, no header but the id.
+fn begin_trace(request: &mut Request, route: &str, id: &HeaderValue) -> Option<Span> {
+    let mut traceparents = request.headers().get_all(&TRACEPARENT).iter();
+    let traceparent = traceparents.next().filter(|_| traceparents.next().is_none());
+    let mut span = traces::begin(traceparent.and_then(|value| value.to_str().ok()))?;
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        _ => "_OTHER",
+    };
+    span.name(format!("{method} {route}"));
+    span.set("http.request.method", method);
+    span.set("http.route", route.to_owned());
+    span.set("kmarket.request_id", id.to_str().unwrap_or_default().to_owned());
+    request.extensions_mut().insert(span.parent());
+    Some(span)
+}
+
+fn sender<'a>(actor: &'a str, parts: &'a Parts) -> Sender<'a> {
+    Sender { actor, request_id: request_id(parts), trace: parts.extensions.get().copied() }
 }
 
 /// The id that [`observe`] gave the request.

@@ -61,6 +61,8 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
+    let _traces =
+        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref());
     let redis = connect(&settings.redis, settings.retention, settings.min_replicas)?;
     tokio::spawn(Arc::clone(&redis).remember_others());
     let copy = settings.database.map(|database| AuditCopy::new(Arc::clone(&redis), Archive::new(database)));

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use crate::{
     http::{Answer, Problem},
-    overrides::{self, NotAppended, check_reason, members},
+    overrides::{self, NotAppended, Sender, check_reason, members},
 };
 
 /// Markets of a page when the query does not say.
@@ -281,15 +281,6 @@ pub enum InvalidStatus {
     Reason,
 }
 
-/// Who suspends or opens.
-#[derive(Clone, Copy, Debug)]
-pub struct Sender<'a> {
-    /// `sub` of their token.
-    pub actor: &'a str,
-    /// The HTTP request.
-    pub request_id: &'a str,
-}
-
 /// Brings each market to this status, and answers for each, in the order asked. What cannot be read or appended fails
 /// alone; where nobody answers, the rest is not tried.
 ///
@@ -448,6 +439,7 @@ impl Change<'_> {
             actor: self.sender.actor.to_owned(),
             reason: self.reason.to_owned(),
             request_id: self.sender.request_id.to_owned(),
+            trace: self.sender.trace,
         })
     }
 }

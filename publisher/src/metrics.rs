@@ -1,9 +1,15 @@
 //! The names of what the publisher counts.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use shared::telemetry::{export_build_info, start_counters, traces::SPAN_OUTCOMES};
 
-/// Overrides handled, by `outcome`: `appended`, `replayed`, `conflict`, `key_reused`, `invalid`, `unavailable`.
+/// Which build this is.
+pub const BUILD_INFO: &str = "publisher_build_info";
+/// Overrides handled, by `outcome`: [`OVERRIDE_OUTCOMES`].
 pub const OVERRIDES: &str = "publisher_overrides_total";
+/// What may become of an override.
+pub const OVERRIDE_OUTCOMES: [&str; 7] =
+    ["appended", "replayed", "conflict", "key_reused", "invalid", "unavailable", "not_replicated"];
 /// How long the backbone took to append: one override, or one part of a batch.
 pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 /// HTTP requests answered, by `route` and `status`.
@@ -19,8 +25,12 @@ pub const AUDIT_LOST: &str = "publisher_audit_lost_total";
 /// From a request's head to its answer, by `route`.
 pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
-/// Gives each its help text. Once a process, after the recorder is installed.
+/// Spans of traces, by `outcome`: [`SPAN_OUTCOMES`].
+pub const TRACE_SPANS: &str = "publisher_trace_spans_total";
+
+/// Gives each its help text, and begins what can be counted. Once a process, after the recorder is installed.
 pub fn describe() {
+    export_build_info(BUILD_INFO);
     describe_counter!(OVERRIDES, Unit::Count, "Overrides handled, by outcome");
     describe_histogram!(
         APPEND_SECONDS,
@@ -41,6 +51,9 @@ pub fn describe() {
     );
     describe_counter!(AUDIT_LOST, Unit::Count, "Audit entries that will not come to Postgres, by cause");
     describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
+    describe_counter!(TRACE_SPANS, Unit::Count, "Spans of traces, by what became of them");
+    start_counters(TRACE_SPANS, "outcome", SPAN_OUTCOMES);
+    start_counters(OVERRIDES, "outcome", OVERRIDE_OUTCOMES);
 }
 
 /// Counts one override.

@@ -4,7 +4,11 @@
 //! deeper than [`MAX_NESTING`]: serde_json skips over a `RawValue` without recursion, and what lies deeper is refused
 //! before it is looked into.
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use axum::body::Bytes;
 use serde::{
@@ -19,8 +23,10 @@ use shared::{
     ids::MAX_SAFE_INTEGER,
     price::{InvalidOdds, check_decimal_odds},
     protocol::error::json_problem,
+    telemetry::traces::{self, Parent, Span, SpanKind},
 };
 use tokio::time::{Instant, timeout};
+use tracing::field::{self, DisplayValue};
 
 use crate::metrics;
 
@@ -106,19 +112,31 @@ impl Override {
         Ok(Self { market, payload: payload(payload_text)?, reason, expected_seq })
     }
 
-    /// What the backbone is asked to do for `actor`.
+    /// What the backbone is asked to do for `sender`.
     #[must_use]
-    pub fn into_append(self, actor: &str, request_id: &str, idempotency: Option<Idempotency>) -> Append {
+    pub fn into_append(self, sender: &Sender<'_>, idempotency: Option<Idempotency>) -> Append {
         Append {
             market: self.market,
             payload: self.payload,
             expected_seq: self.expected_seq,
             idempotency,
-            actor: actor.to_owned(),
+            actor: sender.actor.to_owned(),
             reason: self.reason,
-            request_id: request_id.to_owned(),
+            request_id: sender.request_id.to_owned(),
+            trace: sender.trace,
         }
     }
+}
+
+/// Who sends overrides, and in which request.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Their token's `sub`.
+    pub actor: &'a str,
+    /// The HTTP request's id.
+    pub request_id: &'a str,
+    /// The HTTP request's span, where it is traced.
+    pub trace: Option<Parent>,
 }
 
 /// Whether a reason can be kept and shown.
@@ -282,17 +300,26 @@ pub fn idempotency(key: String, actor: &str, text: &[u8]) -> Idempotency {
 }
 
 /// Appends, in one round trip, and counts what became of each. The answers come in the order of `appends`.
-pub async fn submit(backbone: &dyn Backbone, appends: Vec<Append>) -> Vec<Result<Appended, NotAppended>> {
+pub async fn submit(backbone: &dyn Backbone, mut appends: Vec<Append>) -> Vec<Result<Appended, NotAppended>> {
+    let request = Request::of(&appends);
+    let span = request.trace.and_then(|parent| trace(parent, &mut appends));
     let keyed: Vec<bool> = appends.iter().map(|append| append.idempotency.is_some()).collect();
     let started = Instant::now();
     let answer = timeout(APPEND_TIMEOUT, backbone.append(appends)).await;
     ::metrics::histogram!(metrics::APPEND_SECONDS).record(started.elapsed());
     let results: Vec<Result<Appended, NotAppended>> = if let Ok(results) = answer {
-        let known =
-            |(result, keyed): (Result<_, _>, bool)| result.map_err(|error| NotAppended::new(error, keyed));
+        let known = |(result, keyed): (Result<_, _>, bool)| {
+            result.map_err(|error| NotAppended::new(error, keyed, &request))
+        };
         results.into_iter().zip(keyed).map(known).collect()
     } else {
-        tracing::error!(overrides = keyed.len(), after_s = APPEND_TIMEOUT.as_secs(), "append timed out");
+        tracing::error!(
+            request_id = request.id,
+            trace_id = request.trace_id(),
+            overrides = keyed.len(),
+            after_s = APPEND_TIMEOUT.as_secs(),
+            "append timed out"
+        );
         keyed.into_iter().map(|keyed| Err(NotAppended::Unknown { keyed })).collect()
     };
     for result in &results {
@@ -302,7 +329,44 @@ pub async fn submit(backbone: &dyn Backbone, appends: Vec<Append>) -> Vec<Result
             Err(not_appended) => not_appended.outcome(),
         });
     }
+    if let Some(mut span) = span
+        && results.iter().flat_map(Result::as_ref).next().is_none()
+    {
+        span.fail();
+    }
     results
+}
+
+/// The request that some appends came in, for the log.
+#[derive(Default)]
+struct Request {
+    id: String,
+    trace: Option<Parent>,
+}
+
+impl Request {
+    fn of(appends: &[Append]) -> Self {
+        appends
+            .first()
+            .map_or_else(Self::default, |append| Self { id: append.request_id.clone(), trace: append.trace })
+    }
+
+    fn trace_id(&self) -> Option<DisplayValue<impl fmt::Display>> {
+        self.trace.map(|span| field::display(span.trace_id()))
+    }
+}
+
+/// The span of these appends, which go on from it.
+fn trace(request: Parent, appends: &mut [Append]) -> Option<Span> {
+    let mut span = traces::child(request, "append", SpanKind::Client, SystemTime::now())?;
+    span.set("kmarket.overrides", i64::try_from(appends.len()).unwrap_or(i64::MAX));
+    if let [append] = appends {
+        span.set("kmarket.market", append.market.to_string());
+    }
+    for append in appends {
+        append.trace = Some(span.parent());
+    }
+    Some(span)
 }
 
 /// Why an override is not, or may not be, in the log.
@@ -345,7 +409,7 @@ pub enum NotAppended {
 }
 
 impl NotAppended {
-    fn new(error: AppendError, keyed: bool) -> Self {
+    fn new(error: AppendError, keyed: bool, request: &Request) -> Self {
         match error {
             AppendError::Conflict { current } => Self::Conflict { current },
             AppendError::KeyReused => Self::KeyReused,
@@ -353,7 +417,12 @@ impl NotAppended {
                 Self::NotReplicated { position, replicas, wanted }
             }
             AppendError::Backbone(error) => {
-                tracing::error!(%error, "append failed");
+                tracing::error!(
+                    request_id = request.id,
+                    trace_id = request.trace_id(),
+                    %error,
+                    "append failed"
+                );
                 let never_sent = match &error {
                     BackboneError::Redis(error) => {
                         error.is_connection_refusal()

@@ -214,6 +214,7 @@ impl Replay<'_> {
             actor: "replay".to_owned(),
             reason: self.reason.clone(),
             request_id: format!("replay-line-{line}"),
+            trace: None,
         }
     }
 

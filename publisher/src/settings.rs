@@ -7,7 +7,10 @@ use shared::{
     backbone::{RedisConfig, Retention, TailFrom},
     rotation::SecretFile,
     settings::{FromSetting, Secret, Setting, Settings, Stop},
-    telemetry::LogFormat,
+    telemetry::{
+        LogFormat,
+        traces::{OTLP_ENDPOINT, OTLP_SAMPLE_RATIO, TraceSettings},
+    },
     token::{Audience, Keyring, Role},
 };
 
@@ -37,6 +40,8 @@ pub struct Serve {
     pub min_replicas: usize,
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// Where traces go.
+    pub traces: Option<TraceSettings>,
 }
 
 /// What `publisher token` needs.
@@ -115,6 +120,8 @@ const SERVE: &[Setting] = &[
     AUDIT_LEN,
     PUBLISH_MIN_REPLICAS,
     LOG_FORMAT,
+    OTLP_ENDPOINT,
+    OTLP_SAMPLE_RATIO,
 ];
 const SERVE_USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
@@ -200,6 +207,7 @@ impl Serve {
         let database = database(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
+        let traces = TraceSettings::read(&mut settings);
         let keys_file = keys.as_ref().and_then(|keys| settings.keys_file("ADMIN_JWT_SECRET", keys));
         let database_file = database
             .clone()
@@ -218,6 +226,7 @@ impl Serve {
             retention,
             min_replicas,
             log_format,
+            traces,
         };
         Ok((serve, summary))
     }

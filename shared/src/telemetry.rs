@@ -1,4 +1,7 @@
-//! Logs and metrics, set up the same way in both services.
+//! Logs, metrics and traces, set up the same way in both services.
+
+mod process;
+pub mod traces;
 
 use std::{
     fmt::Write,
@@ -73,6 +76,39 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()
 }
 
+/// Which commit this is, where whoever built it said so in `KMARKET_COMMIT`.
+const COMMIT: Option<&str> = option_env!("KMARKET_COMMIT");
+
+/// Exports which build this is as `name`, a gauge that is always 1.
+pub fn export_build_info(name: &'static str) {
+    metrics::describe_gauge!(name, "Always 1; the labels say which build this is");
+    let commit = COMMIT.filter(|commit| !commit.is_empty()).unwrap_or("unknown");
+    metrics::gauge!(name, "version" => env!("CARGO_PKG_VERSION"), "commit" => commit).set(1.0);
+}
+
+/// A counter with one label, whose values are all there from the beginning: what has not happened is 0, and an alert sees
+/// the first time.
+pub fn start_counters<V: ToString>(
+    name: &'static str,
+    label: &'static str,
+    values: impl IntoIterator<Item = V>,
+) {
+    for value in values {
+        metrics::counter!(name, label => value.to_string()).increment(0);
+    }
+}
+
+/// Everything as Prometheus text: of the recorder, of `tallies`, and of the process.
+#[must_use]
+pub fn render_metrics(recorded: &PrometheusHandle, tallies: &[&Tally]) -> String {
+    let mut text = recorded.render();
+    for tally in tallies {
+        tally.render(&mut text);
+    }
+    process::render(&mut text);
+    text
+}
+
 fn seconds(us: u32) -> f64 {
     f64::from(us) / 1e6
 }
@@ -127,7 +163,7 @@ impl Tally {
     }
 
     /// Appends it as Prometheus text.
-    pub fn render(&self, text: &mut String) {
+    fn render(&self, text: &mut String) {
         let Self { name, help, buckets, sum_us } = self;
         let bounds = BUCKETS_US.map(|us| seconds(us).to_string()).into_iter().chain(["+Inf".to_owned()]);
         let mut count = 0;

@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::position::Position;
+use crate::{position::Position, telemetry::traces::Parent};
 
 /// One entry of a market's log (contract, section 1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Update {
     pub ts: u64,
     /// The payload's JSON text, byte for byte as received: an object of whole lines.
     pub payload: Box<str>,
+    /// The append's span, where it is traced.
+    pub trace: Option<Parent>,
 }
 
 /// A payload taken apart into lines; the text itself is kept as it was written, since prices are decimal text.

@@ -1,6 +1,7 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
 import asyncio, base64, fcntl, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 
 import websockets
@@ -125,6 +126,33 @@ class System:
         run("nginx", "-t", *common, "-g", command[-1])
         self.start("nginx", [command[0], *common, *command[1:]])
         wait_for(lambda: listens(self.ports["nginx"]), "nginx listens", self.processes["nginx"])
+
+    def start_prometheus(self, interval="15s"):
+        """With docker/prometheus, which scrapes this system's services so often."""
+        etc = self.dir / "prometheus"
+        shutil.copytree(ROOT / "docker/prometheus", etc)
+        for service, names in [("gateway", ["gateway-1", "gateway-2"]), ("publisher", ["publisher"])]:
+            targets = [f"127.0.0.1:{self.ports[name + '-ops']}" for name in names]
+            (etc / f"targets/{service}.yml").write_text(json.dumps([{"targets": targets}]))
+        config = etc / "prometheus.yml"
+        config.write_text(re.sub(r"_interval: \w+", f"_interval: {interval}", config.read_text()))
+        run("promtool", "check", "config", config)
+        self.start("prometheus", ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={etc}/data",
+                                  f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}"])
+
+    def query(self, expression):
+        """What Prometheus answers: (labels, value) of each series, or None while it does not answer."""
+        parameters = urllib.parse.urlencode({"query": expression})
+        url = f"http://127.0.0.1:{self.ports['prometheus']}/api/v1/query?{parameters}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return [(one["metric"], float(one["value"][1])) for one in json.load(answer)["data"]["result"]]
+        except urllib.error.HTTPError as refused:
+            if refused.code == 503:  # It has just started.
+                return None
+            raise AssertionError(f"{expression}: {refused.read().decode()}") from None
+        except OSError:
+            return None
 
     def workers(self):
         children = f"/proc/{self.processes['nginx'].pid}/task/{self.processes['nginx'].pid}/children"

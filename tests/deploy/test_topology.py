@@ -1,7 +1,7 @@
 """What a client, and who is none, meets in front of nginx: real nginx, gateways, publisher, Redis and Prometheus, from
 the files that docker-compose.yml uses."""
 
-import asyncio, json, re, shutil, signal, ssl, unittest, urllib.request, warnings
+import asyncio, json, re, signal, ssl, unittest, warnings
 
 from common import ROOT, run, seconds, settings
 from system import UPGRADE, Crowd, Ports, System, gather_some, wait_for
@@ -106,26 +106,11 @@ class ThroughNginx(Test):
         self.assertLess(len(lines), 20)
 
     async def test_prometheus_scrapes_both_services(self):
-        etc = self.system.dir / "prometheus"
-        shutil.copytree(ROOT / "docker/prometheus", etc)
-        for service, names in [("gateway", ["gateway-1", "gateway-2"]), ("publisher", ["publisher"])]:
-            targets = [f"127.0.0.1:{self.system.ports[name + '-ops']}" for name in names]
-            (etc / f"targets/{service}.yml").write_text(json.dumps([{"targets": targets}]))
-        run("promtool", "check", "config", etc / "prometheus.yml")
-        self.system.start("prometheus", ["prometheus", f"--config.file={etc}/prometheus.yml", f"--storage.tsdb.path={etc}/data",
-                                         f"--web.listen-address=127.0.0.1:{self.system.ports['prometheus']}"])
-
-        def query(text):
-            url = f"http://127.0.0.1:{self.system.ports['prometheus']}/api/v1/query?query={text}"
-            try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
-                    return [(one["metric"].get("job"), one["value"][1]) for one in json.load(answer)["data"]["result"]]
-            except OSError:
-                return []
-
-        up = [("gateway", "1"), ("gateway", "1"), ("publisher", "1")]
-        await asyncio.to_thread(wait_for, lambda: sorted(query("up")) == up, "every target is up", self.system.processes["prometheus"])
-        self.assertEqual(sorted(job for job, _ in query("gateway_connections")), ["gateway", "gateway"])
+        self.system.start_prometheus()
+        jobs = lambda expression: sorted((one["job"], value) for one, value in self.system.query(expression) or [])
+        up = [("gateway", 1), ("gateway", 1), ("publisher", 1)]
+        await asyncio.to_thread(wait_for, lambda: jobs("up") == up, "every target is up", self.system.processes["prometheus"])
+        self.assertEqual([job for job, _ in jobs("gateway_max_connections")], ["gateway", "gateway"])
 
     async def test_redis_lets_nobody_in_without_a_password(self):
         for who in [[], ["--user", "default", "--pass", ""], ["--user", "default", "--pass", "default"]]:

@@ -373,6 +373,7 @@ fn append(market: MarketId, payload: &str) -> Append {
         actor: "desk-1".into(),
         reason: "test".into(),
         request_id: "r-1".into(),
+        trace: None,
     }
 }
 

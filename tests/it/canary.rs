@@ -1,4 +1,5 @@
-//! Secrets are nowhere to be seen: not in a log line however much is logged, not in a metric, and not in an answer.
+//! Secrets are nowhere to be seen: not in a log line however much is logged, not in a metric or a trace, and not in an
+//! answer.
 
 use serde_json::Value;
 use shared::{
@@ -6,7 +7,8 @@ use shared::{
     token::{Audience, Keyring, Role},
 };
 use tests::{
-    Answer, Http, Launch, Redis, Service, Socket, fresh_market, fresh_user, process::Stream, tokens, within,
+    Answer, Collector, Http, Launch, Redis, Service, Socket, eventually, fresh_market, fresh_user,
+    process::Stream, tokens, within,
 };
 
 const JWT: &str = "canary-jwt-0123456789abcdef0123456789abcdef";
@@ -37,16 +39,21 @@ impl Seen {
 }
 
 #[tokio::test]
-async fn a_secret_is_in_no_log_line_no_metric_and_no_answer() {
-    let redis = Redis::with_user();
+async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
+    let (redis, collector) = (Redis::with_user(), Collector::start().await);
+    let traces = [("OTLP_ENDPOINT", &*collector.endpoint()), ("OTLP_SAMPLE_RATIO", "1")];
     let gateway = Launch::gateway(&redis)
         .env("RUST_LOG", "trace")
         .env("JWT_SECRET", &format!("k1:{JWT}"))
         .env("TOKEN_API_KEY", API_KEY)
         .env("READ_AUTH", "token")
+        .envs(&traces)
         .start();
-    let publisher =
-        Launch::publisher(&redis).env("RUST_LOG", "trace").env("ADMIN_JWT_SECRET", ADMIN_JWT).start();
+    let publisher = Launch::publisher(&redis)
+        .env("RUST_LOG", "trace")
+        .env("ADMIN_JWT_SECRET", ADMIN_JWT)
+        .envs(&traces)
+        .start();
     let (http, mut seen) = (Http::default(), Seen::default());
     let (user, market) = (fresh_user(), fresh_market());
     let admin_keys = Keyring::parse(&Secret::new(ADMIN_JWT), Audience::Admin).unwrap();
@@ -126,6 +133,11 @@ async fn a_secret_is_in_no_log_line_no_metric_and_no_answer() {
     let wrong = redis.access().url.replace(PASSWORDS[1], NO_TOKEN);
     let stranger = stranger.env("REDIS_URL", &wrong).start_unready();
     stranger.process.expect_line("trouble", |line| line.contains("does not answer").then_some(()));
+
+    // The last request is the last one to be told of.
+    let told = || collector.spans().iter().filter(|span| span.name == "GET /admin/audit").count();
+    eventually("a trace of each read of the audit", async || (told() >= 3).then_some(())).await;
+    seen.0.push(("a trace".to_owned(), collector.said()));
 
     for service in [gateway, publisher, stranger] {
         end(&mut seen, service).await;

@@ -48,7 +48,10 @@ pub(super) async fn upgrade(State(gateway): State<Arc<Gateway>>, mut request: Re
             tokio::spawn(hand_over(gateway, upgrade, claims, place));
             ("accepted", response)
         }
-        Err(Refused { outcome, response }) => (outcome, *response),
+        Err(Refused { outcome, response }) => {
+            tracing::debug!(outcome, status = response.status().as_u16(), "a handshake is refused");
+            (outcome, *response)
+        }
     };
     metrics::counter!(names::HANDSHAKES, "outcome" => outcome).increment(1);
     response

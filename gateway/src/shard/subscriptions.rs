@@ -314,6 +314,13 @@ impl Subscriptions {
         waiters
     }
 
+    /// How many subscribers of a market have its update at `position`, or later ones.
+    #[must_use]
+    pub fn reached(&self, id: MarketId, position: Position) -> usize {
+        let has = |entry: &&u32| self.entries[**entry as usize].cursor >= position;
+        self.by_id.get(&id).map_or(0, |&index| self.markets[index].subscribers.iter().filter(has).count())
+    }
+
     /// Lets go of a market that turned out to be wanted by nobody here.
     pub fn close_unused(&mut self, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
@@ -717,7 +724,7 @@ mod tests {
     fn update(at: At) -> Update {
         let pad = if at.position.seq.get().is_multiple_of(5) { LARGE_FRAME_BYTES } else { 0 };
         let payload = format!(r#"{{"l":{{"history":{},"p":1.50,"pad":"{:pad$}"}}}}"#, at.history, "");
-        Update { position: at.position, ts: 1, payload: payload.into() }
+        Update { position: at.position, ts: 1, payload: payload.into(), trace: None }
     }
 
     impl World {

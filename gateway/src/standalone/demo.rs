@@ -171,6 +171,7 @@ fn append(market: u64, payload: &str) -> Option<Append> {
         actor: "demo".to_owned(),
         reason: "invented".to_owned(),
         request_id: "demo".to_owned(),
+        trace: None,
     })
 }
 

@@ -5,6 +5,7 @@
 --       5 remembered epoch   6 remembered seq       7 log length           8 audit length
 --       9 actor          10 reason                  11 request id
 --       then per line: name, name as a JSON string, JSON text or '' to remove it
+--       then, where it is traced, its traceparent
 -- Answers {'ok' | 'replayed', epoch, seq, ts, audit entry id}, {'conflict', epoch, seq} or {'reused'}.
 local log, state, audit, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
@@ -51,7 +52,7 @@ local epoch_text, seq_text = string.format('%.0f', epoch), string.format('%.0f',
 local ts = string.format('%.0f', tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000))
 
 local fields = {}
-for i = 12, #ARGV, 3 do fields[#fields + 1] = 'l:' .. ARGV[i] end
+for i = 12, #ARGV - 2, 3 do fields[#fields + 1] = 'l:' .. ARGV[i] end
 local former = redis.call('HMGET', state, unpack(fields))
 local before, set, removed = {}, {'epoch', epoch_text, 'seq', seq_text, 'ts', ts}, {}
 for n, field in ipairs(fields) do
@@ -68,7 +69,11 @@ end
 local entry = redis.call('XADD', audit, 'MAXLEN', '~', ARGV[8], '*', 'epoch', epoch_text, 'seq', seq_text, 'ts', ts,
     'actor', ARGV[9], 'reason', ARGV[10], 'before', '{' .. table.concat(before, ',') .. '}', 'after', ARGV[1],
     'requestId', ARGV[11])
-redis.call('XADD', log, 'MAXLEN', '~', ARGV[7], epoch_text .. '-' .. seq_text, 'ts', ts, 'p', ARGV[1], 'a', entry)
+local update = {'ts', ts, 'p', ARGV[1], 'a', entry}
+if #ARGV % 3 == 0 then
+    update[7], update[8] = 't', ARGV[#ARGV]
+end
+redis.call('XADD', log, 'MAXLEN', '~', ARGV[7], epoch_text .. '-' .. seq_text, unpack(update))
 redis.call('HSET', state, unpack(set))
 if #removed > 0 then redis.call('HDEL', state, unpack(removed)) end
 if idempotency then

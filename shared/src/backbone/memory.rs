@@ -202,7 +202,8 @@ impl Market {
         self.last_audit = next_entry(self.last_audit, ts);
         let audit_id = AuditId::new(append.market, &self.last_audit.to_string());
         let payload = append.payload.text();
-        push_bounded(&mut self.log, retention.history_len, Update { position, ts, payload: payload.into() });
+        let update = Update { position, ts, payload: payload.into(), trace: append.trace };
+        push_bounded(&mut self.log, retention.history_len, update);
         push_bounded(
             &mut self.audit,
             retention.audit_len,

@@ -18,6 +18,7 @@ pub use self::{
 use crate::{
     ids::MarketId,
     position::{Position, Seq},
+    telemetry::traces::Parent,
     token::{LEEWAY_S, MAX_TTL_S},
     update::{MarketState, Payload, Update},
 };
@@ -145,6 +146,8 @@ pub struct Append {
     pub reason: String,
     /// The HTTP request it came in.
     pub request_id: String,
+    /// The span that this is part of, where it is traced: who reads the update goes on from there.
+    pub trace: Option<Parent>,
 }
 
 /// A key that makes a retry safe.

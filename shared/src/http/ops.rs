@@ -14,7 +14,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
 use super::refusal;
-use crate::{protocol::error::ErrorCode, telemetry::Tally};
+use crate::{
+    protocol::error::ErrorCode,
+    telemetry::{self, Tally},
+};
 
 /// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -73,7 +76,6 @@ async fn readyz(State(ops): State<Ops>) -> Response {
 
 /// Prometheus text format 0.0.4.
 async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
-    let mut text = ops.metrics.render();
-    ops.tallies.iter().for_each(|tally| tally.render(&mut text));
+    let text = telemetry::render_metrics(&ops.metrics, ops.tallies);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }

@@ -195,6 +195,7 @@ mod tests {
             position: Position::new(7, 1025),
             ts: 1_710_001_113_000,
             payload: r#"{"moneyline":{"home":1.85,"away":2.10}}"#.into(),
+            trace: None,
         };
         assert_eq!(
             odds_update(market(1001), &update),

@@ -11,6 +11,7 @@ use crate::{
     },
     ids::MarketId,
     position::{Epoch, Position, Seq},
+    telemetry::traces::Parent,
     update::{MarketState, Update},
 };
 
@@ -52,7 +53,8 @@ pub(super) fn read_updates(key: &str, entries: Value) -> Result<Vec<Update>, Bac
             let ts = fields.get("ts").and_then(|ts| ts.parse().ok());
             let ts = ts.ok_or_else(|| malformed(key, "an entry has no ts"))?;
             let payload = fields.remove("p").ok_or_else(|| malformed(key, "an entry has no p"))?;
-            Ok(Update { position, ts, payload: payload.into() })
+            let trace = fields.get("t").and_then(|parent| Parent::parse(parent));
+            Ok(Update { position, ts, payload: payload.into(), trace })
         })
         .collect()
 }

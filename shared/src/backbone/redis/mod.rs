@@ -200,6 +200,9 @@ impl RedisBackbone {
         for line in append.payload.lines() {
             call.arg(&*line.name).arg(quoted(&line.name)).arg(line.text.as_deref().unwrap_or_default());
         }
+        if let Some(trace) = append.trace {
+            call.arg(trace.to_string());
+        }
         call
     }
 

@@ -175,6 +175,7 @@ fn append(markets: Markets, index: usize, due_us: u64, payload_bytes: usize) -> 
         actor: "swarm".to_owned(),
         reason: "swarm".to_owned(),
         request_id: String::new(),
+        trace: None,
     })
 }
 

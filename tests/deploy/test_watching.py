@@ -1,0 +1,231 @@
+"""What operators see and are woken by: metrics, the dashboard and the alerts, asked of a real Prometheus that scrapes a real
+system under a little traffic."""
+
+import asyncio, json, math, re, subprocess, tempfile, unittest
+from pathlib import Path
+
+import yaml
+
+from common import BINARIES, ROOT, run
+from system import DEADLINE_S, Ports, System, wait_for
+
+RULES = ROOT / "docker/prometheus/rules/kmarket.yml"
+DASHBOARD = ROOT / "docker/grafana/dashboards/kmarket.json"
+NAME = r"\b(?:gateway|publisher|process)_[a-z_]+"
+# Metrics that this system rightly does not have.
+NOT_HERE = dict.fromkeys(
+    ["publisher_audit_exported_total", "publisher_audit_export_failures_total", "publisher_audit_export_lag_seconds",
+     "publisher_audit_lost_total"],
+    "the audit is exported where there is a database to export it to",
+)
+# Alerts whose expressions have no value even when it does not matter which.
+EMPTY = {
+    "KMarketServiceAbsent": "it asks for what is absent, and nothing is",
+    "KMarketAuditExportBehind": NOT_HERE["publisher_audit_export_lag_seconds"],
+    "KMarketAuditLost": NOT_HERE["publisher_audit_lost_total"],
+}
+
+
+def rules():
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def alerts():
+    return [rule for rule in rules() if "alert" in rule]
+
+
+def dashboard():
+    return json.loads(DASHBOARD.read_text())
+
+
+def panels():
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def exported(scrape):
+    """The types of a scrape's metrics."""
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", scrape, re.M))
+
+
+def named(expression, types):
+    """The metrics that an expression names; of a histogram it names the parts."""
+    for name in re.findall(NAME, expression):
+        base = re.sub("_(bucket|sum|count)$", "", name)
+        yield base if types.get(base) == "histogram" else name
+
+
+def documented():
+    """Name, type and labels of docs/operations.md."""
+    table = re.findall(rf"^\| `({NAME})` \| (\w+) \| (.*?) \|", (ROOT / "docs/operations.md").read_text(), re.M)
+    return {name: (kind, labels) for name, kind, labels in table}
+
+
+class Rules(unittest.TestCase):
+    def test_every_alert_fires_when_it_should_and_is_quiet_when_not(self):
+        run("promtool", "check", "rules", RULES)
+        text = (ROOT / "tests/deploy/alerts.yml").read_text()
+        with tempfile.TemporaryDirectory() as directory:
+            tests = Path(directory) / "alerts.yml"
+            tests.write_text(text.replace("[RULES]", f"[{RULES}]"))
+            run("promtool", "test", "rules", tests)
+        cases = [case for test in yaml.safe_load(text)["tests"] for case in test["alert_rule_test"]]
+        names = {alert["alert"] for alert in alerts()}
+        self.assertEqual({case["alertname"] for case in cases if case.get("exp_alerts")}, names)
+        self.assertEqual({case["alertname"] for case in cases if not case.get("exp_alerts")}, names)
+
+    def test_every_alert_says_how_urgent_what_and_what_to_do(self):
+        for alert in alerts():
+            with self.subTest(alert["alert"]):
+                self.assertIn(alert["labels"]["severity"], ["page", "ticket"])
+                self.assertEqual(set(alert["annotations"]), {"summary", "description", "runbook"})
+                page, _, anchor = alert["annotations"]["runbook"].partition("#")
+                headings = re.findall("^#+ (.*)$", (ROOT / page).read_text(), re.M)
+                # As GitHub and GitLab make anchors of headings.
+                anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"): heading for heading in headings}
+                self.assertIn(anchor, anchors)
+                part = (ROOT / page).read_text().split(f"### {anchors[anchor]}\n")[1].split("\n#")[0]
+                self.assertIn(f"`{alert['alert']}`", part)
+
+
+class Dashboard(unittest.TestCase):
+    def test_every_panel_is_explained_and_in_its_place(self):
+        board = dashboard()
+        self.assertEqual(board["uid"], "kmarket")
+        ids = [panel["id"] for panel in board["panels"]]
+        self.assertEqual(len(ids), len(set(ids)))
+        taken = set()
+        for panel in board["panels"]:
+            with self.subTest(panel["title"]):
+                self.assertTrue(panel["title"])
+                place = panel["gridPos"]
+                cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+                self.assertLessEqual(place["x"] + place["w"], 24)
+                self.assertFalse(cells & taken, "it lies on another")
+                taken |= cells
+                if panel["type"] != "row":
+                    self.assertGreater(len(panel["description"].split()), 2)
+                    sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+                    self.assertEqual({source["uid"] for source in sources}, {"${datasource}"})
+
+    def test_it_finds_the_prometheus_that_is_provisioned(self):
+        provisioned = yaml.safe_load((ROOT / "docker/grafana/provisioning/datasources/prometheus.yml").read_text())
+        variables = {one["name"]: one for one in dashboard()["templating"]["list"]}
+        self.assertEqual(variables["datasource"]["current"]["value"], provisioned["datasources"][0]["uid"])
+
+
+class Watched(unittest.IsolatedAsyncioTestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.system = System()
+        cls.addClassCleanup(cls.system.stop)
+        # What there is before anything has happened.
+        cls.fresh = {name: asyncio.run(cls.scrape(name)) for name in ["gateway-1", "publisher"]}
+        cls.system.start_prometheus("1s")
+
+    @classmethod
+    async def scrape(cls, name):
+        _, _, text = await cls.system.request("GET", "/metrics", port=cls.system.ports[name + "-ops"])
+        return text.decode()
+
+    async def asyncSetUp(self):
+        self.traffic = asyncio.create_task(self.live())
+
+    async def asyncTearDown(self):
+        self.assertFalse(self.traffic.done() and self.traffic.exception())
+        self.traffic.cancel()
+
+    async def live(self):
+        """Clients that come, subscribe, get updates, go and come back, for as long as somebody looks."""
+        market = 4001
+        token = await self.system.token("watched")
+        seq = await self.system.override(market, 1.85)
+        while True:
+            # One to each gateway, more or less.
+            for _ in range(2):
+                async with await self.system.connect(token) as socket:
+                    await socket.send(json.dumps({"type": "resume", "offsets": {str(market): seq}}))
+                    await socket.recv()
+                    seq = await self.system.override(market, 1.90)
+                    while json.loads(await socket.recv()).get("seq") != seq:
+                        pass
+            await self.system.request("GET", f"/api/markets/{market}/odds/snapshot")
+            await asyncio.sleep(0.5)
+
+    async def expect_data(self, what, expression):
+        has_data = lambda: any(not math.isnan(value) for _, value in self.system.query(expression) or [])
+        await asyncio.to_thread(wait_for, has_data, f"{what} has data: {expression}", self.system.processes["prometheus"])
+
+    async def test_every_panel_shows_something(self):
+        for panel in panels():
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
+                self.assertNotIn("$", expression)
+                await self.expect_data(panel["title"], expression)
+        variable = next(one for one in dashboard()["templating"]["list"] if one["name"] == "instance")
+        await self.expect_data("instance", re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]["query"])[1])
+
+    async def test_every_rule_has_what_it_asks_for_and_none_fires(self):
+        for rule in rules():
+            name = rule.get("alert") or rule["record"]
+            if name in EMPTY:
+                self.assertEqual(await asyncio.to_thread(self.system.query, rule["expr"]), [], EMPTY[name])
+            elif "alert" in rule:
+                # Whether it holds or not is a value too.
+                await self.expect_data(name, re.sub(r"(==|>)", r"\1 bool", rule["expr"]))
+            else:
+                await self.expect_data(name, rule["expr"])
+                await self.expect_data(name, name)
+        self.assertEqual(await asyncio.to_thread(self.system.query, "ALERTS"), [])
+
+    async def test_metrics_are_named_as_prometheus_asks(self):
+        for name in ["gateway-1", "publisher"]:
+            run("promtool", "check", "metrics", input=await self.scrape(name))
+        held = Ports(2)
+        self.addCleanup(held.close)
+        clients, operators = held.numbers
+        self.system.ports["embedded-ops"] = operators
+        environment = {"LISTEN": f"127.0.0.1:{clients}", "OPS_LISTEN": f"127.0.0.1:{operators}"}
+        self.system.start("embedded", [BINARIES / "gateway"], environment)
+        probe = lambda: subprocess.run([BINARIES / "gateway", "probe"], env=environment, capture_output=True).returncode == 0
+        await asyncio.to_thread(wait_for, probe, "it is ready", self.system.processes["embedded"])
+        embedded = await self.scrape("embedded")
+        run("promtool", "check", "metrics", input=embedded)
+        self.assertLessEqual({"gateway_build_info", "publisher_build_info"}, set(exported(embedded)))
+
+    async def test_every_metric_is_documented_and_every_documented_one_is_there(self):
+        # Those that need something to have happened have it by now.
+        end = asyncio.get_running_loop().time() + DEADLINE_S
+        while True:
+            types = exported(await self.scrape("gateway-1") + await self.scrape("publisher"))
+            missing = set(documented()) - set(types) - set(NOT_HERE)
+            if not missing:
+                break
+            self.assertLess(asyncio.get_running_loop().time(), end, missing)
+            await asyncio.sleep(0.1)
+        self.assertEqual({name: kind for name, (kind, _) in documented().items() if name in types}, types)
+        for place, text in {
+            "rules": RULES.read_text(), "dashboard": DASHBOARD.read_text(), "docs": (ROOT / "docs/operations.md").read_text(),
+        }.items():
+            self.assertLessEqual(set(named(text, types)) - set(NOT_HERE), set(types), place)
+
+    async def test_what_can_be_counted_is_there_from_the_start(self):
+        fresh = "".join(self.fresh.values())
+        for name, (_, labels) in documented().items():
+            if name in NOT_HERE:
+                continue
+            for label, values in re.findall(r"`(\w+)`: ([\w, ]+)", labels):
+                if " " not in values.replace(", ", ""):
+                    for value in values.split(", "):
+                        self.assertRegex(fresh, rf'(?m)^{name}\{{{label}="{value}"\}} \d+$')
+        # An increase is seen only of what was there before.
+        for alert in alerts():
+            for name, matcher in re.findall(rf"increase\(({NAME})(\{{.*?\}})?\[", alert["expr"]):
+                if name in NOT_HERE:
+                    continue
+                label, values = re.fullmatch(r'\{(\w+)=~?"(.*)"\}', matcher).groups() if matcher else (None, "")
+                for value in values.split("|"):
+                    self.assertIn(f'{name}{{{label}="{value}"}} ' if label else f"\n{name}", fresh)
+
+
+if __name__ == "__main__":
+    unittest.main()
