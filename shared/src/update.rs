@@ -7,6 +7,10 @@ use serde::{
     de::{self, MapAccess},
 };
 use serde_json::value::RawValue;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Object, RefOr, Schema, Type, schema::AnyOf},
+};
 
 use crate::position::Position;
 
@@ -83,6 +87,21 @@ impl Payload {
         &self.lines
     }
 }
+
+impl PartialSchema for Payload {
+    fn schema() -> RefOr<Schema> {
+        let line = Object::builder()
+            .description(Some("A line: selection → price, in decimal odds, or another number, string or boolean."));
+        let line = AnyOf::builder().item(line).item(Object::with_type(Type::Null));
+        Object::builder()
+            .additional_properties(Some(line))
+            .description(Some("Line name → line, whole; `null` removes the line. Prices are decimal text: `2.10` stays `2.10`."))
+            .examples([serde_json::json!({ "moneyline": { "home": 1.85, "away": 2.15 } })])
+            .into()
+    }
+}
+
+impl ToSchema for Payload {}
 
 /// A market's state: every line as last set, at a position (contract, section 1, "snapshot").
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

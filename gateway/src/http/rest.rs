@@ -10,14 +10,18 @@ use axum::{
 };
 use serde::Serialize;
 use shared::{
-    MarketId, Position, Seq,
+    Epoch, MarketId, Position, Seq,
     backbone::BackboneError,
     http::{json, json_text},
-    protocol::{error::ErrorCode, server},
+    protocol::{
+        error::ErrorCode,
+        server::{self, OddsUpdate, State as MarketState},
+    },
     token::bearer,
 };
 
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::{Gateway, error::Problem};
 use crate::market::{Market, Page};
@@ -25,9 +29,9 @@ use crate::market::{Market, Page};
 /// How long an answer from memory waits to be as fresh as the log.
 const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Updates in an answer when the client does not say.
-const DEFAULT_LIMIT: usize = 200;
+pub(super) const DEFAULT_LIMIT: usize = 200;
 /// Updates in an answer at most.
-const MAX_LIMIT: usize = 1000;
+pub(super) const MAX_LIMIT: usize = 1000;
 
 /// A read of one market that may be done.
 pub(super) struct MarketRead {
@@ -125,10 +129,14 @@ fn page_json(
     json
 }
 
-#[derive(Serialize)]
-struct Counts {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health, description = "What this pod has.")]
+pub(super) struct Counts {
+    /// Open connections.
     connections: usize,
+    /// Markets with a subscriber.
     topics: usize,
+    /// Updates and snapshots delivered since it started.
     messages_sent: u64,
 }
 

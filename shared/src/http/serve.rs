@@ -69,7 +69,7 @@ pub struct Peer(pub SocketAddr);
 /// How long accepting pauses when it fails, as when there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Read buffer of a connection, and so the longest request header, bytes. A token may have 16 KiB.
-const MAX_HEADER_BYTES: usize = 64 * 1024;
+pub(super) const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How long one that is refused may take to send its request and to read the answer: less than others, so that its
 /// place is soon the next one's.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
