@@ -2,6 +2,7 @@
 
 mod address;
 mod error;
+mod markets;
 mod rest;
 mod token;
 mod ws;
@@ -65,6 +66,7 @@ pub struct Gateway {
     /// Of tokens, by user.
     token_rate: Option<KeyedRate<String>>,
     next_shard: AtomicUsize,
+    listing: markets::Listing,
 }
 
 impl Gateway {
@@ -98,6 +100,7 @@ impl Gateway {
             stranger_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(KeyedRate::new),
             token_rate: quota(settings.token_rate_limit, Quota::per_minute).map(KeyedRate::new),
             next_shard: AtomicUsize::new(0),
+            listing: markets::Listing::default(),
         })
     }
 
@@ -120,6 +123,7 @@ impl Gateway {
 /// Every route for clients; `more` are routes that share the listener.
 pub fn router(gateway: Arc<Gateway>, cors_origins: &Origins, more: Router) -> Router {
     Router::new()
+        .route("/api/markets", get(markets::list))
         .route("/api/markets/{id}/odds/snapshot", get(rest::snapshot))
         .route("/api/markets/{id}/odds/updates", get(rest::updates))
         .route("/api/ws/health", get(rest::health))

@@ -4,6 +4,7 @@
 //! [`log`], encoded once as a [`frame`]; each [`shard`] writes it to its sockets, whose [`session`]s say what their
 //! clients asked for within the [`limits`]. [`http`] is how clients come in.
 
+pub mod board;
 pub mod drain;
 pub mod frame;
 pub mod http;

@@ -4,7 +4,11 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use axum::Router;
-use gateway::{drain, server, settings::Settings, standalone};
+use gateway::{
+    board, drain, server,
+    settings::Settings,
+    standalone::{self, demo::Demo},
+};
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
     rotation,
@@ -49,7 +53,7 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
     telemetry::init_logs(settings.log_format);
     let metrics = telemetry::init_metrics().context("metrics")?;
     let signals = Signals::listen().context("signals")?;
-    let (backbone, admin): (Arc<dyn Backbone>, Router) = match &settings.redis {
+    let (backbone, mut more): (Arc<dyn Backbone>, Router) = match &settings.redis {
         None => standalone::embed(settings),
         Some(config) => {
             let retention = Retention { history_len: settings.history_len, ..Retention::default() };
@@ -57,12 +61,20 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
         }
     };
     rotation::follow(settings.secret_files.clone()).context("signals")?;
-    let running = server::start(settings, Arc::clone(&backbone), admin, metrics).await?;
-    if settings.redis.is_none() {
-        standalone::introduce(&settings.admin_keys);
+    if settings.board {
+        more = more.merge(board::router(settings.redis.is_none()));
     }
-    if settings.demo {
-        tokio::spawn(standalone::demo(backbone));
+    let demo = settings.demo.then(Demo::default);
+    if let Some(demo) = &demo {
+        // Before anybody can look.
+        demo.open(&backbone).await;
+    }
+    let running = server::start(settings, Arc::clone(&backbone), more, metrics).await?;
+    if settings.redis.is_none() {
+        standalone::introduce(settings, running.address);
+    }
+    if let Some(demo) = demo {
+        tokio::spawn(demo.run(backbone));
     }
     drain::run(running, signals, settings.drain).await;
     Ok(())

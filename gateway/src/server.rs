@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
@@ -55,6 +56,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A gateway that runs.
 pub struct Running {
+    /// Where clients connect.
+    pub address: SocketAddr,
     /// What its handlers stand on.
     pub gateway: Arc<Gateway>,
     shards: Vec<JoinHandle<()>>,
@@ -99,6 +102,7 @@ pub async fn start(
     let _ = tokio::time::timeout(START_PATIENCE, gateway.health.started()).await;
     let (stop, stopped) = watch::channel(false);
     let api = listen(settings.listen, "api")?;
+    let address = api.local_addr()?;
     let ops = listen(settings.ops_listen, "ops")?;
     let limits = Limits {
         header_timeout: settings.handshake_timeout,
@@ -118,14 +122,14 @@ pub async fn start(
     ));
     tasks.spawn(ops::upkeep(metrics));
     tasks.spawn(tick(Arc::clone(&gateway)));
-    Ok(Running { gateway, shards, stop, tasks })
+    Ok(Running { address, gateway, shards, stop, tasks })
 }
 
 impl Running {
     /// Refuses new sockets and says goodbye to the open ones, spread over `over`; returns when all are gone, and
     /// the requests in flight are answered.
     pub async fn drain(self, over: Duration) {
-        let Self { gateway, shards, stop, mut tasks } = self;
+        let Self { gateway, shards, stop, mut tasks, .. } = self;
         gateway.draining.store(true, Ordering::Relaxed);
         for shard in &gateway.shards {
             shard.drain(over);
@@ -171,7 +175,7 @@ fn shard_settings(settings: &Settings, tokens: Arc<Tokens>) -> ShardSettings {
 }
 
 /// A listener whose connections inherit the send buffer's bounds.
-fn listen(address: std::net::SocketAddr, name: &str) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, name: &str) -> io::Result<TcpListener> {
     let listener = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;

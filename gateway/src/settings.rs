@@ -32,6 +32,8 @@ pub struct Settings {
     pub admin_keys: Keyring,
     /// Embedded only: publish invented markets.
     pub demo: bool,
+    /// Serve the live board at `/`.
+    pub board: bool,
     /// Who may ask for tokens; `None`: everyone.
     pub token_api_key: Option<Live<Secret>>,
     /// Where secrets come from that may change while it runs.
@@ -120,6 +122,7 @@ const TABLE: &[Setting] = &[
         "embedded only: signs admin tokens; not set = random, and a token is printed",
     ),
     row("DEMO", "false", "embedded only: publish a few invented markets"),
+    row("BOARD", "(true when embedded, else false)", "serve the live board, a page for browsers, at /"),
     row("TOKEN_API_KEY", "", "the bearer key that POST /api/ws/token asks for"),
     row("ALLOW_OPEN_TOKENS", "false", "let anyone ask for tokens on a listener that is not loopback"),
     row("TOKEN_RATE_LIMIT", "10", "tokens a minute and user, 0 = no limit"),
@@ -215,6 +218,7 @@ impl Settings {
             keys,
             admin_keys,
             demo,
+            board: source.optional("BOARD").unwrap_or(embedded),
             token_api_key,
             secret_files,
             token_rate_limit: source.value("TOKEN_RATE_LIMIT"),
@@ -433,7 +437,7 @@ mod tests {
     #[test]
     fn with_nothing_set_it_is_the_whole_system_on_loopback() {
         let settings = read(&[]).unwrap();
-        assert!(settings.redis.is_none() && settings.listen.ip().is_loopback());
+        assert!(settings.redis.is_none() && settings.listen.ip().is_loopback() && settings.board);
         assert_eq!(
             (settings.history_len, settings.resume_max, settings.max_message_bytes),
             (1000, 500, 16_384)

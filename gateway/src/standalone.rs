@@ -1,24 +1,25 @@
 //! The whole system in one process: memory instead of Redis, and the admin API on the gateway's own listener.
 
-use std::{sync::Arc, time::Duration};
+pub mod demo;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 use publisher::{auth, http::Admin};
 use shared::{
-    MarketId, Payload,
-    backbone::{Append, Backbone, MemoryBackbone, Retention},
-    token::{Keyring, Role},
+    backbone::{Backbone, MemoryBackbone, Retention},
+    telemetry::LogFormat,
+    token::Role,
 };
 
 use crate::settings::Settings;
 
 /// How long the printed admin token is good for.
 const ADMIN_TOKEN_TTL: Duration = Duration::from_hours(12);
-/// How often a demo market changes.
-const DEMO_EVERY: Duration = Duration::from_millis(400);
-/// The invented markets: id, home price, away price, in hundredths.
-const DEMO_MARKETS: [(u64, u32, u32); 4] =
-    [(1001, 185, 210), (1002, 152, 265), (1003, 340, 134), (1004, 198, 194)];
 
 /// An empty backbone in memory, and the admin API over it.
 pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
@@ -28,36 +29,45 @@ pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
     (backbone, publisher::http::router(admin))
 }
 
-/// Says what a new user needs to know: what does not last, and a token for the admin API.
-pub fn introduce(admin_keys: &Keyring) {
+/// Says what a new user needs to know: where to look, a token for the admin API, and what does not last.
+pub fn introduce(settings: &Settings, address: SocketAddr) {
+    let here = format!("http://{}", reachable(address));
+    let token = auth::mint(&settings.admin_keys, "local", Role::Admin, ADMIN_TOKEN_TTL);
+    // In the fragment, which browsers send to nobody.
+    let (board, console) =
+        (settings.board.then(|| format!("{here}/")), format!("{here}/console#token={token}"));
     tracing::warn!(
-        adminToken = auth::mint(admin_keys, "local", Role::Admin, ADMIN_TOKEN_TTL),
+        adminToken = token,
+        board,
+        console,
         "embedded: everything is in memory and nothing survives a restart; set REDIS_URL for the real thing"
     );
+    if settings.log_format == LogFormat::Text {
+        let board = board.map(|board| format!("  Live board       {board}\n")).unwrap_or_default();
+        eprintln!("\n{board}  Trading console  {console}\n\n  Open them in a browser. Ctrl-C ends it.\n");
+    }
 }
 
-/// Publishes invented prices for as long as it is polled.
-pub async fn demo(backbone: Arc<dyn Backbone>) {
-    let mut prices = DEMO_MARKETS;
-    let mut ticks = tokio::time::interval(DEMO_EVERY);
-    loop {
-        ticks.tick().await;
-        let (market, home, away) = &mut prices[rand::random_range(0..DEMO_MARKETS.len())];
-        for price in [&mut *home, &mut *away] {
-            *price = price.saturating_add_signed(rand::random_range(-5..=5)).clamp(105, 900);
+/// An address that a browser on this machine can open.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_listens_everywhere_is_shown_as_this_machine() {
+        for (listens, shown) in
+            [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:80", "10.0.0.1:80")]
+        {
+            assert_eq!(reachable(listens.parse().unwrap()).to_string(), shown);
         }
-        let decimal = |hundredths: u32| format!("{}.{:02}", hundredths / 100, hundredths % 100);
-        let text = format!(r#"{{"moneyline":{{"home":{},"away":{}}}}}"#, decimal(*home), decimal(*away));
-        let (Ok(market), Ok(payload)) = (MarketId::new(*market), Payload::parse(&text)) else { continue };
-        let append = Append {
-            market,
-            payload,
-            expected_seq: None,
-            idempotency: None,
-            actor: "demo".to_owned(),
-            reason: "invented".to_owned(),
-            request_id: "demo".to_owned(),
-        };
-        backbone.append(vec![append]).await;
     }
 }

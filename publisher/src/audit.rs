@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::{
-    Epoch, MarketId, Seq,
+    Epoch, MarketId, Position, Seq,
     backbone::{AuditEntry, AuditId, Backbone, BackboneError},
     ids::InvalidMarketId,
 };
@@ -15,16 +15,33 @@ use tokio::time::timeout;
 pub const DEFAULT_LIMIT: usize = 50;
 /// The most entries of a page.
 pub const MAX_LIMIT: usize = 500;
+/// Entries that are read at once where some are left out.
+const SCAN: usize = 500;
+/// The most entries that are looked at for one page.
+pub const MAX_SCANNED: usize = 5000;
 /// How long the backbone may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// `?marketId=1001&before=<audit id>&limit=50`, as it came. An empty value is an absent one.
+/// `?marketId=1001&before=<audit id>&limit=50&actor=&since=&until=&format=`, as it came. An empty value is an absent one.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AuditQuery {
     market_id: String,
     before: String,
     limit: String,
+    actor: String,
+    since: String,
+    until: String,
+    format: String,
+}
+
+/// How a page is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `{"marketId":…,"entries":[…],"hasMore":…}`.
+    Json,
+    /// RFC 4180, a row an entry.
+    Csv,
 }
 
 /// What a query asks.
@@ -36,6 +53,12 @@ pub struct AuditRequest {
     pub before: Option<AuditId>,
     /// How many, 1 … [`MAX_LIMIT`].
     pub limit: usize,
+    /// Only what this one did.
+    pub actor: Option<String>,
+    /// Only entries of this moment and later, Unix ms.
+    pub since: Option<u64>,
+    /// Only entries of this moment and earlier, Unix ms.
+    pub until: Option<u64>,
 }
 
 impl AuditQuery {
@@ -58,7 +81,28 @@ impl AuditQuery {
         }
         let limit = if self.limit.is_empty() { Some(DEFAULT_LIMIT) } else { self.limit.parse().ok() };
         let limit = limit.filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or(InvalidQuery::Limit)?;
-        Ok(AuditRequest { market, before, limit })
+        let moment = |text: &str, invalid| match text {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| invalid),
+        };
+        let since = moment(&self.since, InvalidQuery::Since)?;
+        let until = moment(&self.until, InvalidQuery::Until)?;
+        let actor = Some(self.actor.clone()).filter(|actor| !actor.is_empty());
+        Ok(AuditRequest { market, before, limit, actor, since, until })
+    }
+
+    /// How the page is to be written: as `format` says, else as the header `Accept` does.
+    ///
+    /// # Errors
+    /// [`InvalidQuery::Format`].
+    pub fn format(&self, accept: Option<&str>) -> Result<Format, InvalidQuery> {
+        match &*self.format {
+            "csv" => Ok(Format::Csv),
+            "json" => Ok(Format::Json),
+            "" if accept.is_some_and(|accept| accept.contains("text/csv")) => Ok(Format::Csv),
+            "" => Ok(Format::Json),
+            _ => Err(InvalidQuery::Format),
+        }
     }
 }
 
@@ -80,22 +124,121 @@ pub enum InvalidQuery {
     /// Not a number in range.
     #[error("limit: an integer from 1 to {MAX_LIMIT}")]
     Limit,
+    /// Not a moment.
+    #[error("since: Unix milliseconds")]
+    Since,
+    /// Not a moment.
+    #[error("until: Unix milliseconds")]
+    Until,
+    /// Not a format.
+    #[error("format: json or csv")]
+    Format,
 }
 
-/// One page as JSON: `{"marketId":1001,"entries":[…],"hasMore":true}`, newest first. The next one is asked for with
-/// `before` = the last entry's `auditId`.
+/// One page, newest first. The next one is asked for with `before` = [`Page::next`].
+///
+/// Where entries are left out, at most [`MAX_SCANNED`] are looked at: a page may then be short, and have a next one.
 ///
 /// # Errors
 /// [`AuditError`] when it cannot be read.
-pub async fn page(backbone: &dyn Backbone, request: AuditRequest) -> Result<String, AuditError> {
-    let AuditRequest { market, before, limit } = request;
+pub async fn page(backbone: &dyn Backbone, request: &AuditRequest) -> Result<Page, AuditError> {
+    let AuditRequest { market, before, limit, actor, since, until } = request;
+    let mut cursor = before.clone();
+    if let Some(until) = until {
+        // No entry stands there, but all of `until` and earlier are before it.
+        let end = AuditId::new(*market, &Position::new(until.saturating_add(1), 0).to_string());
+        cursor = cursor.filter(|before| before.place() < end.place()).or(Some(end));
+    }
+    let mut page = Page { market: *market, entries: Vec::new(), next: None };
+    let mut scanned = 0;
     // One more than asked tells whether there is more.
-    let entries = timeout(READ_TIMEOUT, backbone.audit(market, before, limit + 1))
-        .await
-        .map_err(|_| AuditError::TimedOut)??;
-    let has_more = entries.len() > limit;
-    let entries = entries.iter().take(limit).map(Entry::new).collect::<Result<_, _>>()?;
-    serde_json::to_string(&Page { market_id: market, entries, has_more }).map_err(AuditError::Malformed)
+    let part = if actor.is_some() { SCAN } else { limit + 1 };
+    loop {
+        let read = timeout(READ_TIMEOUT, backbone.audit(*market, cursor, part));
+        let entries = read.await.map_err(|_| AuditError::TimedOut)??;
+        let is_last = entries.len() < part;
+        scanned += entries.len();
+        cursor = entries.last().map(|entry| entry.id.clone());
+        for entry in entries {
+            if since.is_some_and(|since| entry.id.place().epoch.get() < since) {
+                return Ok(page);
+            }
+            if actor.as_ref().is_some_and(|actor| *actor != entry.actor) {
+                continue;
+            }
+            if page.entries.len() == *limit {
+                page.next = page.entries.last().map(|last| last.id.clone());
+                return Ok(page);
+            }
+            page.entries.push(entry);
+        }
+        if is_last {
+            return Ok(page);
+        }
+        if scanned >= MAX_SCANNED {
+            page.next = cursor;
+            return Ok(page);
+        }
+    }
+}
+
+/// Part of a market's audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Whose.
+    pub market: MarketId,
+    /// Newest first.
+    pub entries: Vec<AuditEntry>,
+    /// Where older ones go on, if there may be any.
+    pub next: Option<AuditId>,
+}
+
+impl Page {
+    /// `{"marketId":1001,"entries":[…],"hasMore":true,"before":"…"}`; `before` with `hasMore` only.
+    ///
+    /// # Errors
+    /// [`AuditError::Malformed`].
+    pub fn json(&self) -> Result<String, AuditError> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Json<'a> {
+            market_id: MarketId,
+            entries: Vec<Entry<'a>>,
+            has_more: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            before: Option<String>,
+        }
+
+        let entries = self.entries.iter().map(Entry::new).collect::<Result<_, _>>()?;
+        let before = self.next.as_ref().map(AuditId::to_string);
+        serde_json::to_string(&Json { market_id: self.market, entries, has_more: before.is_some(), before })
+            .map_err(AuditError::Malformed)
+    }
+
+    /// A table with a head, for a spreadsheet.
+    #[must_use]
+    pub fn csv(&self) -> String {
+        let mut csv = String::from("auditId,marketId,epoch,seq,ts,actor,reason,before,after,requestId\r\n");
+        for entry in &self.entries {
+            let AuditEntry { id, position, ts, actor, reason, before, after, request_id } = entry;
+            let (id, market) = (id.to_string(), id.market().to_string());
+            let (epoch, seq, ts) = (position.epoch.to_string(), position.seq.to_string(), ts.to_string());
+            let cells = [&id, &market, &epoch, &seq, &ts, actor, reason, before, after, request_id];
+            csv.push_str(&cells.map(|cell| csv_cell(cell)).join(","));
+            csv.push_str("\r\n");
+        }
+        csv
+    }
+}
+
+/// A cell of a table (RFC 4180). What a spreadsheet would take for a formula is made plain text.
+fn csv_cell(text: &str) -> String {
+    let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    if text.contains(['"', ',', '\r', '\n']) {
+        format!("\"{guard}{}\"", text.replace('"', "\"\""))
+    } else {
+        format!("{guard}{text}")
+    }
 }
 
 /// Why a page cannot be read.
@@ -110,14 +253,6 @@ pub enum AuditError {
     /// An entry that this version did not write.
     #[error("an audit entry is not JSON: {0}")]
     Malformed(serde_json::Error),
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Page<'a> {
-    market_id: MarketId,
-    entries: Vec<Entry<'a>>,
-    has_more: bool,
 }
 
 #[derive(Serialize)]
@@ -158,7 +293,8 @@ mod tests {
     use super::*;
 
     fn query(market_id: &str, before: &str, limit: &str) -> Result<AuditRequest, InvalidQuery> {
-        AuditQuery { market_id: market_id.into(), before: before.into(), limit: limit.into() }.parse()
+        let [market_id, before, limit] = [market_id, before, limit].map(str::to_owned);
+        AuditQuery { market_id, before, limit, ..AuditQuery::default() }.parse()
     }
 
     #[test]
@@ -181,8 +317,48 @@ mod tests {
     #[test]
     fn a_query_has_a_default_limit() {
         let market = MarketId::new(1).unwrap();
-        assert_eq!(query("1", "", ""), Ok(AuditRequest { market, before: None, limit: DEFAULT_LIMIT }));
+        let all = AuditRequest {
+            market,
+            before: None,
+            limit: DEFAULT_LIMIT,
+            actor: None,
+            since: None,
+            until: None,
+        };
+        assert_eq!(query("1", "", ""), Ok(all));
         let asked = query("1", "1-2-3", "500").unwrap();
         assert_eq!((asked.before.unwrap().entry(), asked.limit), ("2-3", 500));
+    }
+
+    #[test]
+    fn a_cell_is_quoted_where_it_must_be_and_never_a_formula() {
+        for (text, cell) in [
+            ("", ""),
+            ("desk-1", "desk-1"),
+            ("a,b", "\"a,b\""),
+            ("say \"x\"", "\"say \"\"x\"\"\""),
+            ("two\nlines", "\"two\nlines\""),
+            ("=1+1", "'=1+1"),
+            ("+1", "'+1"),
+            ("-1", "'-1"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\t=1", "'\t=1"),
+            ("=HYPERLINK(\"x\",\"y\")", "\"'=HYPERLINK(\"\"x\"\",\"\"y\"\")\""),
+            ("1.85", "1.85"),
+        ] {
+            assert_eq!(csv_cell(text), cell, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_what_the_query_says_or_else_the_header() {
+        let asked = |format: &str, accept| {
+            AuditQuery { format: format.to_owned(), ..AuditQuery::default() }.format(accept)
+        };
+        assert_eq!(asked("", None), Ok(Format::Json));
+        assert_eq!(asked("", Some("application/json, text/csv")), Ok(Format::Csv));
+        assert_eq!(asked("json", Some("text/csv")), Ok(Format::Json));
+        assert_eq!(asked("csv", None), Ok(Format::Csv));
+        assert_eq!(asked("xml", None), Err(InvalidQuery::Format));
     }
 }

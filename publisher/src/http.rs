@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Instant};
 use axum::{
     Router,
     extract::{MatchedPath, Query, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Uri, header::CONTENT_TYPE, request::Parts},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Uri,
+        header::{ACCEPT, CONTENT_DISPOSITION, CONTENT_TYPE},
+        request::Parts,
+    },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -27,6 +31,8 @@ use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
     auth::{self, authorize},
     batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
+    console,
+    markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
     metrics,
     overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
     revoke::{self, InvalidRevocation, MAX_REVOKE_BYTES, NotRevoked},
@@ -41,14 +47,14 @@ pub struct Admin {
     pub keys: Keyring,
 }
 
-/// The routes under `/admin`, for a listener that has others too: no fallback, so that it can be merged.
+/// The routes under `/admin` and `/console`, for a listener that has others too: no fallback, so that it can be merged.
 pub fn router(admin: Admin) -> Router {
-    routes(admin).layer(middleware::from_fn(observe))
+    routes(admin).layer(middleware::from_fn(observe)).merge(console::router())
 }
 
 /// The routes of a listener that has nothing else: any other path is answered 404 in the contract's shape.
 pub fn service(admin: Admin) -> Router {
-    routes(admin).fallback(not_found).layer(middleware::from_fn(observe))
+    routes(admin).fallback(not_found).layer(middleware::from_fn(observe)).merge(console::router())
 }
 
 fn routes(admin: Admin) -> Router {
@@ -56,6 +62,9 @@ fn routes(admin: Admin) -> Router {
         .route("/admin/odds/override", post(override_one))
         .route("/admin/odds/batch", post(override_many))
         .route("/admin/audit", get(read_audit))
+        .route("/admin/markets", get(read_markets))
+        .route("/admin/markets/suspend", post(suspend))
+        .route("/admin/markets/open", post(open))
         .route("/admin/tokens/revoke", post(revoke_tokens))
         .route("/admin/{*rest}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
@@ -71,6 +80,7 @@ const MAX_REQUEST_ID: usize = 128;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+static X_NEXT_BEFORE: HeaderName = HeaderName::from_static("x-next-before");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 async fn override_one(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
@@ -112,8 +122,51 @@ async fn read_audit(
 ) -> Result<Response, Problem> {
     authorize(&admin.keys, &headers, Role::Viewer)?;
     let Query(query) = Query::<AuditQuery>::try_from_uri(&uri).map_err(|_| RequestError::Query)?;
-    let page = audit::page(&*admin.backbone, query.parse()?).await?;
-    Ok(json_text(page))
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    let (request, format) = (query.parse()?, query.format(accept)?);
+    let page = audit::page(&*admin.backbone, &request).await?;
+    match format {
+        audit::Format::Json => Ok(json_text(page.json()?)),
+        audit::Format::Csv => {
+            let name = format!("attachment; filename=\"audit-{}.csv\"", request.market);
+            let types = [(CONTENT_TYPE, "text/csv; charset=utf-8"), (CONTENT_DISPOSITION, &name)];
+            let mut response = (types, page.csv()).into_response();
+            if let Some(before) = page.next.and_then(|id| HeaderValue::try_from(id.to_string()).ok()) {
+                response.headers_mut().insert(&X_NEXT_BEFORE, before);
+            }
+            Ok(response)
+        }
+    }
+}
+
+async fn read_markets(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    authorize(&admin.keys, &headers, Role::Viewer)?;
+    let Query(query) = Query::<MarketsQuery>::try_from_uri(&uri).map_err(|_| RequestError::Query)?;
+    Ok(json_text(markets::page(&*admin.backbone, query.parse()?).await?))
+}
+
+async fn suspend(state: State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
+    set_status(state, request, Status::Suspended).await
+}
+
+async fn open(state: State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
+    set_status(state, request, Status::Open).await
+}
+
+async fn set_status(
+    State(admin): State<Arc<Admin>>,
+    request: Request,
+    status: Status,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let claims = authorize(&admin.keys, &parts.headers, Role::Trader)?;
+    let asked = StatusRequest::parse(&body::read(body, MAX_STATUS_BYTES).await?)?;
+    let sender = markets::Sender { actor: &claims.sub, request_id: request_id(&parts) };
+    Ok(json(&markets::set_status(&*admin.backbone, sender, status, asked).await?))
 }
 
 async fn revoke_tokens(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, Problem> {
@@ -215,8 +268,12 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(code: ErrorCode, message: String) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: String) -> Self {
         Self { code, message, current_seq: None }
+    }
+
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.code
     }
 
     /// What the client reads.
@@ -275,6 +332,12 @@ problems! {
         InvalidBatch::TooManyItems => PayloadTooLarge,
     }
     InvalidQuery: { _ => BadRequest }
+    markets::InvalidQuery: { _ => BadRequest }
+    InvalidStatus: {
+        InvalidStatus::Reason => Unprocessable,
+        InvalidStatus::TooMany => PayloadTooLarge,
+        InvalidStatus::Json(_) | InvalidStatus::Which => BadRequest,
+    }
     InvalidRevocation: { _ => BadRequest }
     NotRevoked: { _ => ServiceUnavailable }
 }
@@ -305,6 +368,20 @@ impl From<AuditError> for Problem {
             }
             AuditError::Malformed(_) => {
                 Self::new(ErrorCode::Internal, "an audit entry cannot be read; the log says which".to_owned())
+            }
+        }
+    }
+}
+
+impl From<MarketsError> for Problem {
+    fn from(error: MarketsError) -> Self {
+        tracing::error!(%error, "markets cannot be read");
+        match error {
+            MarketsError::TimedOut | MarketsError::Backbone(_) => {
+                Self::new(ErrorCode::ServiceUnavailable, "the markets cannot be read now: retry".to_owned())
+            }
+            MarketsError::Malformed(_) => {
+                Self::new(ErrorCode::Internal, "a market cannot be read; the log says why".to_owned())
             }
         }
     }

@@ -2,12 +2,14 @@
 //!
 //! The path of one override, top to bottom: [`http`] takes the request, [`auth`] says who asks, [`overrides`] checks
 //! what they ask and appends it; [`audit`] reads back who did what. [`batch`] does the same for many at once.
-//! [`revoke`] takes clients' tokens back.
+//! [`markets`] lists all markets, suspends and opens them; [`console`] is the page for all of this. [`revoke`] takes clients' tokens back.
 
 pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod console;
 pub mod http;
+pub mod markets;
 pub mod metrics;
 pub mod ops;
 pub mod overrides;

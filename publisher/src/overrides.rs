@@ -99,8 +99,7 @@ impl Override {
             return Err(InvalidOverride::PayloadNotAnObject);
         }
         let reason = reason.unwrap_or_default();
-        let unprintable = |c: char| c.is_control() && c != '\n' && c != '\t';
-        if reason.chars().count() > MAX_REASON_CHARS || reason.contains(unprintable) {
+        if !check_reason(&reason) {
             return Err(InvalidOverride::Reason);
         }
         let expected_seq = expected_seq.map(|ExpectedSeq(seq)| seq);
@@ -120,6 +119,12 @@ impl Override {
             request_id: request_id.to_owned(),
         }
     }
+}
+
+/// Whether a reason can be kept and shown.
+pub(crate) fn check_reason(reason: &str) -> bool {
+    let unprintable = |c: char| c.is_control() && c != '\n' && c != '\t';
+    reason.chars().count() <= MAX_REASON_CHARS && !reason.contains(unprintable)
 }
 
 /// Why a text is not an override.
@@ -389,7 +394,7 @@ impl NotAppended {
 }
 
 /// A JSON object's members as they stand, a name that stands twice included.
-fn members(text: &str) -> Result<Vec<(String, &RawValue)>, serde_json::Error> {
+pub(crate) fn members(text: &str) -> Result<Vec<(String, &RawValue)>, serde_json::Error> {
     struct Members<'a>(Vec<(String, &'a RawValue)>);
 
     impl<'de> Deserialize<'de> for Members<'de> {

@@ -66,6 +66,10 @@ impl Backbone for Stuck {
         self.fail().await
     }
 
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
+        self.fail().await
+    }
+
     async fn audit(
         &self,
         _: MarketId,

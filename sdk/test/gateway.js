@@ -1,4 +1,4 @@
-// A real gateway, alone with its memory, and what a test does to it.
+// Real processes, and what a test does to them.
 
 import { spawn } from 'node:child_process';
 import { existsSync, statSync } from 'node:fs';
@@ -15,46 +15,56 @@ function need(name) {
     try { return require(name); } catch { return require(`/usr/share/nodejs/${name}`); }
 }
 
-function binary() {
+/** The newest one that was built. */
+export function binary(program) {
     const target = process.env.CARGO_TARGET_DIR ? `${process.env.CARGO_TARGET_DIR}/` : fileURLToPath(new URL('../../target/', import.meta.url));
     const dirs = process.env.KMARKET_BIN_DIR ? [process.env.KMARKET_BIN_DIR] : [`${target}release`, `${target}debug`];
-    const found = dirs.map((dir) => `${dir}/gateway`).filter(existsSync);
-    if (!found.length) throw new Error(`no gateway in ${dirs.join(' or ')}: cargo build, or set KMARKET_BIN_DIR`);
+    const found = dirs.map((dir) => `${dir}/${program}`).filter(existsSync);
+    if (!found.length) throw new Error(`no ${program} in ${dirs.join(' or ')}: cargo build, or set KMARKET_BIN_DIR`);
     return found.sort((a, b) => statSync(b).mtimeMs - statSync(a).mtimeMs)[0];
 }
 
-export class Gateway {
-    /** Started, and listening at `address`. */
-    static async start(settings = {}) {
-        const gateway = new Gateway();
-        gateway.process = spawn(binary(), [], {
-            env: {
-                PATH: process.env.PATH, LISTEN: '127.0.0.1:0', OPS_LISTEN: '127.0.0.1:0', HANDSHAKE_RATE_LIMIT: '0',
-                TOKEN_RATE_LIMIT: '0', LOG_FORMAT: 'json', JWT_SECRET: 'a secret of at least thirty-two bytes', ...settings,
-            },
-            stdio: ['ignore', 'ignore', 'pipe'],
-        });
-        gateway.ended = new Promise((resolve) => { gateway.process.once('exit', resolve); });
-        const log = [];
-        await new Promise((resolve, reject) => {
-            createInterface({ input: gateway.process.stderr }).on('line', (line) => {
-                log.push(line);
-                const { fields = {} } = line[0] === '{' ? JSON.parse(line) : {};
-                if (fields.message === 'listening' && fields.listener === 'api') gateway.address = fields.address;
-                if (fields.adminToken) gateway.admin = fields.adminToken;
-                if (gateway.address && gateway.admin) resolve();
-            });
-            gateway.ended.then(() => reject(new Error(log.join('\n'))));
-        });
-        return gateway;
-    }
+/** A process that ends with the test that started it. */
+export class Program {
+    log = [];
 
-    get url() { return `http://${this.address}`; }
+    /** Runs until `isUp` has said so of a line that it wrote; fails with what it wrote when it ends before. */
+    async run(path, args, env, isUp) {
+        this.process = spawn(path, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+        this.ended = new Promise((resolve) => { this.process.once('exit', resolve); });
+        await new Promise((resolve, reject) => {
+            for (const input of [this.process.stdout, this.process.stderr]) {
+                createInterface({ input }).on('line', (line) => {
+                    this.log.push(line);
+                    if (isUp(line)) resolve();
+                });
+            }
+            this.process.once('error', reject);
+            this.ended.then(() => reject(new Error(this.log.join('\n'))));
+        });
+        return this;
+    }
 
     async end(signal = 'SIGKILL') {
         this.process.kill(signal);
         await this.ended;
     }
+}
+
+/** A gateway or a publisher on ports of its own: `address` and, when it embeds all, `admin`, a token for the admin API. */
+export class Service extends Program {
+    async serve(program, settings) {
+        const env = { LISTEN: '127.0.0.1:0', OPS_LISTEN: '127.0.0.1:0', LOG_FORMAT: 'json', ...settings };
+        const waits = program === 'gateway' && !settings.REDIS_URL; // for the token, which comes last
+        return this.run(binary(program), [], env, (line) => {
+            const { fields = {} } = line[0] === '{' ? JSON.parse(line) : {};
+            if (fields.message === 'listening' && fields.listener === 'api') this.address = fields.address;
+            if (fields.adminToken) this.admin = fields.adminToken;
+            return this.address && (this.admin || !waits);
+        });
+    }
+
+    get url() { return `http://${this.address}`; }
 
     /** `payload` is JSON text, or its numbers would be JavaScript's. */
     async publish(marketId, payload) {
@@ -65,6 +75,15 @@ export class Gateway {
         });
         if (answer.status !== 200) throw new Error(await answer.text());
         return answer.json();
+    }
+}
+
+export class Gateway extends Service {
+    /** Started, and listening at `address`. */
+    static start(settings = {}) {
+        return new Gateway().serve('gateway', {
+            HANDSHAKE_RATE_LIMIT: '0', TOKEN_RATE_LIMIT: '0', JWT_SECRET: 'a secret of at least thirty-two bytes', ...settings,
+        });
     }
 
     async token(body = {}) {

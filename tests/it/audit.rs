@@ -21,7 +21,7 @@ async fn the_audit_says_who_changed_what_newest_first() {
     let second: Accepted = admin.send(&moved).await.ok();
 
     let answer = admin.audit(&format!("marketId={market}")).await;
-    let AuditPage { market_id, entries, has_more } = answer.ok();
+    let AuditPage { market_id, entries, has_more, .. } = answer.ok();
     assert_eq!((market_id, has_more), (market, false));
     let [newer, older] = &entries[..] else { panic!("two entries, not {entries:?}") };
     for (entry, accepted) in [(newer, &second), (older, &first)] {

@@ -59,6 +59,7 @@ conformance![
     one_append_of_several_fails_alone,
     the_state_has_every_line_as_last_set,
     the_audit_has_former_values_newest_first,
+    markets_are_listed_once_they_have_a_log,
     reading_after_a_seq_gives_what_follows,
     loading_gives_state_and_history_of_one_moment,
     tails_give_what_is_past_each_cursor,
@@ -175,6 +176,22 @@ async fn the_audit_has_former_values_newest_first(backbone: &dyn Backbone) {
     assert_eq!(page, all[2..4]);
     let id: AuditId = all[0].id.to_string().parse().unwrap();
     assert_eq!(id, all[0].id);
+}
+
+async fn markets_are_listed_once_they_have_a_log(backbone: &dyn Backbone) {
+    let (first, never) = (new_market(), new_market());
+    let others: Vec<MarketId> = (0..20).map(|_| new_market()).collect();
+    publish(backbone, first, &numbered(1)).await;
+    let refused = Append { expected_seq: Some(Seq::new(7)), ..append(never, &numbered(1)) };
+    assert!(one(backbone, refused).await.is_err());
+    assert!(backbone.append(others.iter().map(|id| append(*id, &numbered(1))).collect()).await[19].is_ok());
+    let listed = eventually("all markets", async || {
+        let listed = backbone.markets().await.unwrap();
+        (listed.contains(&first) && others.iter().all(|other| listed.contains(other))).then_some(listed)
+    })
+    .await;
+    assert!(listed.is_sorted_by(|a, b| a < b), "ascending, each once: {listed:?}");
+    assert!(!listed.contains(&never), "it has no log");
 }
 
 async fn reading_after_a_seq_gives_what_follows(backbone: &dyn Backbone) {

@@ -21,13 +21,15 @@ fn as_shipped_the_file_lets_nobody_in() {
 }
 
 #[test]
-fn a_gateway_can_write_nothing_and_read_nothing_but_logs_states_and_revocations() {
+fn a_gateway_can_write_nothing_and_read_nothing_but_what_it_delivers() {
     let redis = Redis::with_shipped_users();
     let _: String = redis.tell("XADD odds:log:{1} 1-1 ts 1 p {}");
     let refused = [
         "XADD odds:log:{1} * p {}",
         "XADD odds:revoked * jti a",
         "DEL odds:revoked",
+        "SADD odds:markets 1",
+        "SREM odds:markets 1",
         "XTRIM odds:log:{1} MAXLEN 0",
         "XDEL odds:log:{1} 1-1",
         "XSETID odds:log:{1} 9-9",
@@ -51,7 +53,11 @@ fn a_gateway_can_write_nothing_and_read_nothing_but_logs_states_and_revocations(
     ];
     expect_refused(&redis, "gateway", &refused);
     expect_refused(&redis, "gateway", FOR_ADMINISTRATORS);
-    expect_allowed(&redis, "gateway", &["XREVRANGE odds:log:{1} + - COUNT 1", "HGETALL odds:state:{1}"]);
+    expect_allowed(
+        &redis,
+        "gateway",
+        &["XREVRANGE odds:log:{1} + - COUNT 1", "HGETALL odds:state:{1}", "SMEMBERS odds:markets"],
+    );
 }
 
 #[test]
@@ -64,6 +70,9 @@ fn a_publisher_can_touch_nothing_but_markets_and_take_nothing_away() {
         "XDEL odds:audit:{1} 1-1",
         "XTRIM odds:revoked MAXLEN 0",
         "DEL odds:revoked",
+        "DEL odds:markets",
+        "SREM odds:markets 1",
+        "SADD odds:others 1",
         "EXPIRE odds:audit:{1} 1",
         "RENAME odds:log:{1} odds:log:{2}",
         "EVAL return 0",
@@ -74,7 +83,11 @@ fn a_publisher_can_touch_nothing_but_markets_and_take_nothing_away() {
     ];
     expect_refused(&redis, "publisher", &refused);
     expect_refused(&redis, "publisher", FOR_ADMINISTRATORS);
-    expect_allowed(&redis, "publisher", &["XADD odds:log:{1} 1-1 ts 1 p {}", "HSET odds:state:{1} seq 1"]);
+    expect_allowed(
+        &redis,
+        "publisher",
+        &["XADD odds:log:{1} 1-1 ts 1 p {}", "HSET odds:state:{1} seq 1", "SADD odds:markets 1"],
+    );
 }
 
 /// Whatever else a stolen password would be good for.

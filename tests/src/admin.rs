@@ -47,6 +47,8 @@ pub struct AuditPage {
     pub entries: Vec<AuditEntry>,
     /// Whether there are older ones.
     pub has_more: bool,
+    /// Where they go on.
+    pub before: Option<String>,
 }
 
 /// One entry of the audit.
@@ -165,8 +167,12 @@ impl Admin {
 
     /// `GET /admin/audit?query`.
     pub async fn audit(&self, query: &str) -> Answer {
-        let url = format!("{}/admin/audit?{query}", self.base);
-        self.http.get_with(&url, &[("authorization", &self.authorization)]).await
+        self.get(&format!("/admin/audit?{query}")).await
+    }
+
+    /// `GET` a path with its query.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.http.get_with(&format!("{}{path}", self.base), &[("authorization", &self.authorization)]).await
     }
 }
 

@@ -17,7 +17,7 @@ use shared::{
         error::ErrorCode,
         server::{self, OddsUpdate, State as MarketState},
     },
-    token::bearer,
+    token::{WsClaims, bearer},
 };
 
 use tokio::time::timeout;
@@ -28,9 +28,9 @@ use crate::market::{Market, Page};
 
 /// How long an answer from memory waits to be as fresh as the log.
 const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
-/// Updates in an answer when the client does not say.
+/// Updates, or markets, in an answer when the client does not say.
 pub(super) const DEFAULT_LIMIT: usize = 200;
-/// Updates in an answer at most.
+/// In an answer at most.
 pub(super) const MAX_LIMIT: usize = 1000;
 
 /// A read of one market that may be done.
@@ -66,7 +66,7 @@ pub(super) async fn snapshot(
     let state = match state {
         Some(state) => state,
         None => {
-            let loaded = gateway.backbone.load(&[market], 0).await.map_err(|error| unavailable(&error))?;
+            let loaded = gateway.backbone.load(&[market], 0).await.map_err(|error| unread(&error))?;
             loaded.into_iter().next().unwrap_or_default().state
         }
     };
@@ -79,15 +79,13 @@ pub(super) async fn updates(
     MarketRead { market, query }: MarketRead,
 ) -> Result<Response, Problem> {
     let since = Seq::new(number(&query, "since_seq", 0..=shared::ids::MAX_SAFE_INTEGER, None)?);
-    let limit = number(&query, "limit", 1..=MAX_LIMIT as u64, Some(DEFAULT_LIMIT as u64))?;
-    let limit = usize::try_from(limit).unwrap_or(MAX_LIMIT);
+    let limit = page_limit(&query)?;
     if let Some((followed, stale)) = followed(&gateway, market).await
         && let Page::Updates(updates, top) = followed.page(since, limit)
     {
         return Ok(json_text(page_json(market, since, &updates, since.next(), top, stale)));
     }
-    let page =
-        gateway.backbone.read_after(market, since, limit).await.map_err(|error| unavailable(&error))?;
+    let page = gateway.backbone.read_after(market, since, limit).await.map_err(|error| unread(&error))?;
     let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
     let updates: Vec<String> =
         page.updates.iter().map(|update| server::odds_update(market, update)).collect();
@@ -149,7 +147,7 @@ pub(super) async fn health(State(gateway): State<Arc<Gateway>>) -> Response {
     })
 }
 
-fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
+pub(super) fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
     let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri)
         .map_err(|_| Problem(ErrorCode::BadRequest, "the query is not name=value pairs".to_owned()))?;
     let count = pairs.len();
@@ -160,7 +158,13 @@ fn read_query(uri: &Uri) -> Result<HashMap<String, String>, Problem> {
     Ok(query)
 }
 
-fn number(
+/// `limit`: how many are wanted.
+pub(super) fn page_limit(query: &HashMap<String, String>) -> Result<usize, Problem> {
+    let limit = number(query, "limit", 1..=MAX_LIMIT as u64, Some(DEFAULT_LIMIT as u64))?;
+    Ok(usize::try_from(limit).unwrap_or(MAX_LIMIT))
+}
+
+pub(super) fn number(
     query: &HashMap<String, String>,
     name: &str,
     range: std::ops::RangeInclusive<u64>,
@@ -181,15 +185,27 @@ fn number(
     })
 }
 
-/// With `READ_AUTH=token`: the same token and scope as the socket's.
 fn authorize(
     gateway: &Gateway,
     market: MarketId,
     query: &HashMap<String, String>,
     headers: &HeaderMap,
 ) -> Result<(), Problem> {
+    let scope = reader(gateway, query, headers)?.and_then(|claims| claims.markets);
+    if scope.is_some_and(|markets| !markets.contains(&market)) {
+        return Err(Problem(ErrorCode::Forbidden, format!("market {market} is not in the token's scope")));
+    }
+    Ok(())
+}
+
+/// With `READ_AUTH=token`: whose token it is, the same as the socket's.
+pub(super) fn reader(
+    gateway: &Gateway,
+    query: &HashMap<String, String>,
+    headers: &HeaderMap,
+) -> Result<Option<WsClaims>, Problem> {
     if !gateway.read_auth {
-        return Ok(());
+        return Ok(None);
     }
     let authorization = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
     let token = query.get("token").map(String::as_str).or(authorization).unwrap_or_default();
@@ -197,16 +213,17 @@ fn authorize(
         let message = "which tokens are revoked is not known yet: retry".to_owned();
         return Err(Problem(ErrorCode::ServiceUnavailable, message));
     }
-    let claims =
-        gateway.tokens.verify(token).map_err(|error| Problem(ErrorCode::Unauthorized, error.to_string()))?;
-    if claims.markets.is_some_and(|markets| !markets.contains(&market)) {
-        return Err(Problem(ErrorCode::Forbidden, format!("market {market} is not in the token's scope")));
-    }
-    Ok(())
+    let verified = gateway.tokens.verify(token);
+    verified.map(Some).map_err(|error| Problem(ErrorCode::Unauthorized, error.to_string()))
 }
 
 /// What the backbone says is for the log, not for clients.
-fn unavailable(error: &BackboneError) -> Problem {
+fn unread(error: &BackboneError) -> Problem {
     tracing::warn!(%error, "a read could not be answered");
-    Problem(ErrorCode::ServiceUnavailable, "the market cannot be read now: retry".to_owned())
+    unavailable("the market")
+}
+
+/// `503`
+pub(super) fn unavailable(what: &str) -> Problem {
+    Problem(ErrorCode::ServiceUnavailable, format!("{what} cannot be read now: retry"))
 }

@@ -59,6 +59,8 @@ impl Answered {
 
 const OVERRIDE: &str = "/admin/odds/override";
 const BATCH: &str = "/admin/odds/batch";
+const SUSPEND: &str = "/admin/markets/suspend";
+const OPEN: &str = "/admin/markets/open";
 const BODY: &str =
     r#"{"marketId":1001,"payload":{"moneyline":{"home":1.850,"away":2.10}},"reason":"late news"}"#;
 
@@ -105,6 +107,19 @@ impl Desk {
         let bearer = self.bearer(Role::Viewer);
         self.call(Method::GET, &format!("/admin/audit?{query}"), &[("authorization", &bearer)], "").await
     }
+
+    /// As a viewer.
+    async fn markets(&self, query: &str) -> Answered {
+        let bearer = self.bearer(Role::Viewer);
+        self.call(Method::GET, &format!("/admin/markets?{query}"), &[("authorization", &bearer)], "").await
+    }
+
+    /// As a trader.
+    async fn publish(&self, market: u64, payload: &str) {
+        let answered =
+            self.post(OVERRIDE, &[], format!(r#"{{"marketId":{market},"payload":{payload}}}"#)).await;
+        assert_eq!(answered.status, 200, "{}", answered.text);
+    }
 }
 
 #[tokio::test]
@@ -129,6 +144,9 @@ async fn each_role_may_do_its_part() {
         (Method::POST, OVERRIDE, BODY, Role::Trader),
         (Method::POST, BATCH, "[]", Role::Trader),
         (Method::GET, "/admin/audit?marketId=1001", "", Role::Viewer),
+        (Method::GET, "/admin/markets", "", Role::Viewer),
+        (Method::POST, SUSPEND, r#"{"all":true}"#, Role::Trader),
+        (Method::POST, OPEN, r#"{"all":true}"#, Role::Trader),
     ] {
         for role in [Role::Viewer, Role::Trader, Role::Admin] {
             let answered =
@@ -166,6 +184,9 @@ async fn unknown_paths_and_methods_are_answered_in_shape() {
         (Method::GET, OVERRIDE, "POST"),
         (Method::DELETE, BATCH, "POST"),
         (Method::POST, "/admin/audit", "GET,HEAD"),
+        (Method::POST, "/admin/markets", "GET,HEAD"),
+        (Method::GET, SUSPEND, "POST"),
+        (Method::GET, OPEN, "POST"),
     ] {
         let answered = desk.call(method, path, &[], "").await;
         answered.expect_error(405, "METHOD_NOT_ALLOWED", "method");
@@ -490,4 +511,208 @@ async fn the_audit_is_paged_newest_first() {
     ] {
         assert_eq!(desk.audit(bad).await.code(), "BAD_REQUEST", "{bad}");
     }
+}
+
+#[tokio::test]
+async fn the_audit_can_be_of_one_actor_and_of_a_time() {
+    let desk = Desk::in_memory();
+    let other = format!("Bearer {}", auth::mint(&desk.keys, "desk-2", Role::Trader, Duration::from_mins(1)));
+    for n in 1..=10 {
+        let body = format!(r#"{{"marketId":7,"payload":{{"a":{{"n":{n}}}}}}}"#);
+        if n % 5 == 0 {
+            desk.call(Method::POST, OVERRIDE, &[("authorization", &other)], body).await;
+        } else {
+            desk.post(OVERRIDE, &[], body).await;
+        }
+    }
+    let all = desk.audit("marketId=7").await.json();
+    let ts = |index: usize| all["entries"][index]["ts"].as_u64().unwrap();
+    let expected = |keep: &dyn Fn(&Value) -> bool| -> Vec<u64> {
+        let entries = all["entries"].as_array().unwrap().iter();
+        entries.filter(|entry| keep(entry)).map(|entry| entry["seq"].as_u64().unwrap()).collect()
+    };
+    let seqs = async |query: &str| -> (Vec<u64>, bool) {
+        let page = desk.audit(&format!("marketId=7&{query}")).await.json();
+        let seq = |entry: &Value| entry["seq"].as_u64().unwrap();
+        (page["entries"].as_array().unwrap().iter().map(seq).collect(), page["hasMore"] == true)
+    };
+    assert_eq!(seqs("actor=desk-2").await, (vec![10, 5], false));
+    assert_eq!(seqs("actor=desk-2&limit=1").await, (vec![10], true));
+    assert_eq!(seqs("actor=nobody").await, (vec![], false));
+    let (newest, oldest) = (ts(0), ts(9));
+    assert_eq!(seqs(&format!("until={}", oldest - 1)).await, (vec![], false));
+    assert_eq!(seqs(&format!("since={}", newest + 1)).await, (vec![], false));
+    assert_eq!(seqs(&format!("since={oldest}&until={newest}")).await.0, expected(&|_| true));
+    let middle = ts(4);
+    let since = format!("since={middle}");
+    assert_eq!(seqs(&since).await, (expected(&|entry| entry["ts"].as_u64().unwrap() >= middle), false));
+    let until = format!("until={middle}");
+    assert_eq!(seqs(&until).await, (expected(&|entry| entry["ts"].as_u64().unwrap() <= middle), false));
+    for bad in ["since=x", "until=-1", "format=xml"] {
+        assert_eq!(desk.audit(&format!("marketId=7&{bad}")).await.code(), "BAD_REQUEST", "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_rare_actor_is_looked_for_in_pages_of_a_bound() {
+    let desk = Desk::in_memory();
+    let rare = format!("Bearer {}", auth::mint(&desk.keys, "rare", Role::Trader, Duration::from_mins(1)));
+    let body = r#"{"marketId":7,"payload":{"a":{"n":0}}}"#;
+    desk.call(Method::POST, OVERRIDE, &[("authorization", &rare)], body).await;
+    for _ in 0..6 {
+        desk.post(BATCH, &[], format!("[{}]", vec![body; 1000].join(","))).await;
+    }
+    let first = desk.audit("marketId=7&actor=rare").await.json();
+    assert_eq!((&first["entries"], &first["hasMore"]), (&json!([]), &json!(true)), "5000 were looked at");
+    let next = format!("marketId=7&actor=rare&before={}", first["before"].as_str().unwrap());
+    let second = desk.audit(&next).await.json();
+    assert_eq!((&second["entries"][0]["seq"], &second["hasMore"]), (&json!(1), &json!(false)));
+    assert!(second.get("before").is_none());
+}
+
+#[tokio::test]
+async fn the_audit_is_a_table_for_who_asks_for_one() {
+    let desk = Desk::in_memory();
+    for reason in ["plain", "=1+1", r#"a \"b\", c"#] {
+        let body = format!(r#"{{"marketId":7,"payload":{{"a":{{"n":1.50}}}},"reason":"{reason}"}}"#);
+        assert_eq!(desk.post(OVERRIDE, &[("x-request-id", "r")], body).await.status, 200);
+    }
+    let bearer = desk.bearer(Role::Viewer);
+    for (query, accept) in [("&format=csv", "*/*"), ("", "text/csv")] {
+        let headers = [("authorization", bearer.as_str()), ("accept", accept)];
+        let path = format!("/admin/audit?marketId=7&limit=2{query}");
+        let answered = desk.call(Method::GET, &path, &headers, "").await;
+        assert_eq!(answered.headers[CONTENT_TYPE], "text/csv; charset=utf-8");
+        assert_eq!(answered.headers[CONTENT_DISPOSITION], "attachment; filename=\"audit-7.csv\"");
+        let rows: Vec<&str> = answered.text.split("\r\n").collect();
+        assert_eq!(rows.len(), 4, "a head, two entries, an end: {}", answered.text);
+        assert_eq!(rows[0], "auditId,marketId,epoch,seq,ts,actor,reason,before,after,requestId");
+        let cells = r#",desk-1,"a ""b"", c","{""a"":{""n"":1.50}}","{""a"":{""n"":1.50}}",r"#;
+        assert!(rows[1].ends_with(cells), "{}", rows[1]);
+        assert!(rows[2].contains(",'=1+1,"), "{}", rows[2]);
+        assert!(rows[2].starts_with(answered.headers[&X_NEXT_BEFORE].to_str().unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn markets_are_listed_with_their_states_as_they_were_written() {
+    let desk = Desk::in_memory();
+    assert_eq!(desk.markets("").await.json()["markets"], json!([]));
+    for market in [1001, 2, 1010] {
+        desk.publish(market, r#"{"win":{"home":1.850,"note":"<b>"},"gone":{"x":1}}"#).await;
+        desk.publish(market, r#"{"gone":null}"#).await;
+    }
+    let page = desk.markets("").await;
+    let expected = r#""payload":{"win":{"home":1.850,"note":"<b>"}}}"#;
+    assert_eq!(page.text.matches(expected).count(), 3, "{}", page.text);
+    let page = page.json();
+    assert!(page["now"].as_u64().unwrap() >= page["markets"][0]["ts"].as_u64().unwrap());
+    let members: Vec<_> = page["markets"][0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, ["epoch", "marketId", "payload", "seq", "ts"]);
+    for (query, ids, has_more) in [
+        ("", vec![2, 1001, 1010], false),
+        ("limit=2", vec![2, 1001], true),
+        ("limit=2&after=1001", vec![1010], false),
+        ("after=1010", vec![], false),
+        ("search=10", vec![1001, 1010], false),
+        ("search=10&limit=1", vec![1001], true),
+        ("search=1.0", vec![], false),
+        ("ids=1010,2,1010", vec![1010, 2, 1010], false),
+        ("ids=77", vec![77], false),
+    ] {
+        let page = desk.markets(query).await.json();
+        let listed: Vec<u64> = page["markets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|market| market["marketId"].as_u64().unwrap())
+            .collect();
+        assert_eq!((listed, page["hasMore"] == true), (ids, has_more), "{query}");
+    }
+    let unknown = json!({ "marketId": 77, "epoch": 0, "seq": 0, "ts": 0, "payload": {} });
+    assert_eq!(desk.markets("ids=77").await.json()["markets"][0], unknown);
+    for (query, message) in [
+        ("limit=0", "limit"),
+        ("limit=201", "limit"),
+        ("after=x", "after"),
+        ("ids=1,x", "ids"),
+        ("ids=1&limit=5", "ids"),
+        ("limit=1&limit=2", "twice"),
+    ] {
+        desk.markets(query).await.expect_error(400, "BAD_REQUEST", message);
+    }
+    Desk::on(Stuck(Way::Refuses)).markets("").await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
+}
+
+#[tokio::test]
+async fn markets_are_suspended_and_opened_and_the_audit_says_so() {
+    let desk = Desk::in_memory();
+    desk.publish(7, r#"{"win":{"home":1.850},"status":{"inPlay":true,"state":"open","n":1.50}}"#).await;
+    desk.publish(8, r#"{"win":{"home":1.850}}"#).await;
+    let body = r#"{"marketIds":[8,7,99,8],"reason":"storm"}"#;
+    let results = desk.post(SUSPEND, &[("x-request-id", "r1")], body).await.json();
+    let outcome = |at: usize| (results[at]["ok"] == true, results[at]["changed"].clone());
+    assert_eq!([outcome(0), outcome(1)], [(true, json!(true)), (true, json!(true))]);
+    assert_eq!(results[2]["code"], "NOT_FOUND", "nothing was published there");
+    assert_eq!(outcome(3), (true, json!(false)), "it is by then");
+    assert_eq!((&results[0]["marketId"], &results[1]["marketId"]), (&json!(8), &json!(7)));
+    let members: Vec<_> = results[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, ["auditId", "changed", "durability", "epoch", "marketId", "ok", "seq", "ts"]);
+    let state = desk.markets("ids=7,8").await.text;
+    assert!(state.contains(r#""status":{"state":"suspended","inPlay":true,"n":1.50}"#), "{state}");
+    assert!(state.contains(r#"{"status":{"state":"suspended"},"win":{"home":1.850}}"#), "{state}");
+    let entry = &desk.audit("marketId=7").await.json()["entries"][0];
+    assert_eq!(
+        (&entry["actor"], &entry["reason"], &entry["requestId"]),
+        (&json!("desk-1"), &json!("storm"), &json!("r1"))
+    );
+    assert_eq!(entry["before"]["status"]["state"], "open");
+
+    let again = desk.post(SUSPEND, &[], r#"{"all":true}"#).await.json();
+    assert_eq!(again.as_array().unwrap().len(), 2);
+    assert!(
+        again.as_array().unwrap().iter().all(|result| result["ok"] == true && result["changed"] == false)
+    );
+    assert_eq!(
+        desk.audit("marketId=7").await.json()["entries"].as_array().unwrap().len(),
+        2,
+        "nothing was appended"
+    );
+    assert_eq!(desk.post(OPEN, &[], body).await.json()[0]["changed"], true);
+    assert!(desk.markets("ids=8").await.text.contains(r#""status":{"state":"open"}"#));
+}
+
+#[tokio::test]
+async fn a_market_that_is_closed_is_opened_only_by_its_id() {
+    let desk = Desk::in_memory();
+    desk.publish(7, r#"{"status":{"state":"closed"}}"#).await;
+    for path in [SUSPEND, OPEN] {
+        assert_eq!(desk.post(path, &[], r#"{"all":true}"#).await.json()[0]["changed"], false);
+    }
+    assert!(desk.markets("ids=7").await.text.contains("closed"));
+    assert_eq!(desk.post(OPEN, &[], r#"{"marketIds":[7]}"#).await.json()[0]["changed"], true);
+}
+
+#[tokio::test]
+async fn a_request_to_suspend_that_cannot_be_carried_out_says_why() {
+    let desk = Desk::in_memory();
+    let many = format!(r#"{{"marketIds":[{}]}}"#, vec!["7"; 1001].join(","));
+    let long = format!(r#"{{"all":true,"reason":"{}"}}"#, "x".repeat(501));
+    for (body, status, code, message) in [
+        ("", 400, "BAD_REQUEST", "marketIds"),
+        (r#"{"reason":"x"}"#, 400, "BAD_REQUEST", "either"),
+        (r#"{"all":true,"state":"open"}"#, 400, "BAD_REQUEST", "unknown field"),
+        (&many, 413, "PAYLOAD_TOO_LARGE", "1000"),
+        (&long, 422, "UNPROCESSABLE", "reason"),
+    ] {
+        desk.post(SUSPEND, &[], body.to_owned()).await.expect_error(status, code, message);
+    }
+    assert_eq!(desk.post(SUSPEND, &[], r#"{"marketIds":[]}"#).await.text, "[]");
+    let stuck = Desk::on(Stuck(Way::Refuses));
+    stuck.post(OPEN, &[], r#"{"all":true}"#).await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
+    let ids = (1..=250).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+    let results = stuck.post(OPEN, &[], format!(r#"{{"marketIds":[{ids}]}}"#)).await.json();
+    assert_eq!(results.as_array().unwrap().len(), 250);
+    assert_eq!(results[0]["code"], "SERVICE_UNAVAILABLE");
+    assert!(results[249]["message"].as_str().unwrap().contains("not sent"), "{}", results[249]);
 }

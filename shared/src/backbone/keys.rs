@@ -45,7 +45,10 @@ pub fn idempotency(market: MarketId, key: &str) -> String {
     format!("odds:idem:{{{market}}}:{key}")
 }
 
-/// The stream of revocations, the one key that is no market's.
+/// The set of all markets' ids. Of no market, so in a cluster on one node.
+pub const MARKETS: &str = "odds:markets";
+
+/// The stream of revocations. Of no market either.
 pub const REVOKED: &str = "odds:revoked";
 
 #[cfg(test)]

@@ -123,17 +123,24 @@ impl Backbone for MemoryBackbone {
         Ok(markets.iter().map(top).collect())
     }
 
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
+        let inner = self.lock();
+        let begun = inner.markets.iter().filter(|(_, market)| market.state.position != Position::ORIGIN);
+        let mut markets: Vec<MarketId> = begun.map(|(id, _)| *id).collect();
+        markets.sort_unstable();
+        Ok(markets)
+    }
+
     async fn audit(
         &self,
         market: MarketId,
         before: Option<AuditId>,
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
-        let entry_of = |id: &AuditId| id.entry().parse().unwrap_or(Position::ORIGIN);
-        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| entry_of(&id));
+        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| id.place());
         let inner = self.lock();
         let entries = inner.markets.get(&market).map(|market| &market.audit).into_iter().flatten();
-        Ok(entries.rev().filter(|entry| entry_of(&entry.id) < before).take(limit).cloned().collect())
+        Ok(entries.rev().filter(|entry| entry.id.place() < before).take(limit).cloned().collect())
     }
 
     async fn revoke(&self, whom: Revoked, _: &str) -> Result<Revocation, RevokeError> {

@@ -53,6 +53,9 @@ pub trait Backbone: Send + Sync + 'static {
     /// [`Backbone::read_tails`].
     async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
 
+    /// Every market that has a log, ascending. One that is new may be missing for a moment.
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError>;
+
     /// Up to `limit` audit entries of a market, newest first, older than the entry `before` if given.
     async fn audit(
         &self,
@@ -301,6 +304,12 @@ impl AuditId {
     #[must_use]
     pub fn market(&self) -> MarketId {
         self.market
+    }
+
+    /// Where its entry stands in that stream: (Unix ms, n).
+    #[must_use]
+    pub fn place(&self) -> Position {
+        self.entry.parse().unwrap_or(Position::ORIGIN)
     }
 
     /// The stream entry's id, `<ms>-<n>`.

@@ -1,8 +1,9 @@
-//! What both services' HTTP sides have in common: listening, bodies, the error answer, and what operators ask.
+//! What both services' HTTP sides have in common: listening, bodies, the error answer, pages, and what operators ask.
 
 pub mod body;
 pub mod openapi;
 pub mod ops;
+pub mod pages;
 pub mod serve;
 
 use axum::{

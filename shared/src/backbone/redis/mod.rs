@@ -3,6 +3,7 @@
 mod blocking;
 mod decode;
 mod doorbell;
+mod listing;
 mod nodes;
 mod others;
 mod stand_in;
@@ -30,7 +31,7 @@ use self::{
         read_place, read_revocation, read_updates,
     },
     doorbell::NodesDoorbell,
-    nodes::{Node, Nodes, is_misdirected, slot, slot_of_key},
+    nodes::{Node, Nodes, RETRY_AFTER_MS, is_misdirected, slot, slot_of_key},
 };
 use super::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
@@ -41,10 +42,6 @@ use crate::{
     position::{Position, Seq},
     update::{Update, quoted},
 };
-
-/// How long to wait before a command is asked again that a node refused without carrying it out: because another
-/// holds the slot, the slot is on its way, or a failover is. After the last, the refusal is the answer.
-const RETRY_AFTER_MS: [u64; 7] = [0, 10, 25, 50, 100, 200, 400];
 
 /// How long replicas may take to have an append, milliseconds.
 const WAIT_MS: u32 = 1000;
@@ -89,10 +86,12 @@ impl RedisBackbone {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, market: MarketId, position: Position) {
+    /// Whether this market is a new one.
+    fn remember(&self, market: MarketId, position: Position) -> bool {
         let mut remembered = self.remembered();
-        let known = remembered.entry(market).or_default();
-        *known = (*known).max(position);
+        let known = remembered.get(&market).copied();
+        remembered.insert(market, known.map_or(position, |known| known.max(position)));
+        known.is_none()
     }
 
     /// One round of appends: a pipeline to each node concerned. Each answer stands at its append's place, with the
@@ -193,26 +192,7 @@ impl RedisBackbone {
 
     /// Reads of one market in one round trip.
     async fn read<T: FromRedisValue>(&self, market: MarketId, reads: &Pipeline) -> Result<T, BackboneError> {
-        self.ask(slot(market), reads).await
-    }
-
-    /// Asks the primary of a slot in one round trip, and again while a node says that it is not the one to ask.
-    async fn ask<T: FromRedisValue>(&self, slot: u16, commands: &Pipeline) -> Result<T, BackboneError> {
-        let mut pauses = RETRY_AFTER_MS.into_iter();
-        loop {
-            let node = self.nodes.at(slot).await?;
-            let result = match node.reads.get().await {
-                Ok(mut connection) => commands.query_async(&mut connection).await,
-                Err(PoolError::Backend(error)) => Err(error),
-                Err(error) => return Err(error.into()),
-            };
-            match (self.nodes.note(&node, result), pauses.next()) {
-                (Err(error), Some(pause_ms)) if is_misdirected(&error) => {
-                    sleep(Duration::from_millis(pause_ms)).await;
-                }
-                (result, _) => return Ok(result?),
-            }
-        }
+        self.nodes.ask(slot(market), reads).await
     }
 
     /// Up to `count` entries of a market's log between two ids.
@@ -271,6 +251,7 @@ impl Backbone for RedisBackbone {
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
         let mut answers: Vec<Option<Result<Appended, AppendError>>> = appends.iter().map(|_| None).collect();
         let mut pending: Vec<usize> = (0..appends.len()).collect();
+        let mut new = Vec::new();
         let mut pauses = RETRY_AFTER_MS.into_iter();
         while !pending.is_empty() {
             let asked: Vec<&Append> = pending.iter().map(|&index| &appends[index]).collect();
@@ -289,8 +270,10 @@ impl Backbone for RedisBackbone {
                 let market = appends[index].market;
                 let answer = result.map_err(|error| AppendError::from(BackboneError::from(error)));
                 let answer = answer.and_then(|value| read_answer(market, value));
-                if let Ok(appended) = &answer {
-                    self.remember(market, appended.position);
+                if let Ok(appended) = &answer
+                    && self.remember(market, appended.position)
+                {
+                    new.push(market);
                 }
                 answers[index] = Some(answer.and_then(|appended| self.promised(appended, replicas)));
             }
@@ -299,6 +282,7 @@ impl Backbone for RedisBackbone {
                 sleep(Duration::from_millis(pause_ms)).await;
             }
         }
+        self.list(new);
         answers
             .into_iter()
             .map(|answer| answer.unwrap_or_else(|| Err(BackboneError::from(unanswered()).into())))
@@ -380,6 +364,10 @@ impl Backbone for RedisBackbone {
         markets.iter().zip(answers).map(top).collect()
     }
 
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
+        listing::read(&self.nodes).await
+    }
+
     async fn audit(
         &self,
         market: MarketId,
@@ -405,7 +393,7 @@ impl Backbone for RedisBackbone {
         call.cmd("SCRIPT").arg("LOAD").arg(include_str!("../revoke.lua")).ignore();
         call.cmd("EVALSHA").arg(self.revoke.get_hash()).arg(1).arg(keys::REVOKED);
         call.arg(ttl_ms).arg(self.retention.revocations).arg(field).arg(name).arg(actor);
-        let (entry,): (Option<String>,) = self.ask(slot_of_key(keys::REVOKED), &call).await?;
+        let (entry,): (Option<String>,) = self.nodes.ask(slot_of_key(keys::REVOKED), &call).await?;
         let entry = entry.ok_or(RevokeError::Full)?;
         Ok(Revocation { whom, ts: read_place(&entry)?.epoch.get() })
     }
@@ -414,13 +402,13 @@ impl Backbone for RedisBackbone {
         let slot = slot_of_key(keys::REVOKED);
         let mut top = pipe();
         top.add_command(newest(keys::REVOKED, 1));
-        let (top,): (Vec<Entry>,) = self.ask(slot, &top).await?;
+        let (top,): (Vec<Entry>,) = self.nodes.ask(slot, &top).await?;
         if place_of_last(&top)? == known {
             return Ok(None);
         }
         let mut range = pipe();
         range.cmd("XRANGE").arg(keys::REVOKED).arg("-").arg("+");
-        let (entries,): (Vec<Entry>,) = self.ask(slot, &range).await?;
+        let (entries,): (Vec<Entry>,) = self.nodes.ask(slot, &range).await?;
         let newest = place_of_last(&entries)?;
         // What is not understood must not hide the others.
         let report = |error: &BackboneError| tracing::error!(%error, "a revocation cannot be read");

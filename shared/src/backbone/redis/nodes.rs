@@ -14,20 +14,21 @@ use std::{
 };
 
 use ::redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    ServerErrorKind, Value,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
     cmd,
 };
-use deadpool_redis::{Manager, Pool, Runtime};
+use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use super::{
     TailFrom,
     stand_in::{self, Shunned, Written},
     url::{Address, Dialer, Topology},
 };
-use crate::ids::MarketId;
+use crate::{backbone::BackboneError, ids::MarketId};
 
 /// How long Redis may take to answer before the call fails. No command here blocks.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +41,9 @@ const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
 /// that this also bounds the reads in flight.
 const POOL_SIZE: usize = 8;
+/// How long to wait before a command is asked again that a node refused without carrying it out: because another
+/// holds the slot, the slot is on its way, or a failover is. After the last, the refusal is the answer.
+pub(super) const RETRY_AFTER_MS: [u64; 7] = [0, 10, 25, 50, 100, 200, 400];
 /// Slots of a cluster.
 const SLOTS: u16 = 16_384;
 
@@ -146,6 +150,29 @@ impl Nodes {
     pub(super) async fn tail_of(&self, market: MarketId) -> RedisResult<Arc<Node>> {
         let map = self.map().await?;
         self.found(map.of(&map.tails, slot(market)))
+    }
+
+    /// Asks the primary of a slot in one round trip, and again while a node says that it is not the one to ask.
+    pub(super) async fn ask<T: FromRedisValue>(
+        &self,
+        slot: u16,
+        commands: &Pipeline,
+    ) -> Result<T, BackboneError> {
+        let mut pauses = RETRY_AFTER_MS.into_iter();
+        loop {
+            let node = self.at(slot).await?;
+            let result = match node.reads.get().await {
+                Ok(mut connection) => commands.query_async(&mut connection).await,
+                Err(PoolError::Backend(error)) => Err(error),
+                Err(error) => return Err(error.into()),
+            };
+            match (self.note(&node, result), pauses.next()) {
+                (Err(error), Some(pause_ms)) if is_misdirected(&error) => {
+                    sleep(Duration::from_millis(pause_ms)).await;
+                }
+                (result, _) => return Ok(result?),
+            }
+        }
     }
 
     fn found(&self, node: Option<Arc<Node>>) -> RedisResult<Arc<Node>> {

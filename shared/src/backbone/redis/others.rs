@@ -21,14 +21,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 impl RedisBackbone {
     /// Listens for what others append as well, and remembers it as if it had been acknowledged here, for ever.
     pub async fn remember_others(self: Arc<Self>) {
-        let own = Arc::clone(&self);
+        tokio::join!(self.listen_to_others(), self.keep_listed());
+    }
+
+    async fn listen_to_others(self: &Arc<Self>) {
+        let own = Arc::clone(self);
         let remembered = move || own.remembered().iter().map(|(market, top)| (*market, *top)).collect();
         let mut doorbell = NodesDoorbell::new(Arc::clone(&self.nodes), Arc::new(remembered));
         let mut rung = BTreeSet::new();
         loop {
             match doorbell.wait().await {
                 Ok(Ring::Markets(markets)) => rung.extend(markets),
-                Ok(Ring::All) => rung.extend(self.remembered().keys().copied()),
+                Ok(Ring::All) => {
+                    rung.extend(self.remembered().keys().copied());
+                    self.list_all();
+                }
                 // Readiness and every append say so.
                 Err(_) => continue,
             }
@@ -45,11 +52,15 @@ impl RedisBackbone {
         for &market in markets {
             parts.entry(self.part(market)).or_default().push(market);
         }
+        let mut new = Vec::new();
         for markets in parts.values() {
             for (market, top) in markets.iter().zip(self.tops(markets).await?) {
-                self.remember(*market, top);
+                if self.remember(*market, top) {
+                    new.push(*market);
+                }
             }
         }
+        self.list(new);
         Ok(())
     }
 }

@@ -1,0 +1,35 @@
+//! The live board: a page that shows markets as clients see them, over the SDK that clients use.
+
+use axum::Router;
+use shared::http::pages::{self, File};
+
+/// What the page and its modules are; its look and language switch are shared with other pages.
+const FILES: &[File] = &[
+    File::html("/", include_str!("../board/index.html")),
+    File::js("/board/board.js", include_str!("../board/board.js")),
+    File::js("/board/card.js", include_str!("../board/card.js")),
+    File::js("/board/dom.js", include_str!("../board/dom.js")),
+    File::js("/board/link.js", include_str!("../board/link.js")),
+    File::js("/board/resume.js", include_str!("../board/resume.js")),
+    File::js("/board/texts.js", include_str!("../board/texts.js")),
+    File::css("/board/board.css", include_str!("../board/board.css")),
+    File::css("/board/base.css", pages::BASE_CSS),
+    File::js("/board/i18n.js", pages::I18N_JS),
+    File::svg("/board/icon.svg", pages::ICON_SVG),
+    File::js("/board/sdk/index.js", include_str!("../../sdk/src/index.js")),
+    File::js("/board/sdk/client.js", include_str!("../../sdk/src/client.js")),
+    File::js("/board/sdk/clock.js", include_str!("../../sdk/src/clock.js")),
+    File::js("/board/sdk/json.js", include_str!("../../sdk/src/json.js")),
+    File::js("/board/sdk/web.js", include_str!("../../sdk/src/web.js")),
+    File::js("/board/sdk/wx.js", include_str!("../../sdk/src/wx.js")),
+];
+
+/// The page at `/`, and what it is made of under `/board/`. With the trading console on the same listener it has a
+/// link there.
+pub fn router(has_console: bool) -> Router {
+    let place = match has_console {
+        true => "export const CONSOLE = 'console';\n",
+        false => "export const CONSOLE = null;\n",
+    };
+    pages::router(FILES.iter().copied().chain([File::js("/board/place.js", place)]))
+}

@@ -1,0 +1,79 @@
+//! `GET /api/markets`: which markets there are, read once a second however many ask.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, Uri},
+    response::Response,
+};
+use serde::Serialize;
+use shared::{MarketId, backbone::Backbone, http::json};
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{
+    Gateway,
+    error::Problem,
+    rest::{number, page_limit, read_query, reader, unavailable},
+};
+
+/// How old an answer may be.
+const KEPT: Duration = Duration::from_secs(1);
+
+/// All markets as they were last read, at most [`KEPT`] ago.
+#[derive(Default)]
+pub(super) struct Listing(Mutex<Option<(Instant, Answer)>>);
+
+/// `None`: they could not be read.
+type Answer = Option<Arc<[MarketId]>>;
+
+impl Listing {
+    /// Whoever comes while somebody else reads waits, and has the same answer; also that there is none, so that Redis,
+    /// when it is slow to fail, is not asked by one after the other.
+    async fn get(&self, backbone: &dyn Backbone) -> Result<Arc<[MarketId]>, Problem> {
+        let mut last = self.0.lock().await;
+        let known =
+            last.as_ref().filter(|(ended, _)| ended.elapsed() < KEPT).map(|(_, answer)| answer.clone());
+        let answer = match known {
+            Some(answer) => answer,
+            None => {
+                let read = backbone.markets().await.inspect_err(|error| {
+                    tracing::warn!(%error, "which markets there are cannot be read");
+                });
+                let answer: Answer = read.ok().map(Into::into);
+                *last = Some((Instant::now(), answer.clone()));
+                answer
+            }
+        };
+        answer.ok_or_else(|| unavailable("the list of markets"))
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    markets: &'a [MarketId],
+    has_more: bool,
+}
+
+/// `GET /api/markets?after=1001&limit=200`
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = read_query(&uri)?;
+    let after = number(&query, "after", 0..=shared::ids::MAX_SAFE_INTEGER, Some(0))?;
+    let limit = page_limit(&query)?;
+    let scope = reader(&gateway, &query, &headers)?.and_then(|claims| claims.markets);
+    let all = gateway.listing.get(&*gateway.backbone).await?;
+    let behind = &all[all.partition_point(|id| id.get() <= after)..];
+    let Some(scope) = scope else { return Ok(page(behind, limit)) };
+    let in_scope: Vec<MarketId> = behind.iter().copied().filter(|id| scope.contains(id)).collect();
+    Ok(page(&in_scope, limit))
+}
+
+fn page(markets: &[MarketId], limit: usize) -> Response {
+    let has_more = markets.len() > limit;
+    json(&Page { markets: &markets[..limit.min(markets.len())], has_more })
+}

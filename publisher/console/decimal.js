@@ -1,0 +1,67 @@
+// Prices as decimal text, by the publisher's rules. Nothing here is a float.
+
+/** Selections whose price must be decimal odds. */
+export const PRICED = new Set(['home', 'away', 'draw', 'over', 'under', 'yes', 'no']);
+/** A move above this asks for another confirmation, per cent. */
+export const LARGE_PERCENT = 20n;
+
+const MAX_DECIMALS = 4;
+const MAX_ODDS = 10_000n;
+
+/** `null`, or what is wrong: `notDecimal`, `tooPrecise` or `outOfRange`. */
+export function oddsProblem(text) {
+    const parts = /^(0|[1-9]\d*)(?:\.(\d+))?$/.exec(text);
+    if (!parts) return 'notDecimal';
+    const [, whole, decimals = ''] = parts;
+    if (decimals.length > MAX_DECIMALS) return 'tooPrecise';
+    const value = scaled(text, MAX_DECIMALS);
+    return value > 10n ** 4n && value <= MAX_ODDS * 10n ** 4n && whole.length < 10 ? null : 'outOfRange';
+}
+
+/** The move in tenths of a per cent, rounded to the nearest; `null` where there is none to tell. */
+export function movedBy(before, after) {
+    const pair = both(before, after);
+    if (!pair) return null;
+    const [from, to] = pair;
+    if (from <= 0n) return null;
+    const twice = (to - from) * 2000n;
+    const half = twice < 0n ? -from : from;
+    return (twice + half) / (2n * from);
+}
+
+/** Whether the move is above LARGE_PERCENT, exactly. */
+export function isLarge(before, after) {
+    const pair = both(before, after);
+    if (!pair) return false;
+    const [from, to] = pair;
+    const move = to > from ? to - from : from - to;
+    return move * 100n > (from < 0n ? -from : from) * LARGE_PERCENT;
+}
+
+/** −1, 0 or 1; `null` for what is no plain decimal. */
+export function compare(a, b) {
+    const pair = both(a, b);
+    if (!pair) return null;
+    return pair[0] < pair[1] ? -1 : Number(pair[0] > pair[1]);
+}
+
+/** `+12.3 %` */
+export function percent(tenths) {
+    const size = tenths < 0n ? -tenths : tenths;
+    const sign = tenths < 0n ? '−' : tenths > 0n ? '+' : '±';
+    return `${sign}${size / 10n}.${size % 10n} %`;
+}
+
+/** Both as integers of one scale. */
+function both(a, b) {
+    const decimals = (text) => /^-?\d+(?:\.(\d+))?$/.exec(text)?.[1]?.length ?? (/^-?\d+$/.test(text) ? 0 : null);
+    const places = [decimals(a), decimals(b)];
+    if (places.includes(null)) return null;
+    const scale = Math.max(...places);
+    return [scaled(a, scale), scaled(b, scale)];
+}
+
+function scaled(text, decimals) {
+    const [whole, fraction = ''] = text.split('.');
+    return BigInt(whole + fraction.padEnd(decimals, '0'));
+}

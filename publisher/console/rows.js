@@ -1,0 +1,30 @@
+// Rows of a diff, as tables and lists show them.
+
+import { percent } from './decimal.js';
+import { el } from './dom.js';
+
+const tone = (tenths) => (tenths === null || tenths === 0n ? 'flat' : tenths > 0n ? 'up' : 'down');
+
+/** `+2.7 %`, and that it is large. */
+export function change(texts, row) {
+    if (row.tenths === null) return el('span.change');
+    return el('span.change', {},
+        el(`span.${tone(row.tenths)}`, {}, percent(row.tenths)),
+        row.isLarge ? el('span.badge.warn', {}, texts.of('large')) : null);
+}
+
+const value = (texts, text) => (text === null ? el('span.faint', {}, texts.of('absent')) : el('span', {}, text));
+
+/** `moneyline home  1.85 → 1.90  +2.7 %`; `absent` stands for what is not there. */
+export function diffRow(texts, row) {
+    return el('li.diff', {},
+        el('span.name', {}, row.line, ' ', el('b', {}, row.selection)),
+        el('span.values', {}, value(texts, row.before), el('span.faint', {}, ' → '), el('b', {}, value(texts, row.after))),
+        change(texts, row));
+}
+
+export function diffList(texts, rows, max = Infinity) {
+    const list = el('ul.diffs', {}, ...rows.slice(0, max).map((row) => diffRow(texts, row)));
+    if (rows.length > max) list.append(el('li.faint', {}, `+ ${rows.length - max}`));
+    return list;
+}

@@ -1,0 +1,18 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { parse, write } from '../json.js';
+import { laterOnSameLines, undo, undoReason } from '../undo.js';
+
+const entry = (seq, before, after, epoch = 1) => ({ auditId: `7-${seq}-0`, epoch, seq, before: parse(before), after: parse(after) });
+
+test('undoing sets each line that was touched to how it was, and removes what was not there', () => {
+    const done = entry(2, '{"a":{"x":1.50},"b":{"y":2}}', '{"a":{"x":1.60},"b":null,"c":{"z":3}}');
+    assert.equal(write(undo(done)), '{"a":{"x":1.50},"b":{"y":2},"c":null}');
+    assert.equal(undoReason(done), 'undo of 7-2-0');
+});
+
+test('later entries on the same lines are named', () => {
+    const done = entry(2, '{}', '{"a":{"x":1}}');
+    const [earlier, other, same, newEpoch] = [entry(1, '{}', '{"a":null}'), entry(3, '{}', '{"b":null}'), entry(4, '{}', '{"b":null,"a":null}'), entry(1, '{}', '{"a":null}', 2)];
+    assert.deepEqual(laterOnSameLines(done, [newEpoch, same, other, done, earlier]), [newEpoch, same]);
+});

@@ -1,0 +1,40 @@
+// The infrastructure itself: a page that does what it must not fails its test.
+
+import assert from 'node:assert/strict';
+import { createServer } from 'node:http';
+import { after, test } from 'node:test';
+import { close, open } from './browser.js';
+
+after(close);
+
+/** What `open` finds wrong with a page of this script. */
+async function problems(t, script, options) {
+    const server = createServer((request, answer) => {
+        answer.setHeader('content-security-policy', "default-src 'none'; script-src 'self'; style-src 'self'; img-src * data:");
+        const js = request.url === '/page.js';
+        answer.setHeader('content-type', js ? 'text/javascript' : 'text/html');
+        answer.end(js ? `${script}\ndocument.title = 'done';` : '<!doctype html><link rel="icon" href="data:,"><script src="/page.js"></script>');
+    });
+    await new Promise((resolve) => { server.listen(0, '127.0.0.1', resolve); });
+    t.after(() => server.close());
+    const checks = [];
+    const page = await open({ after: (check) => checks.push(check) }, `http://127.0.0.1:${server.address().port}/`, options);
+    await page.waitForFunction(() => document.title === 'done');
+    return Promise.all(checks.map((check) => check())).then(() => '', (error) => error.message);
+}
+
+test('a page that does nothing wrong passes', async (t) => {
+    assert.equal(await problems(t, 'console.warn("fine");'), '');
+});
+
+for (const [what, script, problem] of [
+    ['throws', 'document.title = "done"; throw new Error("oops");', /error: .*oops/],
+    ['logs an error', 'console.error("oops");', /console: oops/],
+    ['breaks its policy', 'document.documentElement.setAttribute("style", "color: red");', /policy: style-src/],
+    ['asks another host', 'new Image().src = "http://127.0.0.2:9/x";', /another host: http:\/\/127\.0\.0\.2/],
+]) {
+    test(`a page that ${what} fails its test, unless that is expected`, async (t) => {
+        assert.match(await problems(t, script), problem);
+        assert.equal(await problems(t, script, { expected: /./ }), '');
+    });
+}

@@ -1,0 +1,72 @@
+// Real systems for the pages to look at: one process that is all of it, or Redis, a publisher and gateways.
+
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { Gateway, Program, Service, binary } from '../../sdk/test/gateway.js';
+
+export { Gateway };
+
+const ADMIN_JWT_SECRET = 'another secret of thirty-two bytes';
+/** None that a connection, or a server of the other tests, would take. */
+const PORTS = { from: 30_000, to: 32_000 };
+const ATTEMPTS = 10;
+
+/** The whole system in one process. */
+export async function embedded(t, settings = {}) {
+    const gateway = await Gateway.start(settings);
+    t.after(() => gateway.end());
+    return gateway;
+}
+
+/** Redis, a publisher, and as many gateways as `settings` has objects. */
+export async function system(t, settings = [{}, {}]) {
+    const redis = await Redis.start();
+    t.after(() => redis.end());
+    const REDIS_URL = redis.url;
+    const publisher = await new Service().serve('publisher', { REDIS_URL, ADMIN_JWT_SECRET });
+    t.after(() => publisher.end());
+    publisher.admin = adminToken('desk-1', 'admin');
+    const gateways = await Promise.all(settings.map(async (more) => {
+        const gateway = await Gateway.start({ REDIS_URL, BOARD: 'true', ...more });
+        t.after(() => gateway.end());
+        return gateway;
+    }));
+    return { redis, publisher, gateways };
+}
+
+/** For the publisher of a `system`. */
+export function adminToken(sub, role) {
+    const args = ['token', '--sub', sub, '--role', role, '--ttl', '1h'];
+    return execFileSync(binary('publisher'), args, { env: { ADMIN_JWT_SECRET }, encoding: 'utf8' }).trim();
+}
+
+class Redis extends Program {
+    static async start() {
+        const dir = mkdtempSync(join(tmpdir(), 'kmarket-browser-'));
+        for (let attempt = 1; ; attempt += 1) {
+            const redis = new Redis();
+            redis.dir = dir;
+            redis.port = PORTS.from + Math.floor(Math.random() * (PORTS.to - PORTS.from));
+            const args = ['--port', redis.port, '--bind', '127.0.0.1', '--save', '', '--dir', dir].map(String);
+            try {
+                return await redis.run('redis-server', args, {}, (line) => line.includes('Ready to accept connections'));
+            } catch (error) {
+                if (attempt === ATTEMPTS || error.code === 'ENOENT') throw error; // else somebody was faster
+            }
+        }
+    }
+
+    get url() { return `redis://127.0.0.1:${this.port}`; }
+
+    /** Says nothing more, as a machine whose network is gone, until `goOn`. */
+    freeze() { this.process.kill('SIGSTOP'); }
+
+    goOn() { this.process.kill('SIGCONT'); }
+
+    async end() {
+        await super.end();
+        rmSync(this.dir, { recursive: true, force: true });
+    }
+}
