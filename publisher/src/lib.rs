@@ -11,6 +11,7 @@ pub mod console;
 pub mod http;
 pub mod markets;
 pub mod metrics;
+pub mod openapi;
 pub mod ops;
 pub mod overrides;
 pub mod replay;

@@ -8,7 +8,9 @@ use utoipa::ToSchema;
 use crate::ids::parse_decimal;
 
 /// Number of an update in its market's log: 1, 2, 3 … without holes; 0 means nothing yet (contract, section 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 #[schema(
     description = "An update's number in its market: 1, 2, 3 … without holes; 0: nothing yet.",
@@ -52,7 +54,9 @@ impl fmt::Display for Seq {
 }
 
 /// One unbroken history of a market's log: Unix seconds of its creation; 0 = no log yet (contract, section 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
 #[schema(
     description = "One unbroken history of a market's log: the Unix second in which it began; 0: no log yet.",

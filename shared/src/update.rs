@@ -9,10 +9,10 @@ use serde::{
 use serde_json::value::RawValue;
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{Object, RefOr, Schema, Type, schema::AnyOf},
+    openapi::{Object, RefOr, Schema},
 };
 
-use crate::position::Position;
+use crate::{http::openapi::nullable, position::Position};
 
 /// One entry of a market's log (contract, section 1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,9 +90,7 @@ impl Payload {
 
 impl PartialSchema for Payload {
     fn schema() -> RefOr<Schema> {
-        let line = Object::builder()
-            .description(Some("A line: selection → price, in decimal odds, or another number, string or boolean."));
-        let line = AnyOf::builder().item(line).item(Object::with_type(Type::Null));
+        let line = nullable(Object::new(), "A line: selection → price, in decimal odds, or other values.");
         Object::builder()
             .additional_properties(Some(line))
             .description(Some("Line name → line, whole; `null` removes the line. Prices are decimal text: `2.10` stays `2.10`."))

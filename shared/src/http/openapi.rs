@@ -4,9 +4,19 @@
 
 use std::sync::LazyLock;
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
 use serde_json::{Map, Value, json};
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{
+        Object, RefOr, Schema, Type,
+        path::Parameter,
+        schema::{AnyOf, ObjectBuilder},
+    },
+};
 
 use super::serve::MAX_HEADER_BYTES;
 use crate::protocol::error::{ErrorBody, ErrorCode};
@@ -27,7 +37,7 @@ pub struct Operation {
 /// Answers with a document's text.
 #[must_use]
 pub fn serve(text: &'static LazyLock<String>) -> Response {
-    ([(axum::http::header::CONTENT_TYPE, "application/json")], text.as_str()).into_response()
+    ([(CONTENT_TYPE, "application/json")], text.as_str()).into_response()
 }
 
 impl Document {
@@ -112,6 +122,22 @@ impl Operation {
         self
     }
 
+    /// Reads the document itself.
+    #[must_use]
+    pub fn document(id: &str) -> Self {
+        let schema = json!({ "type": "object", "required": ["openapi", "info", "paths"] });
+        Self::new(id, "This document", "OpenAPI 3.1.").security(json!([])).answer(
+            200,
+            json!({ "description": "It.", "content": { "application/json": { "schema": schema } } }),
+        )
+    }
+
+    /// Parameters that are derived from a type.
+    #[must_use]
+    pub fn parameters(self, parameters: Vec<Parameter>) -> Self {
+        parameters.into_iter().fold(self, |operation, parameter| operation.parameter(json!(parameter)))
+    }
+
     /// A parameter, as in the document.
     #[must_use]
     pub fn parameter(mut self, parameter: Value) -> Self {
@@ -139,9 +165,8 @@ impl Operation {
 
     /// `200` with JSON.
     #[must_use]
-    pub fn answers<T: ToSchema>(self, description: &str, headers: Value, example: Value) -> Self {
-        let content =
-            json!({ "application/json": { "schema": reference::<T>(), "example": example } });
+    pub fn answers<T: ToSchema>(self, description: &str, headers: Value, example: &Value) -> Self {
+        let content = json!({ "application/json": { "schema": reference::<T>(), "example": example } });
         self.answer(200, json!({ "description": description, "headers": headers, "content": content }))
             .schemas::<T>()
     }
@@ -210,6 +235,39 @@ pub fn refusal<T: ToSchema>(code: ErrorCode) -> Value {
 #[must_use]
 pub fn header(schema: &Value) -> Value {
     json!({ "required": true, "schema": schema })
+}
+
+/// `true` or `false`, whichever `VALUE` is.
+#[must_use]
+pub fn always<const VALUE: bool>() -> RefOr<Schema> {
+    Object::builder().schema_type(Type::Boolean).enum_values(Some([VALUE])).into()
+}
+
+/// Anything that `schema` is, or `null`.
+#[must_use]
+pub fn nullable(schema: impl Into<RefOr<Schema>>, description: &str) -> RefOr<Schema> {
+    AnyOf::builder().item(schema).item(Object::with_type(Type::Null)).description(Some(description)).into()
+}
+
+/// How many are wanted.
+#[must_use]
+pub fn limit(default: usize, most: usize) -> RefOr<Schema> {
+    Object::builder()
+        .schema_type(Type::Integer)
+        .minimum(Some(1_u64))
+        .maximum(Some(most))
+        .default(Some(default.into()))
+        .into()
+}
+
+/// A string of `min` to `max` characters without control characters.
+#[must_use]
+pub fn text(min: usize, max: usize) -> ObjectBuilder {
+    Object::builder()
+        .schema_type(Type::String)
+        .min_length(Some(min))
+        .max_length(Some(max))
+        .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]*$"))
 }
 
 fn extend(object: &mut Value, more: &Value) {
