@@ -299,6 +299,7 @@ pub(crate) struct AuditPage<'a> {
     has_more: bool,
     /// With `hasMore` only: where they go on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     before: Option<String>,
 }
 

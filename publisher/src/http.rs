@@ -304,6 +304,7 @@ pub(crate) struct ProblemBody<'a> {
     error: ErrorBody<'a>,
     /// With `CONFLICT` only: where the market is.
     #[serde(rename = "currentSeq", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     current_seq: Option<Seq>,
 }
 

@@ -55,6 +55,9 @@ fn override_one() -> Operation {
     let description = "200 means: it is in the log, the state and the audit, in one atomic step. 503 says what is known: \
         \"nothing was appended\", or \"outcome unknown\", after which the same request with the same `Idempotency-Key` \
         is safe.";
+    // More than every error has.
+    let mut conflict = refusal::<ProblemBody<'_>>(ErrorCode::Conflict);
+    conflict["content"]["application/json"]["schema"]["required"] = json!(["currentSeq"]);
     asks("overrideOdds", "Publishes prices", description, Role::Trader)
         .parameter(idempotency_key("The same request is answered as the first time, for 24 hours."))
         .body::<Override>(json!({
@@ -64,7 +67,7 @@ fn override_one() -> Operation {
         }))
         .answers::<Answer>("It is in the log.", json!({ "Idempotent-Replayed": replayed }), &appended())
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable])
-        .answer(409, refusal::<ProblemBody<'_>>(ErrorCode::Conflict))
+        .answer(409, conflict)
         .schemas::<ProblemBody<'_>>()
 }
 
@@ -84,7 +87,6 @@ fn override_many() -> Operation {
         "items": { "anyOf": [reference::<Override>(), anything] },
     });
     let lines = json!({
-        "type": "string",
         "description": format!("An override a line, at most {MAX_ITEMS}; blank lines are skipped."),
     });
     let results = json!({

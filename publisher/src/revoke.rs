@@ -56,9 +56,11 @@ pub enum NotRevoked {
 pub struct Answer {
     /// Whose tokens, if a user's.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     user_id: Option<String>,
     /// Which token, if one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     jti: Option<String>,
     /// Unix milliseconds.
     revoked_at: u64,

@@ -25,6 +25,7 @@ mod least_privilege;
 mod limits;
 mod malformed;
 mod markets;
+mod openapi;
 mod operations;
 mod overrides;
 mod pages;

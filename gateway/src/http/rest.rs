@@ -103,6 +103,7 @@ async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, b
 
 /// What [`snapshot`] answers.
 #[derive(ToSchema)]
+#[schema(description = "A market's state.")]
 #[expect(dead_code, reason = "it is written as text: the state's members, and the mark")]
 pub(super) struct Snapshot {
     #[schema(inline)]
