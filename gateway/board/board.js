@@ -3,13 +3,14 @@
 // Whatever comes is kept at once and drawn with the next frame, so that a thousand updates a second cost no more than a
 // frame's worth of drawing, and a page that nobody sees draws nothing.
 
-import { Card } from './card.js';
+import { Card, SAMPLES } from './card.js';
 import { byId, element, write } from './dom.js';
 import { Texts } from './i18n.js';
 import { Link } from './link.js';
 import { CONSOLE } from './place.js';
 import { Resume } from './resume.js';
 import { Client } from './sdk/index.js';
+import { parse } from './sdk/json.js';
 import { TEXTS } from './texts.js';
 
 const MAX_MARKETS = 50;
@@ -19,6 +20,8 @@ const TICK_MS = 250;
 /** Over which updates a second are counted. */
 const RATE_TICKS = 12;
 const JOURNAL_LENGTH = 40;
+/** Markets that an entry tells the numbers of. */
+const MOVED_SHOWN = 8;
 const TOKEN_KEY = 'kmarket.token';
 
 const here = new URL('.', location.href);
@@ -47,7 +50,6 @@ const client = new Client({ url: here.href, host: link.host, token: freshToken }
 // ---- tokens ----
 
 async function freshToken() {
-    token = null;
     if (pasted) {
         token = pasted;
         return pasted;
@@ -73,11 +75,8 @@ function ask() {
 
 byId('ask').addEventListener('submit', (event) => {
     event.preventDefault();
-    pasted = byId('token').value.trim();
-    sessionStorage.setItem(TOKEN_KEY, pasted);
-    byId('token').value = '';
-    byId('ask').hidden = true;
-    client.start();
+    sessionStorage.setItem(TOKEN_KEY, byId('token').value.trim());
+    location.reload();
 });
 
 function forgetPasted() {
@@ -105,10 +104,8 @@ async function lookForMarkets() {
     try {
         const { status, text } = await link.host.get(new URL(`api/markets?limit=${MAX_MARKETS}`, here));
         if (status === 200 && !chosen) {
-            const { markets } = JSON.parse(text);
-            markets.forEach(show);
-            // The lowest ones, as after a reload.
-            [...cards.keys()].filter((id) => !markets.includes(id)).forEach(hide);
+            // One that is listed no longer stays: a list may have holes for a while, a board should not.
+            JSON.parse(text).markets.filter((id) => !cards.has(id)).slice(0, MAX_MARKETS - cards.size).forEach(show);
             byId('empty').hidden = cards.size > 0;
         }
     } catch { /* the connection's own state says it */ }
@@ -140,10 +137,8 @@ function choose(ids) {
     const address = new URL(location.href);
     address.search = ids ? `?markets=${ids.join(',')}` : '';
     history.replaceState(null, '', address);
-    if (ids) {
-        [...cards.keys()].filter((id) => !ids.includes(id)).forEach(hide);
-        ids.forEach(show);
-    }
+    [...cards.keys()].filter((id) => !ids?.includes(id)).forEach(hide);
+    ids?.forEach(show);
     byId('all').hidden = !chosen;
     lookForMarkets();
 }
@@ -173,11 +168,24 @@ client.on('change', (market) => {
         const last = seqs.get(market.marketId);
         if (last !== undefined && market.seq !== last + 1) holes += 1;
     }
+    if (market.cause !== 'update') lookBack(card, market);
     seqs.set(market.marketId, market.seq);
     card.take(market);
     reportResume(resume.change(market));
     drawSoon(market.marketId);
 });
+
+/** What a market did before it was here, for its chart. */
+async function lookBack(card, { marketId, epoch, seq, lines }) {
+    if (!seq) return;
+    try {
+        const url = new URL(`api/markets/${marketId}/odds/updates?since_seq=${Math.max(0, seq - SAMPLES)}&limit=${SAMPLES}`, here);
+        const { status, text } = await link.host.get(url);
+        const page = status === 200 ? parse(text) : {};
+        if (Number(page.epoch) === epoch) card.lookBack(page.updates.filter((update) => Number(update.seq) <= seq), lines);
+    } catch { /* then it begins here */ }
+    drawSoon(marketId);
+}
 
 client.on('fresh', ({ marketId }) => drawSoon(marketId));
 
@@ -209,28 +217,26 @@ client.on('state', (event) => {
     } else if (before === 'open' && event.state === 'waiting') {
         if (ending) note('warn', ...ending);
         else note('bad', 'logLost', { code, reason });
-    } else if (before === 'connecting' && event.state === 'waiting' && pasted && reason !== 'OFFLINE' && code === 1006) {
+    } else if (before === 'connecting' && event.state === 'waiting' && pasted && code === 1006) {
         judgePasted();
     }
     drawSoon(...cards.keys());
 });
 
-/** A handshake that fails tells a page nothing; a read does. */
+/** A handshake that fails tells a page nothing. The same path without one says what it thinks of the token. */
 async function judgePasted() {
-    const { status } = await link.host.get(new URL('api/markets?limit=1', here)).catch(() => ({ status: 0 }));
-    const { exp } = claimsOf(pasted);
-    if (status === 401 || (exp && exp * 1000 < Date.now())) forgetPasted();
-}
-
-function claimsOf(jwt) {
-    try { return JSON.parse(atob(jwt.split('.')[1].replaceAll('-', '+').replaceAll('_', '/'))); } catch { return {}; }
+    const { status } = await link.host.get(new URL('ws/odds', here)).catch(() => ({ status: 0 }));
+    if (status === 401) forgetPasted();
 }
 
 function reportResume(report) {
     if (!report) return;
-    const { markets, replayed, resets, from } = report;
-    if (markets === 1) note('good', 'logResumed', { seq: from, n: replayed });
-    else note('good', 'logResumedMany', { markets, n: replayed });
+    const { markets, replayed, resets, moved } = report;
+    if (markets === 1) note('good', 'logResumed', { seq: moved[0].from, n: replayed });
+    else {
+        const some = moved.slice(0, MOVED_SHOWN).map(({ id, from, to }) => `${id}: ${from} → ${to}`.replaceAll(' ', '\u00a0'));
+        note('good', 'logResumedMany', { markets, n: replayed }, [...some, ...(moved.length > MOVED_SHOWN ? ['…'] : [])].join('  '));
+    }
     if (resets) note('warn', 'logReset', { markets: resets });
 }
 
@@ -256,12 +262,13 @@ byId('offline').addEventListener('click', () => {
 
 // ---- the journal ----
 
-/** `name` of a text, so that the language may change later. */
-function note(kind, name, values = {}) {
+/** `name` of a text, so that the language may change later; `detail` is the same in all. */
+function note(kind, name, values = {}, detail = '') {
     const text = element('span', 'what');
     text.dataset.name = name;
     text.dataset.values = JSON.stringify(values);
     const entry = element('li', kind, element('time', 'mono faint', new Date().toTimeString().slice(0, 8)), text);
+    if (detail) entry.append(element('span', 'detail faint', detail));
     byId('journal').prepend(entry);
     while (byId('journal').children.length > JOURNAL_LENGTH) byId('journal').lastChild.remove();
     word(text);

@@ -3,7 +3,9 @@
 import { element, svg, write } from './dom.js';
 
 /** Updates that the chart goes back. */
-const SAMPLES = 60;
+export const SAMPLES = 60;
+/** The chart is as wide as so many, however few there are. */
+const LEAST_WIDTH = 24;
 /** Lines of the chart: the first selections of the first line. */
 const SERIES = 3;
 const CHART_EVERY_MS = 200;
@@ -12,7 +14,8 @@ const WIDTH = 120;
 const HEIGHT = 36;
 
 const PRICE = /^\d+(\.\d+)?$/;
-/** In this order in their line; all others behind them as they came. */
+/** The lines in this order, and the selections of each; all others behind them. */
+const LINES = ['moneyline', 'win', 'spread', 'total'];
 const ORDER = ['home', 'over', 'yes', 'draw', 'away', 'under', 'no'];
 /** A line's member that is no price: by how much, or at how many. */
 const POINTS = new Set(['line', 'points', 'handicap']);
@@ -131,15 +134,14 @@ export class Card {
         this.#went = new Map([...this.#went].filter(([key]) => keysOf(lines).has(key)));
         this.body.replaceChildren(...shapeOf(lines).map(([line, selections]) => {
             const points = selections.filter((name) => POINTS.has(name));
-            const title = element('h4', '', wording(this.#texts, line));
-            for (const name of points) title.append(' ', this.#cell(line, name, 'points'));
+            const title = element('h4', '', element('span', 'name', wording(this.#texts, line)));
+            for (const name of points) title.append(this.#cell(line, name, 'points'));
             const prices = selections.filter((name) => !POINTS.has(name)).map((selection) => {
-                const name = element('span', 'name', wording(this.#texts, selection));
                 const nth = line === shapeOf(lines)[0][0] ? this.#names.indexOf(selection) : -1;
-                if (nth >= 0) name.classList.add(`series-${nth}`);
-                return element('div', 'selection', name, this.#cell(line, selection, 'price'));
+                const name = element('span', 'name', wording(this.#texts, selection));
+                return element('div', `selection${nth < 0 ? '' : ` series-${nth}`}`, name, this.#cell(line, selection, 'price'));
             });
-            return element('section', '', title, element('div', 'selections', ...prices));
+            return element('section', prices.length > 2 ? 'many' : '', title, element('div', 'selections', ...prices));
         }));
     }
 
@@ -152,30 +154,41 @@ export class Card {
         return price;
     }
 
+    /** `updates` up to a moment at which its lines were `lines`, oldest first; what came since is here already. */
+    lookBack(updates, lines) {
+        const [line, names] = chartOf(lines);
+        if (!names || names.join('\n') !== this.#names.join('\n')) return;
+        const past = updates.map(({ payload }) => pricesOf(payload[line], names)).filter(Boolean);
+        // The last of them is where this card began.
+        this.#samples = [...past.slice(0, -1), ...this.#samples].slice(-SAMPLES);
+        this.#chartAt = 0;
+    }
+
     #sample() {
-        const [first] = shapeOf(this.#market.lines);
-        if (!first) return;
-        const [line, selections] = first;
-        const names = selections.filter((name) => isPrice(name, this.#market.lines[line][name])).slice(0, SERIES);
+        const [line, names = []] = chartOf(this.#market.lines);
         if (names.join('\n') !== this.#names.join('\n')) {
             this.#names = names;
             this.#samples = [];
             this.#shape = null;
         }
-        this.#samples.push(names.map((name) => Number(this.#market.lines[line][name])));
-        if (this.#samples.length > SAMPLES) this.#samples.shift();
+        if (names.length && this.#market.changed.includes(line)) {
+            this.#samples.push(pricesOf(this.#market.lines[line], names));
+            if (this.#samples.length > SAMPLES) this.#samples.shift();
+        }
     }
 
     /** Each selection's change since the window began, in percent, on one scale around the middle. */
     #drawChart() {
-        const changes = this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / this.#samples[0][n] - 1));
+        const [first] = this.#samples;
+        const changes = first ? this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / first[n] - 1)) : [];
+        const width = WIDTH / (Math.max(this.#samples.length, LEAST_WIDTH) - 1);
         const most = Math.max(0.01, ...changes.flat().map(Math.abs));
         this.series.forEach((line, n) => {
-            const x = (index) => (WIDTH * (index + SAMPLES - this.#samples.length) / (SAMPLES - 1)).toFixed(1);
+            const x = (index) => (width * index).toFixed(1);
             const y = (change) => (HEIGHT / 2 - change / most * (HEIGHT / 2 - 2)).toFixed(1);
             let points = '';
             (changes[n] ?? []).forEach((change, index) => {
-                if (index) points += `${x(index)},${y(changes[n][index - 1])} `;
+                if (index) points += `${x(index)},${y(changes[n][index - 1])} `; // a price holds until the next
                 points += `${x(index)},${y(change)} `;
             });
             line.setAttribute('points', points);
@@ -190,14 +203,30 @@ function wording(texts, name) {
     return KNOWN.has(name) ? texts.of(name) : name;
 }
 
-const KNOWN = new Set(['moneyline', 'spread', 'total', 'win', ...ORDER]);
+const KNOWN = new Set([...LINES, ...ORDER]);
 
 /** What there is to show: `[line, [selection …]] …`. The status is shown otherwise. */
 function shapeOf(lines) {
-    const place = (name) => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
+    const by = (order) => (a, b) => (order.indexOf(a) + 1 || Infinity) - (order.indexOf(b) + 1 || Infinity) || 0;
     return Object.keys(lines)
         .filter((line) => line !== 'status' && lines[line] && typeof lines[line] === 'object')
-        .map((line) => [line, Object.keys(lines[line]).sort((a, b) => place(a) - place(b))]);
+        .sort() // or a snapshot and the updates before it would differ
+        .sort(by(LINES))
+        .map((line) => [line, Object.keys(lines[line]).sort(by(ORDER))]);
+}
+
+/** The line that the chart is of, and the selections. */
+function chartOf(lines) {
+    const [first] = shapeOf(lines);
+    if (!first) return [];
+    const [line, selections] = first;
+    return [line, selections.filter((name) => isPrice(name, lines[line][name])).slice(0, SERIES)];
+}
+
+/** Null where one of them has none. */
+function pricesOf(line, names) {
+    if (!line || !names.every((name) => isPrice(name, line[name]))) return null;
+    return names.map((name) => Number(line[name]));
 }
 
 const keyOf = (line, selection) => JSON.stringify([line, selection]);

@@ -4,13 +4,16 @@ export class Resume {
     #open = new Map(); // id → the seq at which it has everything that it missed
     #report = null;
 
-    /** `answers`: the ack's `{id, seq, recovered}`; `seqOf`: what the board had. Answers with the report if that is all. */
+    /**
+     * `answers`: the ack's `{id, seq, recovered}`; `seqOf`: what the board had. Answers with the report if that is all:
+     * how many `markets`, updates `replayed` and `resets`, and of those that `moved`, from which seq to which.
+     */
     begin(answers, seqOf) {
         this.#open.clear();
-        this.#report = { markets: answers.length, replayed: 0, resets: 0, from: null };
+        this.#report = { markets: answers.length, replayed: 0, resets: 0, moved: [] };
         for (const { id, seq, recovered } of answers) {
             const had = seqOf(id) ?? 0;
-            if (answers.length === 1) this.#report.from = had;
+            if (answers.length === 1 || seq !== had) this.#report.moved.push({ id, from: had, to: seq });
             if (!recovered || seq > had) this.#open.set(id, seq);
         }
         return this.#end();

@@ -20,7 +20,7 @@ export const TEXTS = {
         nothingYet: 'No market has prices yet', nothingYetHow: 'They appear here by themselves once somebody publishes: from the trading console, through the admin API, or with cargo run -- --demo.',
         live: 'Live', suspended: 'Suspended', finished: 'Closed', inPlay: 'In play', notFresh: 'Catching up', noPrices: 'No prices yet', forbidden: 'Not in the token’s scope', refused: 'Refused',
         seq: 'seq', age: 'Time since the last update', chart: 'Changes of {names} over the last {n} updates',
-        logConnected: 'Connected', logLost: 'Connection lost ({code} {reason})', logDropped: 'Dropped by you', logOffline: 'Offline for {s} s, by your wish', logOnline: 'Back online',
+        logConnected: 'Connected', logLost: 'Connection lost ({code} {reason})', logDropped: 'Dropped by you', logOffline: 'Offline for {s} s, as you asked', logOnline: 'Back online',
         logResumed: 'Resumed at seq {seq}, {n} updates replayed', logResumedMany: 'Resumed {markets} markets, {n} updates replayed',
         logReset: '{markets} of them too far behind: snapshot instead', logStale: 'Prices are stale: {reason}', logFresh: 'Prices are fresh again', logToken: 'No token: {message}', logStopped: 'Ended by the gateway ({code} {reason})',
         now: 'now', seconds: '{n} s', minutes: '{n} min', hours: '{n} h', days: '{n} d',

@@ -27,9 +27,7 @@ const FILES: &[File] = &[
 /// The page at `/`, and what it is made of under `/board/`. With the trading console on the same listener it has a
 /// link there.
 pub fn router(has_console: bool) -> Router {
-    let place = match has_console {
-        true => "export const CONSOLE = 'console';\n",
-        false => "export const CONSOLE = null;\n",
-    };
+    let place =
+        if has_console { "export const CONSOLE = 'console';\n" } else { "export const CONSOLE = null;\n" };
     pages::router(FILES.iter().copied().chain([File::js("/board/place.js", place)]))
 }

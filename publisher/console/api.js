@@ -6,12 +6,14 @@ import { parse } from './json.js';
 const READ_TIMEOUT_MS = 5000;
 /** The publisher itself gives up an append before. */
 const WRITE_TIMEOUT_MS = 15_000;
+/** All markets are many appends. */
+const STATUS_TIMEOUT_MS = 60_000;
 
 /** Any answer but 200, or (with status 0) none. */
 export class Refused extends Error {
-    constructor(status, code, message, currentSeq = null) {
+    constructor(status, code, message) {
         super(message);
-        Object.assign(this, { status, code, currentSeq });
+        Object.assign(this, { status, code });
     }
 
     /** Whether it may have been done all the same, so that only the same request may be sent again. */
@@ -24,55 +26,65 @@ export class Api {
     constructor(session) { this.#session = session; }
 
     /** `{markets: [market], hasMore, now}` */
-    async markets(query) {
-        const page = parse(await this.#read('/admin/markets', query));
-        return { markets: page.get('markets').map(market), hasMore: page.get('hasMore'), now: number(page.get('now')) };
+    markets(query) {
+        return this.#read('/admin/markets', query, (page) => (
+            { markets: page.get('markets').map(market), hasMore: page.get('hasMore'), now: number(page.get('now')) }));
     }
 
     /** `{entries: [entry], hasMore, before}` */
-    async audit(query) {
-        const page = parse(await this.#read('/admin/audit', query));
-        return { entries: page.get('entries').map(entry), hasMore: page.get('hasMore'), before: page.get('before') ?? null };
+    audit(query) {
+        return this.#read('/admin/audit', query, (page) => (
+            { entries: page.get('entries').map(entry), hasMore: page.get('hasMore'), before: page.get('before') ?? null }));
     }
 
     /** `{text, before}` */
     async auditCsv(query) {
-        const answer = await this.#ask('GET', `/admin/audit?${new URLSearchParams({ ...query, format: 'csv' })}`, READ_TIMEOUT_MS);
-        return { text: await answer.text(), before: answer.headers.get('x-next-before') };
+        const { text, headers } = await this.#ask('GET', `/admin/audit?${new URLSearchParams({ ...query, format: 'csv' })}`, READ_TIMEOUT_MS);
+        return { text, before: headers.get('x-next-before') };
     }
 
     /** `{seq, ts, auditId}`. The same `key` with the same `body` is done once. */
     async override(body, key) {
-        const answer = await this.#ask('POST', '/admin/odds/override', WRITE_TIMEOUT_MS, body, { 'idempotency-key': key });
-        return answer.json();
+        const { text } = await this.#ask('POST', '/admin/odds/override', WRITE_TIMEOUT_MS, body, { 'idempotency-key': key });
+        return understood(() => JSON.parse(text));
     }
 
     /** `verb`: `suspend` or `open`; `which`: `{marketIds}` or `{all: true}`. Results in order. */
     async setStatus(verb, which, reason) {
-        const answer = await this.#ask('POST', `/admin/markets/${verb}`, 60_000, JSON.stringify({ ...which, reason }));
-        return answer.json();
+        const { text } = await this.#ask('POST', `/admin/markets/${verb}`, STATUS_TIMEOUT_MS, JSON.stringify({ ...which, reason }));
+        return understood(() => JSON.parse(text));
     }
 
-    async #read(path, query) {
+    async #read(path, query, shape) {
         const set = Object.entries(query).filter(([, value]) => value !== '' && value !== null && value !== undefined);
-        const answer = await this.#ask('GET', `${path}?${new URLSearchParams(set)}`, READ_TIMEOUT_MS);
-        return answer.text();
+        const { text } = await this.#ask('GET', `${path}?${new URLSearchParams(set)}`, READ_TIMEOUT_MS);
+        return understood(() => shape(parse(text)));
     }
 
     async #ask(method, url, timeout, body, headers = {}) {
-        let answer;
+        let answer, text;
         try {
             answer = await fetch(url, {
                 method, body, cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(timeout),
                 headers: { ...headers, ...(body && { 'content-type': 'application/json' }), authorization: `Bearer ${this.#session.token}` },
             });
+            text = await answer.text();
         } catch (error) {
             throw new Refused(0, 'NO_ANSWER', error.message);
         }
-        if (answer.ok) return answer;
-        const { code = 'INTERNAL', message = answer.statusText, currentSeq } = await answer.json().catch(() => ({}));
-        throw new Refused(answer.status, code, message, currentSeq);
+        if (answer.ok) return { text, headers: answer.headers };
+        const { code, message } = refusal(text);
+        throw new Refused(answer.status, code ?? 'INTERNAL', message ?? `${answer.status} ${answer.statusText}`);
     }
+}
+
+/** What `read` makes of an answer. One that is not the publisher's, as from something on the way, is none. */
+function understood(read) {
+    try { return read(); } catch (error) { throw new Refused(0, 'NO_ANSWER', error.message); }
+}
+
+function refusal(text) {
+    try { return JSON.parse(text) ?? {}; } catch { return {}; }
 }
 
 const number = (decimal) => Number(decimal.text);

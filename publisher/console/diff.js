@@ -15,6 +15,10 @@ const MAX_NAME = 64;
  * `{name, extra}`. `seen`: line → its text when it was touched first, `null` where there was none.
  */
 export class Draft {
+    static #count = 0;
+
+    /** Which one it is. */
+    id = Draft.#count += 1;
     edits = new Map();
     added = [];
     seen = new Map();

@@ -9,7 +9,7 @@ import { Texts } from './i18n.js';
 import { List } from './list.js';
 import { MarketView } from './market.js';
 import { Poller } from './poller.js';
-import { Session } from './session.js';
+import { Session, linkedToken } from './session.js';
 import { TEXTS } from './texts.js';
 import { age, countdown } from './time.js';
 import { laterOnSameLines, undo, undoReason } from './undo.js';
@@ -32,7 +32,7 @@ class App {
     markets = new Map();
     drafts = new Map();
     selected = null;
-    #ahead = 0; #answered = null; #isLost = false;
+    #ahead = 0; #answered = null; #isLost = false; #isOut = true;
 
     constructor() {
         this.list = new List(this);
@@ -178,8 +178,19 @@ class App {
             event.preventDefault();
             this.#tryToken(find('token').value.trim());
         });
+        find('token').addEventListener('keydown', (event) => {
+            if (event.key !== 'Enter') return;
+            event.preventDefault();
+            find('signin').querySelector('form').requestSubmit();
+        });
+        // Esc does not get by it: without a token there is nothing behind it.
         find('signin').addEventListener('cancel', (event) => event.preventDefault());
+        find('signin').addEventListener('close', () => { if (this.#isOut) this.#signIn(''); });
         document.addEventListener('keydown', (event) => this.#key(event));
+        addEventListener('hashchange', () => {
+            const token = linkedToken();
+            if (token) this.#tryToken(token);
+        });
         addEventListener('beforeunload', (event) => {
             if (this.session.token && [...this.drafts.values()].some((draft) => !draft.isEmpty)) event.preventDefault();
         });
@@ -190,6 +201,7 @@ class App {
 
     #signIn(why) {
         const dialog = find('signin');
+        this.#isOut = true;
         find('signin-why').hidden = !why;
         put(find('signin-why'), why);
         if (!dialog.open) {
@@ -216,6 +228,7 @@ class App {
             // Nobody can say now: the page shows that, and goes on asking.
         }
         find('token').value = '';
+        this.#isOut = false;
         if (find('signin').open) find('signin').close();
         find('desk').hidden = false;
         this.#showWho();

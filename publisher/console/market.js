@@ -39,7 +39,7 @@ export class MarketView {
         if (!market) return;
         const draft = app.draft();
         const shape = JSON.stringify([
-            market.id, app.texts.language, app.session.mayTrade,
+            market.id, draft.id, app.texts.language, app.session.mayTrade,
             [...market.lines].map(([line, of]) => [line, [...of].map(([name, value]) => [name, isEditable(line, value)])]),
             [...draft.edits].map(([line, edit]) => [line, edit.isRemoved, edit.replaced !== undefined, edit.extra.length]),
             draft.added.map(({ extra }) => extra.length),
@@ -228,11 +228,11 @@ export class MarketView {
                 },
             }, texts.of(edit?.isRemoved ? 'keepLine' : 'removeLine')),
         ] : [];
-        const head = session.mayTrade ? ['selection', 'current', 'new', 'change'] : ['selection', 'current'];
+        const head = ['selection', 'current', ...(session.mayTrade && line !== STATUS ? ['new', 'change'] : ['', ''])];
         return el(`section.line${edit?.isRemoved ? '.gone' : ''}`, {},
             el('div.line-head', {}, el('h3', {}, line), edit?.isRemoved && el('span.badge.bad', {}, texts.of('removed')), el('span.fill'), ...tools),
             el('table', {},
-                el('thead', {}, el('tr', {}, ...head.map((name, index) => el(['th.s', 'th.number.c', 'th.number.n', 'th'][index], {}, texts.of(name))))),
+                el('thead', {}, el('tr', {}, ...head.map((name, index) => el(['th.s', 'th.number.c', 'th.number.n', 'th'][index], {}, name ? texts.of(name) : '')))),
                 el('tbody', {}, ...rows, ...extras)));
     }
 
@@ -330,6 +330,7 @@ export class MarketView {
                 put(current, show(value));
                 if (!session.mayTrade) continue;
                 if (input) input.placeholder = show(value);
+                if (input && draft.edits.get(line)?.replaced !== undefined) input.value = rows.find((of) => of.line === line && of.selection === selection)?.after ?? '';
                 const problem = problems.find((of) => of.line === line && of.selection === selection)?.problem;
                 const row = rows.find((of) => of.line === line && of.selection === selection);
                 input?.setAttribute('aria-invalid', String(Boolean(problem)));

@@ -24,7 +24,9 @@ export class Poller {
         if (this.#isRunning || !this.#isOn || document.hidden) return;
         clearTimeout(this.#timer);
         this.#isRunning = true;
-        try { await this.#run(); } finally { this.#isRunning = false; }
+        // Whatever is wrong once may be right the next time.
+        try { await this.#run(); } catch (error) { reportError(error); }
+        this.#isRunning = false;
         if (this.#isOn) this.#timer = setTimeout(() => this.now(), this.#every);
     }
 }

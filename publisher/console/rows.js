@@ -18,8 +18,8 @@ const value = (texts, text) => (text === null ? el('span.faint', {}, texts.of('a
 /** `moneyline home  1.85 → 1.90  +2.7 %`; `absent` stands for what is not there. */
 export function diffRow(texts, row) {
     return el('li.diff', {},
-        el('span.name', {}, row.line, ' ', el('b', {}, row.selection)),
-        el('span.values', {}, value(texts, row.before), el('span.faint', {}, ' → '), el('b', {}, value(texts, row.after))),
+        el('span.name', {}, row.line, ' ', el('b', {}, row.selection)), ' ',
+        el('span.from', {}, value(texts, row.before)), el('span.faint', {}, ' → '), el('span.to', {}, value(texts, row.after)), ' ',
         change(texts, row));
 }
 

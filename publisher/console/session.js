@@ -5,12 +5,10 @@ const KEY = 'kmarket.console.token';
 export class Session {
     #token = null;
 
-    /** What a link brought, or what this tab had. The link's token leaves the address bar at once. */
+    /** What a link brought, or what this tab had. */
     static restore() {
         const session = new Session();
-        const linked = new URLSearchParams(location.hash.slice(1)).get('token');
-        if (location.hash) history.replaceState(null, '', location.pathname + location.search);
-        session.#token = linked?.trim() || kept();
+        session.#token = linkedToken() ?? kept();
         return session;
     }
 
@@ -30,6 +28,13 @@ export class Session {
 
     /** Milliseconds until it ends; negative: so long ago. */
     get left() { return (this.claims.exp ?? Infinity) * 1000 - Date.now(); }
+}
+
+/** The token of a link, `#token=…`, if there is one. It leaves the address bar at once. */
+export function linkedToken() {
+    const token = new URLSearchParams(location.hash.slice(1)).get('token')?.trim();
+    if (location.hash) history.replaceState(null, '', location.pathname + location.search);
+    return token || null;
 }
 
 /** `{sub, role, exp}` of a token, as far as it says so. */

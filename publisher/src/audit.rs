@@ -134,9 +134,8 @@ impl AuditQuery {
     pub fn format(&self, accept: Option<&str>) -> Result<Format, InvalidQuery> {
         match &*self.format {
             "csv" => Ok(Format::Csv),
-            "json" => Ok(Format::Json),
             "" if accept.is_some_and(|accept| accept.contains("text/csv")) => Ok(Format::Csv),
-            "" => Ok(Format::Json),
+            "" | "json" => Ok(Format::Json),
             _ => Err(InvalidQuery::Format),
         }
     }

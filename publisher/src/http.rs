@@ -52,12 +52,12 @@ pub struct Admin {
 
 /// The routes under `/admin` and `/console`, for a listener that has others too: no fallback, so that it can be merged.
 pub fn router(admin: Admin) -> Router {
-    routes(admin).layer(middleware::from_fn(observe)).merge(console::router())
+    routes(admin).layer(middleware::from_fn(observe)).merge(console())
 }
 
 /// The routes of a listener that has nothing else: any other path is answered 404 in the contract's shape.
 pub fn service(admin: Admin) -> Router {
-    routes(admin).fallback(not_found).layer(middleware::from_fn(observe)).merge(console::router())
+    routes(admin).fallback(not_found).layer(middleware::from_fn(observe)).merge(console())
 }
 
 fn routes(admin: Admin) -> Router {
@@ -73,6 +73,10 @@ fn routes(admin: Admin) -> Router {
         .route("/admin/{*rest}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(admin))
+}
+
+fn console() -> Router {
+    console::router().method_not_allowed_fallback(method_not_allowed)
 }
 
 /// Batches whose bodies are in memory at once, each of at most [`MAX_BATCH_BYTES`]; the next ones wait for their turn.

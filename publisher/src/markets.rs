@@ -172,11 +172,34 @@ pub async fn page(backbone: &dyn Backbone, request: MarketsRequest) -> Result<St
             (ids, has_more)
         }
     };
-    let loaded = in_time(backbone.load(&ids, 0)).await?;
+    let states = load(backbone, &ids).await?;
     let now = unix_ms();
-    let markets = ids.iter().zip(&loaded).map(|(id, loaded)| Market::new(*id, &loaded.state));
+    let markets = ids.iter().zip(states).filter_map(|(id, state)| Some(Market::new(*id, &state?)));
     let markets = markets.collect::<Result<_, _>>()?;
     Ok(serde_json::to_string(&MarketsPage { markets, has_more, now })?)
+}
+
+/// Each market's state. One that is not understood must not hide the others, nor keep them from being suspended: it is
+/// `None`, and in the log.
+async fn load(backbone: &dyn Backbone, ids: &[MarketId]) -> Result<Vec<Option<MarketState>>, MarketsError> {
+    let is_its_own = |error: &MarketsError| matches!(error, MarketsError::Backbone(error) if !error.is_outage());
+    match in_time(backbone.load(ids, 0)).await {
+        Ok(loaded) => return Ok(loaded.into_iter().map(|loaded| Some(loaded.state)).collect()),
+        Err(error) if is_its_own(&error) => {}
+        Err(error) => return Err(error),
+    }
+    let mut states = Vec::with_capacity(ids.len());
+    for &id in ids {
+        states.push(match in_time(backbone.load(&[id], 0)).await {
+            Ok(mut loaded) => loaded.pop().map(|loaded| loaded.state),
+            Err(error) if is_its_own(&error) => {
+                tracing::error!(market = %id, %error, "a market cannot be read");
+                None
+            }
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(states)
 }
 
 async fn in_time<T>(reading: impl Future<Output = Result<T, BackboneError>>) -> Result<T, MarketsError> {
@@ -441,8 +464,8 @@ impl Change<'_> {
             if ids.is_empty() {
                 break;
             }
-            let loaded = match in_time(backbone.load(&ids, 0)).await {
-                Ok(loaded) => loaded,
+            let states = match load(backbone, &ids).await {
+                Ok(states) => states,
                 Err(error) => {
                     let problem = Problem::from(error);
                     results.extend(pending.drain(..).map(|index| (index, Err(problem.clone()))));
@@ -450,8 +473,13 @@ impl Change<'_> {
                 }
             };
             let (mut appended, mut appends) = (Vec::new(), Vec::new());
-            for ((index, market), loaded) in pending.drain(..).zip(ids).zip(loaded) {
-                match self.append(market, loaded.state) {
+            for ((index, market), state) in pending.drain(..).zip(ids).zip(states) {
+                let Some(state) = state else {
+                    let message = format!("market {market} cannot be read; the log says why");
+                    results.insert(index, Err(Problem::new(ErrorCode::Internal, message)));
+                    continue;
+                };
+                match self.append(market, state) {
                     Ok(append) => {
                         appended.push(index);
                         appends.push(append);

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
+import { later } from './later.js';
 
 /** For whatever a test waits for. */
 export const DEADLINE_MS = 20_000;
@@ -53,7 +54,7 @@ export async function open(t, url, { expected, ...options } = {}) {
     }));
     const page = await context.newPage();
     page.on('websocket', (socket) => look(socket.url()));
-    t.after(async () => {
+    later(t, async () => {
         await context.close();
         assert.deepEqual(problems, []);
     });

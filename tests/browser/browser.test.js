@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import { after, test } from 'node:test';
 import { close, open } from './browser.js';
+import { later } from './later.js';
 
 after(close);
 
@@ -16,7 +17,7 @@ async function problems(t, script, options) {
         answer.end(js ? `${script}\ndocument.title = 'done';` : '<!doctype html><link rel="icon" href="data:,"><script src="/page.js"></script>');
     });
     await new Promise((resolve) => { server.listen(0, '127.0.0.1', resolve); });
-    t.after(() => server.close());
+    later(t, () => server.close());
     const checks = [];
     const page = await open({ after: (check) => checks.push(check) }, `http://127.0.0.1:${server.address().port}/`, options);
     await page.waitForFunction(() => document.title === 'done');

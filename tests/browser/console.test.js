@@ -24,7 +24,9 @@ function token(sub = 'desk-1', role = 'trader', seconds = 3600) {
 
 /** A system with three markets, and what a test asks of it beside the page. */
 async function system(t, markets = { 1001: PRICES, 1002: '{"moneyline":{"home":1.52,"away":2.65}}', 2001: '{"total":{"over":1.95,"under":1.87}}' }) {
-    const gateway = await embedded(t, { ADMIN_JWT_SECRET });
+    // After the page, which would miss it.
+    const ends = [];
+    const gateway = await embedded({ after: (end) => ends.push(end) }, { ADMIN_JWT_SECRET });
     for (const [id, payload] of Object.entries(markets)) await gateway.publish(Number(id), payload);
     const ask = async (path, body) => {
         const headers = { authorization: `Bearer ${token('api', 'admin')}` };
@@ -35,12 +37,20 @@ async function system(t, markets = { 1001: PRICES, 1002: '{"moneyline":{"home":1
     const set = (id, payload, reason = 'by the api', sub = 'api') => fetch(`${gateway.url}/admin/odds/override`, {
         method: 'POST', headers: { authorization: `Bearer ${token(sub)}` }, body: `{"marketId":${id},"payload":${payload},"reason":${JSON.stringify(reason)}}`,
     });
-    return { url: gateway.url, gateway, set, state: (id) => ask(`/admin/markets?ids=${id}`), audit: async (id) => JSON.parse(await ask(`/admin/audit?marketId=${id}`)).entries };
+    return {
+        url: gateway.url, gateway, ends, set, state: (id) => ask(`/admin/markets?ids=${id}`),
+        audit: async (id) => JSON.parse(await ask(`/admin/audit?marketId=${id}`)).entries,
+    };
 }
 
 /** Signed in by a link. */
-async function desk(t, { url }, { as = token(), ...options } = {}) {
-    const page = await open(t, `${url}/console#token=${as}`, { viewport: { width: 1440, height: 900 }, ...options });
+async function desk(t, { url, ends }, { as = token(), ...options } = {}) {
+    let page;
+    try {
+        page = await open(t, `${url}/console#token=${as}`, { viewport: { width: 1440, height: 900 }, ...options });
+    } finally {
+        ends.splice(0).forEach((end) => t.after(end));
+    }
     await page.locator('#list .row').first().waitFor();
     return page;
 }
@@ -67,6 +77,24 @@ test('a trader signs in by a link, and the token is nowhere to be seen', async (
     await page.getByLabel('Admin token').fill(token('desk-2'));
     await dialog(page).getByRole('button', { name: 'Sign in' }).click();
     await page.getByText('desk-2').waitFor();
+    // Another link in the same tab.
+    await page.goto(`${page.url()}#token=${token('desk-3')}`);
+    await page.getByText('desk-3').waitFor();
+    assert.equal(new URL(page.url()).hash, '');
+});
+
+test('the language is the reader\'s, and changes under what was typed', async (t) => {
+    const page = await desk(t, await system(t), { locale: 'zh-CN' });
+    await page.getByText('操盘台').waitFor();
+    await choose(page, 1001);
+    await page.locator('#chosen input').first().fill('1.9');
+    await page.locator('#reason').fill('原因');
+    await page.getByRole('button', { name: 'English' }).click();
+    await page.getByText('Trading console').waitFor();
+    assert.equal(await page.locator('html').getAttribute('lang'), 'en');
+    assert.equal(await price(page, 'moneyline', 'home').inputValue(), '1.9');
+    assert.equal(await page.locator('#reason').inputValue(), '原因');
+    await page.locator('#entries').getByRole('button', { name: 'Undo' }).waitFor();
 });
 
 test('an override is seen before it is sent, and sent exactly as it was typed', async (t) => {
@@ -95,12 +123,10 @@ test('a price that moved is shown against what was seen, and asked about again',
     await price(page, 'moneyline', 'home').fill('1.90');
     await page.locator('#reason').fill('mine');
     // The page cannot have heard of it yet when it sends.
-    await page.route('**/admin/markets?*', (route) => route.abort());
-    await system_.set(1001, '{"moneyline":{"home":1.87,"away":2.05,"draw":3.40}}');
     await page.route('**/admin/odds/override', async (route) => {
-        await page.unroute('**/admin/markets?*');
+        await system_.set(1001, '{"moneyline":{"home":1.87,"away":2.05,"draw":3.40}}');
         await route.continue();
-    });
+    }, { times: 1 });
     await publish(page);
     await dialog(page).getByText('The price has moved').waitFor();
     const cells = (await dialog(page).locator('tbody tr').allTextContents()).sort();
@@ -122,10 +148,9 @@ test('a change elsewhere in the market holds nobody up', async (t) => {
     await price(page, 'moneyline', 'home').fill('1.90');
     await page.locator('#reason').fill('mine');
     await page.route('**/admin/odds/override', async (route) => {
-        await page.unroute('**/admin/odds/override');
         await system_.set(1001, '{"total":{"over":1.99}}');
         await route.continue();
-    });
+    }, { times: 1 });
     await publish(page);
     await said(page, 'published as seq 3');
 });
@@ -185,7 +210,7 @@ test('one market is suspended and opened, and all of them only by who types it',
     await page.locator('#chosen').getByRole('button', { name: 'Suspend' }).click();
     await dialog(page).getByLabel('Reason').fill('red card');
     await dialog(page).getByRole('button', { name: 'Confirm' }).click();
-    await said(page, '1 changed, 0 were so already, 0 failed.');
+    await said(page, '1 changed, 0 already so, 0 failed.');
     await page.locator('#list .row', { hasText: '1001' }).getByText('suspended').waitFor();
     assert.match(await system_.state(1001), /"status":\{"state":"suspended","inPlay":true\}/);
     await page.getByRole('button', { name: 'Suspend all' }).click();
@@ -194,7 +219,7 @@ test('one market is suspended and opened, and all of them only by who types it',
     assert.equal(await sure.isDisabled(), true);
     await dialog(page).getByLabel('Type “suspend all” to confirm').fill('suspend all');
     await sure.click();
-    await said(page, '2 changed, 1 were so already, 0 failed.');
+    await said(page, '2 changed, 1 already so, 0 failed.');
     await shot(page, 'console-suspended');
     await page.locator('#chosen').getByRole('button', { name: 'Open' }).click();
     await dialog(page).getByLabel('Reason').fill('go on');
@@ -239,8 +264,8 @@ test('the audit is live, filtered, older and a table', async (t) => {
     await page.waitForFunction(() => document.querySelectorAll('#entries > li').length === 3);
     const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('button', { name: 'Export CSV' }).click()]);
     assert.equal(download.suggestedFilename(), 'audit-1001.csv');
-    const rows = (await readFile(await download.path(), 'utf8')).trim().split('\r\n');
-    assert.equal(rows.length, 4);
+    const rows = (await readFile(await download.path(), 'utf8')).split('\r\n');
+    assert.equal(rows.length, 5, 'a head, three entries, an end');
     assert.match(rows[0], /^\ufeffauditId,marketId/);
     assert.match(rows[1], /,desk-7,move 40,/);
     await page.getByLabel('Since').fill('2999-01-01T00:00');
@@ -317,6 +342,34 @@ test('an answer that was lost is asked for again with the same key, and done onc
     assert.equal((await system_.audit(1001)).length, 2);
 });
 
+test('what can be seen is asked for in one request, again and again, and not while nobody looks', async (t) => {
+    const system_ = await system(t, {});
+    const items = Array.from({ length: 150 }, (_, n) => `{"marketId":${n + 1},"payload":{"win":{"home":1.85}}}`);
+    await fetch(`${system_.url}/admin/odds/batch`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: `[${items}]` });
+    const page = await desk(t, system_);
+    await page.locator('#count', { hasText: '100+' }).waitFor();
+    await page.getByRole('button', { name: 'Load more' }).click();
+    await page.locator('#count', { hasText: /^150$/ }).waitFor();
+    const asked = [];
+    page.on('request', (request) => { if (request.url().includes('/admin/')) asked.push(new URL(request.url()).searchParams.get('ids')?.split(',')); });
+    await page.locator('#list .row').last().scrollIntoViewIfNeeded();
+    while (!asked.at(-1)?.includes('150')) await page.waitForRequest(/ids=/);
+    assert.ok(asked.at(-1).length < 40, `only what can be seen: ${asked.at(-1)}`);
+    await fetch(`${system_.url}/admin/odds/override`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: '{"marketId":150,"payload":{"win":{"home":1.86}}}' });
+    await page.locator('#list .row').last().getByText('1.86').waitFor();
+    const hide = (hidden) => page.evaluate((value) => {
+        Object.defineProperty(document, 'hidden', { value, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+    }, hidden);
+    await hide(true);
+    await page.waitForLoadState('networkidle'); // half a second without a request
+    await page.waitForFunction(() => document.getElementById('link').classList.contains('bad'));
+    asked.length = 0;
+    await hide(false);
+    await page.waitForFunction(() => document.getElementById('link').classList.contains('good'));
+    assert.ok(asked.length > 0);
+});
+
 test('prices that are not current say so', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_, { expected: /ERR_|status of 503/ });
@@ -380,6 +433,7 @@ for (const [name, options] of [
         await page.locator('#link.good').waitFor();
         const width = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
         assert.equal(width, 0, 'nothing sticks out');
+        if (!/narrow|tablet/.test(name)) assert.equal(await page.evaluate(() => document.documentElement.scrollHeight), 900, 'a desk is one screen');
         await shot(page, `console-${name}`, { fullPage: name === 'narrow' || name === 'tablet' });
     });
 }

@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Gateway, Program, Service, binary } from '../../sdk/test/gateway.js';
+import { later } from './later.js';
 
 export { Gateway };
 
@@ -16,21 +17,21 @@ const ATTEMPTS = 10;
 /** The whole system in one process. */
 export async function embedded(t, settings = {}) {
     const gateway = await Gateway.start(settings);
-    t.after(() => gateway.end());
+    later(t, () => gateway.end());
     return gateway;
 }
 
 /** Redis, a publisher, and as many gateways as `settings` has objects. */
 export async function system(t, settings = [{}, {}]) {
     const redis = await Redis.start();
-    t.after(() => redis.end());
+    later(t, () => redis.end());
     const REDIS_URL = redis.url;
     const publisher = await new Service().serve('publisher', { REDIS_URL, ADMIN_JWT_SECRET });
-    t.after(() => publisher.end());
+    later(t, () => publisher.end());
     publisher.admin = adminToken('desk-1', 'admin');
     const gateways = await Promise.all(settings.map(async (more) => {
         const gateway = await Gateway.start({ REDIS_URL, BOARD: 'true', ...more });
-        t.after(() => gateway.end());
+        later(t, () => gateway.end());
         return gateway;
     }));
     return { redis, publisher, gateways };

@@ -11,6 +11,7 @@ mod batch;
 mod canary;
 mod clients;
 mod closing;
+mod console;
 mod disturbances;
 mod drain;
 mod durability;

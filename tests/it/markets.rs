@@ -70,6 +70,26 @@ async fn a_list_that_was_lost_is_whole_again_once_the_publisher_listens_anew() {
     expect_listed(&redis, markets).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_market_that_cannot_be_read_hides_no_other_and_keeps_none_from_being_suspended() {
+    let redis = Redis::start();
+    let services = Services::start(&redis, &[], &[]);
+    let (admin, market, broken) = (services.admin(), fresh_market(), fresh_market());
+    admin.publish(market, &numbered(1)).await;
+    let _: String = redis.tell(&format!("SET odds:state:{{{broken}}} x"));
+    let _: u64 = redis.tell(&format!("SADD odds:markets {market} {broken}"));
+    let page: Value = admin.get("/admin/markets").await.ok();
+    let listed: Vec<&Value> = page["markets"].as_array().unwrap().iter().map(|of| &of["marketId"]).collect();
+    assert_eq!(listed, [&Value::from(market)]);
+    let mut results: Vec<Value> = admin.post("/admin/markets/suspend", &[], r#"{"all":true}"#).await.ok();
+    if broken < market {
+        results.reverse();
+    }
+    assert_eq!(results[0]["changed"], true, "{results:?}");
+    assert_eq!(results[1]["code"], "INTERNAL", "{results:?}");
+    assert!(results[1]["message"].as_str().unwrap().contains(&broken.to_string()));
+}
+
 async fn expect_listed(redis: &Redis, markets: [u64; 2]) {
     eventually("both markets in the list", async || {
         (redis.tell::<BTreeSet<u64>>("SMEMBERS odds:markets") == BTreeSet::from(markets)).then_some(())

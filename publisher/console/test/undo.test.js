@@ -13,6 +13,7 @@ test('undoing sets each line that was touched to how it was, and removes what wa
 
 test('later entries on the same lines are named', () => {
     const done = entry(2, '{}', '{"a":{"x":1}}');
+    const oldEpoch = entry(9, '{}', '{"a":null}', 0);
     const [earlier, other, same, newEpoch] = [entry(1, '{}', '{"a":null}'), entry(3, '{}', '{"b":null}'), entry(4, '{}', '{"b":null,"a":null}'), entry(1, '{}', '{"a":null}', 2)];
-    assert.deepEqual(laterOnSameLines(done, [newEpoch, same, other, done, earlier]), [newEpoch, same]);
+    assert.deepEqual(laterOnSameLines(done, [newEpoch, same, other, done, earlier, oldEpoch]), [newEpoch, same]);
 });

@@ -113,8 +113,9 @@ fn has(asked: &HeaderMap, tag: &str) -> bool {
 
 /// Quoted, the same for the same content only.
 fn tag(bytes: &[u8]) -> String {
-    let digest: String = Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("\"{digest}\"")
+    let digest = Sha256::digest(bytes);
+    let half = digest.first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
+    format!("\"{half:032x}\"")
 }
 
 #[cfg(test)]
