@@ -25,7 +25,7 @@ const ADMIN_TOKEN_TTL: Duration = Duration::from_hours(12);
 pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
     let retention = Retention { history_len: settings.history_len, ..Retention::default() };
     let backbone: Arc<dyn Backbone> = Arc::new(MemoryBackbone::new(retention));
-    let admin = Admin { backbone: Arc::clone(&backbone), keys: settings.admin_keys.clone() };
+    let admin = Admin { backbone: Arc::clone(&backbone), copy: None, keys: settings.admin_keys.clone() };
     (backbone, publisher::http::router(admin))
 }
 

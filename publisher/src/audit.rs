@@ -16,6 +16,8 @@ use utoipa::{
     openapi::{Object, RefOr, Schema, Type},
 };
 
+use crate::export::{AuditCopy, CopyError};
+
 /// Entries of a page when the query does not say.
 pub const DEFAULT_LIMIT: usize = 50;
 /// The most entries of a page.
@@ -32,8 +34,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(8);
 #[serde(rename_all = "camelCase", default)]
 #[into_params(rename_all = "camelCase")]
 pub struct AuditQuery {
-    /// Whose audit.
-    #[param(required = true, value_type = MarketId)]
+    /// Whose audit. Required, but where `DATABASE_URL` is set: absent there for all markets.
+    #[param(required = false, value_type = MarketId)]
     market_id: String,
     /// Only entries older than this one of the market's: where the page before ended.
     #[param(required = false, schema_with = before_taken)]
@@ -83,8 +85,8 @@ pub enum Format {
 /// What a query asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRequest {
-    /// Whose audit.
-    pub market: MarketId,
+    /// Whose audit; of all markets without.
+    pub market: Option<MarketId>,
     /// Only entries older than this one.
     pub before: Option<AuditId>,
     /// How many, 1 … [`MAX_LIMIT`].
@@ -98,21 +100,22 @@ pub struct AuditRequest {
 }
 
 impl AuditQuery {
-    /// What it asks.
+    /// What it asks. It has to name a market unless `all_can_be_asked`.
     ///
     /// # Errors
     /// [`InvalidQuery`] names the parameter.
-    pub fn parse(&self) -> Result<AuditRequest, InvalidQuery> {
-        if self.market_id.is_empty() {
-            return Err(InvalidQuery::NoMarket);
-        }
-        let market = self.market_id.parse()?;
+    pub fn parse(&self, all_can_be_asked: bool) -> Result<AuditRequest, InvalidQuery> {
+        let market: Option<MarketId> = match &*self.market_id {
+            "" if all_can_be_asked => None,
+            "" => return Err(InvalidQuery::NoMarket),
+            id => Some(id.parse()?),
+        };
         let before: Option<AuditId> = if self.before.is_empty() {
             None
         } else {
             Some(self.before.parse().map_err(InvalidQuery::Before)?)
         };
-        if before.as_ref().is_some_and(|id| id.market() != market) {
+        if before.as_ref().zip(market).is_some_and(|(id, market)| id.market() != market) {
             return Err(InvalidQuery::OtherMarket);
         }
         let limit = if self.limit.is_empty() { Some(DEFAULT_LIMIT) } else { self.limit.parse().ok() };
@@ -170,26 +173,50 @@ pub enum InvalidQuery {
     Format,
 }
 
-/// One page, newest first. The next one is asked for with `before` = [`Page::next`].
-///
-/// Where entries are left out, at most [`MAX_SCANNED`] are looked at: a page may then be short, and have a next one.
+/// One page, newest first, and where it was read. The next one is asked for with `before` = [`Page::next`].
 ///
 /// # Errors
 /// [`AuditError`] when it cannot be read.
-pub async fn page(backbone: &dyn Backbone, request: &AuditRequest) -> Result<Page, AuditError> {
-    let AuditRequest { market, before, limit, actor, since, until } = request;
+pub async fn page(
+    backbone: &dyn Backbone,
+    copy: Option<&AuditCopy>,
+    request: &AuditRequest,
+) -> Result<(Page, Source), AuditError> {
+    let error = match copy {
+        Some(copy) => match copy.page(request).await {
+            Ok(page) => return Ok((page, Source::Postgres)),
+            Err(error) => error,
+        },
+        None => CopyError::None,
+    };
+    let market = request.market.ok_or(AuditError::Copy(error))?;
+    Ok((read(backbone, market, request).await?, Source::Backbone))
+}
+
+/// Where a page was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Where overrides go: all that is kept there.
+    Backbone,
+    /// The copy.
+    Postgres,
+}
+
+/// Where entries are left out, at most [`MAX_SCANNED`] are looked at: a page may then be short, and have a next one.
+async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest) -> Result<Page, AuditError> {
+    let AuditRequest { before, limit, actor, since, until, .. } = request;
     let mut cursor = before.clone();
     if let Some(until) = until {
         // No entry stands there, but all of `until` and earlier are before it.
-        let end = AuditId::new(*market, &Position::new(until.saturating_add(1), 0).to_string());
+        let end = AuditId::new(market, &Position::new(until.saturating_add(1), 0).to_string());
         cursor = cursor.filter(|before| before.place() < end.place()).or(Some(end));
     }
-    let mut page = Page { market: *market, entries: Vec::new(), next: None };
+    let mut page = Page { market: Some(market), entries: Vec::new(), next: None };
     let mut scanned = 0;
     // One more than asked tells whether there is more.
     let part = if actor.is_some() { SCAN } else { limit + 1 };
     loop {
-        let read = timeout(READ_TIMEOUT, backbone.audit(*market, cursor, part));
+        let read = timeout(READ_TIMEOUT, backbone.audit(market, cursor, part));
         let entries = read.await.map_err(|_| AuditError::TimedOut)??;
         let is_last = entries.len() < part;
         scanned += entries.len();
@@ -217,11 +244,11 @@ pub async fn page(backbone: &dyn Backbone, request: &AuditRequest) -> Result<Pag
     }
 }
 
-/// Part of a market's audit.
+/// Part of an audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Whose.
-    pub market: MarketId,
+    /// Whose; of all markets without.
+    pub market: Option<MarketId>,
     /// Newest first.
     pub entries: Vec<AuditEntry>,
     /// Where older ones go on, if there may be any.
@@ -229,7 +256,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// `{"marketId":1001,"entries":[…],"hasMore":true,"before":"…"}`; `before` with `hasMore` only.
+    /// `{"marketId":1001,"entries":[…],"hasMore":true,"before":"…"}`; `before` with `hasMore` only, and no `marketId`
+    /// of all markets.
     ///
     /// # Errors
     /// [`AuditError::Malformed`].
@@ -280,6 +308,9 @@ pub enum AuditError {
     /// The backbone answered with an error.
     #[error(transparent)]
     Backbone(#[from] BackboneError),
+    /// The copy cannot be asked, and nobody else knows.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// An entry that this version did not write.
     #[error("an audit entry is not JSON: {0}")]
     Malformed(serde_json::Error),
@@ -290,8 +321,10 @@ pub enum AuditError {
 #[serde(rename_all = "camelCase")]
 #[schema(description = "Part of a market's audit.")]
 pub(crate) struct AuditPage<'a> {
-    /// The market's.
-    market_id: MarketId,
+    /// The market's; absent of all markets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    market_id: Option<MarketId>,
     /// Newest first.
     entries: Vec<Entry<'a>>,
     /// Whether there may be older ones.
@@ -355,7 +388,7 @@ mod tests {
 
     fn query(market_id: &str, before: &str, limit: &str) -> Result<AuditRequest, InvalidQuery> {
         let [market_id, before, limit] = [market_id, before, limit].map(str::to_owned);
-        AuditQuery { market_id, before, limit, ..AuditQuery::default() }.parse()
+        AuditQuery { market_id, before, limit, ..AuditQuery::default() }.parse(false)
     }
 
     #[test]
@@ -379,7 +412,7 @@ mod tests {
     fn a_query_has_a_default_limit() {
         let market = MarketId::new(1).unwrap();
         let all = AuditRequest {
-            market,
+            market: Some(market),
             before: None,
             limit: DEFAULT_LIMIT,
             actor: None,
@@ -389,6 +422,14 @@ mod tests {
         assert_eq!(query("1", "", ""), Ok(all));
         let asked = query("1", "1-2-3", "500").unwrap();
         assert_eq!((asked.before.unwrap().entry(), asked.limit), ("2-3", 500));
+    }
+
+    #[test]
+    fn where_all_markets_can_be_asked_none_needs_to_be_named() {
+        let query = AuditQuery { before: "2-3-4".into(), ..AuditQuery::default() };
+        assert_eq!(query.parse(false), Err(InvalidQuery::NoMarket));
+        let asked = query.parse(true).unwrap();
+        assert_eq!((asked.market, asked.before.unwrap().to_string()), (None, "2-3-4".to_owned()));
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::{
     auth::{self, authorize},
     batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
     console,
+    export::AuditCopy,
     markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
     metrics, openapi,
     overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override},
@@ -46,6 +47,8 @@ use crate::{
 pub struct Admin {
     /// Where overrides go.
     pub backbone: Arc<dyn Backbone>,
+    /// Where the audit is copied to.
+    pub copy: Option<AuditCopy>,
     /// Who is let in; of [`shared::token::Audience::Admin`].
     pub keys: Keyring,
 }
@@ -88,6 +91,7 @@ pub(crate) const MAX_REQUEST_ID: usize = 128;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+static X_AUDIT_SOURCE: HeaderName = HeaderName::from_static("x-audit-source");
 static X_NEXT_BEFORE: HeaderName = HeaderName::from_static("x-next-before");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -131,20 +135,30 @@ async fn read_audit(
     authorize(&admin.keys, &headers, Role::Viewer)?;
     let Query(query) = Query::<AuditQuery>::try_from_uri(&uri).map_err(|_| RequestError::Query)?;
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
-    let (request, format) = (query.parse()?, query.format(accept)?);
-    let page = audit::page(&*admin.backbone, &request).await?;
-    match format {
-        audit::Format::Json => Ok(json_text(page.json()?)),
+    let copy = admin.copy.as_ref();
+    let (request, format) = (query.parse(copy.is_some())?, query.format(accept)?);
+    let (page, source) = audit::page(&*admin.backbone, copy, &request).await?;
+    let mut response = match format {
+        audit::Format::Json => json_text(page.json()?),
         audit::Format::Csv => {
-            let name = format!("attachment; filename=\"audit-{}.csv\"", request.market);
+            let of = request.market.map_or("all".to_owned(), |market| market.to_string());
+            let name = format!("attachment; filename=\"audit-{of}.csv\"");
             let types = [(CONTENT_TYPE, "text/csv; charset=utf-8"), (CONTENT_DISPOSITION, &name)];
             let mut response = (types, page.csv()).into_response();
             if let Some(before) = page.next.and_then(|id| HeaderValue::try_from(id.to_string()).ok()) {
                 response.headers_mut().insert(&X_NEXT_BEFORE, before);
             }
-            Ok(response)
+            response
         }
+    };
+    if copy.is_some() {
+        let source = match source {
+            audit::Source::Postgres => "postgres",
+            audit::Source::Backbone => "redis",
+        };
+        response.headers_mut().insert(&X_AUDIT_SOURCE, HeaderValue::from_static(source));
     }
+    Ok(response)
 }
 
 async fn read_markets(
@@ -392,6 +406,11 @@ impl From<AuditError> for Problem {
     fn from(error: AuditError) -> Self {
         tracing::error!(%error, "audit cannot be read");
         match error {
+            AuditError::Copy(_) => Self::new(
+                ErrorCode::ServiceUnavailable,
+                "the audit of all markets cannot be read now: retry, or ask for one market's with marketId"
+                    .to_owned(),
+            ),
             AuditError::TimedOut | AuditError::Backbone(_) => {
                 Self::new(ErrorCode::ServiceUnavailable, "the audit cannot be read now: retry".to_owned())
             }

@@ -4,7 +4,9 @@ use std::{env, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use publisher::{
+    archive::Archive,
     auth,
+    export::AuditCopy,
     http::{self, Admin},
     metrics,
     ops::Publishing,
@@ -62,6 +64,8 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     metrics::describe();
     let redis = connect(&settings.redis, settings.retention, settings.min_replicas)?;
     tokio::spawn(Arc::clone(&redis).remember_others());
+    let copy = settings.database.map(|database| AuditCopy::new(Arc::clone(&redis), Archive::new(database)));
+    copy.clone().map(|copy| tokio::spawn(copy.keep()));
     let backbone: Arc<dyn Backbone> = redis;
     // Before anybody can know that this runs: a signal that comes first would end it on the spot.
     let mut signals = Signals::listen().context("signals")?;
@@ -83,7 +87,7 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
     let operators = tokio::spawn(serve(operators_listener, operators, Limits::default(), async {
         _ = after_drain.await;
     }));
-    let admin = http::service(Admin { backbone, keys: settings.keys });
+    let admin = http::service(Admin { backbone, copy, keys: settings.keys });
     let until_draining = async move { _ = draining.wait_for(|draining| *draining).await };
     let serving = async {
         serve(api, admin, Limits::default(), until_draining).await;

@@ -182,7 +182,8 @@ pub async fn page(backbone: &dyn Backbone, request: MarketsRequest) -> Result<St
 /// Each market's state. One that is not understood must not hide the others, nor keep them from being suspended: it is
 /// `None`, and in the log.
 async fn load(backbone: &dyn Backbone, ids: &[MarketId]) -> Result<Vec<Option<MarketState>>, MarketsError> {
-    let is_its_own = |error: &MarketsError| matches!(error, MarketsError::Backbone(error) if !error.is_outage());
+    let is_its_own =
+        |error: &MarketsError| matches!(error, MarketsError::Backbone(error) if !error.is_outage());
     match in_time(backbone.load(ids, 0)).await {
         Ok(loaded) => return Ok(loaded.into_iter().map(|loaded| Some(loaded.state)).collect()),
         Err(error) if is_its_own(&error) => {}

@@ -132,15 +132,18 @@ fn read_audit() -> Operation {
         "schema": { "type": "string" },
     });
     let name = json!({ "description": "Of a table: its file's name.", "schema": { "type": "string" } });
+    let source = json!({
+        "description": "With `DATABASE_URL`: who was asked.", "schema": { "enum": ["postgres", "redis"] },
+    });
     let page = json!({
         "description": "A page, newest first. The next one is asked for with its `before`.",
-        "headers": { "X-Next-Before": next, "Content-Disposition": name },
+        "headers": { "X-Next-Before": next, "Content-Disposition": name, "X-Audit-Source": source },
         "content": {
             "application/json": { "schema": reference::<AuditPage<'_>>(), "example": example },
             "text/csv": { "schema": { "type": "string", "description": "A row an entry, under a head (RFC 4180)." } },
         },
     });
-    asks("readAudit", "Who did what to a market", "An empty parameter is an absent one.", Role::Viewer)
+    asks("readAudit", "Who did what", "An empty parameter is an absent one.", Role::Viewer)
         .parameters(AuditQuery::into_params(|| Some(ParameterIn::Query)))
         .answer(200, page)
         .schemas::<AuditPage<'_>>()

@@ -11,7 +11,10 @@ use shared::{
     token::{Audience, Keyring, Role},
 };
 
-use crate::replay::{Options, Speed};
+use crate::{
+    archive::Database,
+    replay::{Options, Speed},
+};
 
 /// What `publisher` needs to serve.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct Serve {
     pub ops_listen: SocketAddr,
     /// Where the logs are.
     pub redis: RedisConfig,
+    /// Where the audit is copied to.
+    pub database: Option<Database>,
     /// Who is let in.
     pub keys: Keyring,
     /// Where secrets come from that may change while it runs.
@@ -77,6 +82,11 @@ const REDIS_CA: Setting = Setting {
     default: "",
     help: "PEM of the authorities to trust instead of the system's, for rediss://",
 };
+const DATABASE_URL: Setting = Setting {
+    name: "DATABASE_URL",
+    default: "",
+    help: "PostgreSQL that the audit is copied to: postgres://user:password@host:5432/database?sslmode=verify-full",
+};
 const ADMIN_JWT_SECRET: Setting = Setting {
     name: "ADMIN_JWT_SECRET",
     default: "",
@@ -99,6 +109,7 @@ const SERVE: &[Setting] = &[
     OPS_LISTEN,
     REDIS_URL,
     REDIS_CA,
+    DATABASE_URL,
     ADMIN_JWT_SECRET,
     HISTORY_LEN,
     AUDIT_LEN,
@@ -171,13 +182,27 @@ impl Serve {
         let ops_listen = settings.value("OPS_LISTEN");
         let redis = redis(&mut settings);
         let keys = keyring(&mut settings);
+        let database = database(&mut settings);
         let (retention, log_format) = (retention(&mut settings), log_format(&mut settings));
         let min_replicas = settings.value("PUBLISH_MIN_REPLICAS");
         let keys_file = keys.as_ref().and_then(|keys| settings.keys_file("ADMIN_JWT_SECRET", keys));
+        let database_file = database
+            .clone()
+            .and_then(|database| settings.secret_file("DATABASE_URL", move |url| database.replace(url)));
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
-        let secret_files = keys_file.into_iter().collect();
-        Ok(Self { listen, ops_listen, redis, keys, secret_files, retention, min_replicas, log_format })
+        let secret_files = keys_file.into_iter().chain(database_file).collect();
+        Ok(Self {
+            listen,
+            ops_listen,
+            redis,
+            database,
+            keys,
+            secret_files,
+            retention,
+            min_replicas,
+            log_format,
+        })
     }
 }
 
@@ -284,6 +309,11 @@ fn redis(settings: &mut Settings) -> Option<RedisConfig> {
     Some(RedisConfig { url: required(settings, "REDIS_URL")?, ca_pem, tail_from: TailFrom::Primary })
 }
 
+fn database(settings: &mut Settings) -> Option<Database> {
+    let url: Secret = settings.optional("DATABASE_URL")?;
+    Database::parse(&url).inspect_err(|problem| settings.problem("DATABASE_URL", problem)).ok()
+}
+
 fn keyring(settings: &mut Settings) -> Option<Keyring> {
     let secrets: Secret = required(settings, "ADMIN_JWT_SECRET")?;
     Keyring::parse(&secrets, Audience::Admin)
@@ -349,6 +379,30 @@ mod tests {
             );
         }
         assert_eq!(problems.len(), 5, "{problems:?}");
+    }
+
+    #[test]
+    fn a_database_s_url_is_checked_and_never_shown() {
+        let with = |url: &'static str| {
+            let environment = [GOOD[0], GOOD[1], ("DATABASE_URL", url)];
+            Serve::read(args(""), env(&environment))
+        };
+        assert!(Serve::read(args(""), env(&GOOD)).unwrap().database.is_none());
+        let good = with("postgres://audit:hidden@db/audit?sslmode=require").unwrap();
+        assert!(good.database.is_some());
+        assert!(!format!("{good:?}").contains("hidden"));
+        for wrong in [
+            "hidden",
+            "mysql://audit:hidden@db/audit",
+            "postgres://audit:hidden@db:x/audit",
+            "postgres://db?sslmode=hidden",
+        ] {
+            let wrong = problems(with(wrong));
+            assert!(
+                wrong.len() == 1 && wrong[0].starts_with("DATABASE_URL: ") && !wrong[0].contains("hidden"),
+                "{wrong:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use shared::token::Role;
 use tests::{
-    Access, Admin, Cluster, Desk, Follower, Launch, Redis, Sentinels, Services, Socket,
+    Access, Admin, Cluster, Desk, Follower, Launch, Postgres, Redis, Sentinels, Services, Socket,
     acl::{SHIPPED, as_user},
-    fresh_market, fresh_user, tokens,
+    eventually, fresh_market, fresh_user, tokens,
 };
 
 #[test]
@@ -158,10 +158,12 @@ async fn a_failover_needs_no_more_than_the_shipped_users() {
 const FROM_REPLICA: &[(&str, &str)] = &[("TAIL_FROM", "replica")];
 const REPLICATED: &[(&str, &str)] = &[("PUBLISH_MIN_REPLICAS", "1")];
 
-/// Live delivery, older history, reads, audit and a resume at another gateway.
+/// Live delivery, older history, reads, audit with its copy and a resume at another gateway.
 async fn publish_and_follow(redis: impl Into<Access>, gateway: &[(&str, &str)], publisher: &[(&str, &str)]) {
-    let redis = redis.into();
-    let services = Services::start(&redis, gateway, publisher);
+    let (redis, postgres) = (redis.into(), Postgres::shared());
+    let database = postgres.database().await;
+    let publisher = [publisher, &[("DATABASE_URL", database.url())]].concat();
+    let services = Services::start(&redis, gateway, &publisher);
     let markets: Vec<u64> = (0..6).map(|_| fresh_market()).collect();
     let mut desk = Desk::new(services.admin());
     let mut follower = Follower::start(services.gateway(0).api, &markets).await;
@@ -178,6 +180,10 @@ async fn publish_and_follow(redis: impl Into<Access>, gateway: &[(&str, &str)], 
         assert_eq!(services.admin().audit(&format!("marketId={market}")).await.status, 200);
     }
     follower.reach_all_of(&desk).await;
+    eventually("the audit is copied", async || {
+        (database.audit().await.len() == markets.len() * 4).then_some(())
+    })
+    .await;
     let user = fresh_user();
     let mut taken_back = Socket::connect(services.gateway(1).api, &tokens::for_user(user)).await;
     let admin = Admin::with_token(services.publisher().url(""), &tokens::admin(Role::Admin));

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, an unwrap is an assertion")]
 
 mod audit;
+mod audit_postgres;
 mod autobahn;
 mod backbone;
 mod batch;

@@ -41,7 +41,8 @@ pub struct Accepted {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AuditPage {
-    /// Whose.
+    /// Whose; 0 of all markets.
+    #[serde(default)]
     pub market_id: u64,
     /// Newest first.
     pub entries: Vec<AuditEntry>,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Stack ──▶ Redis, Services ──▶ Launch ──▶ Service (gateway, publisher) ──▶ Process (its log, signals, killed on drop)
-//! Redis, Cluster, Sentinels ──▶ Access: how the services get there
+//! Redis, Cluster, Sentinels ──▶ Access: how the services get there; Postgres
 //!   └─────▶ Socket, RawSocket, FieldClient, Http, Admin: the clients
 //! ```
 //!
@@ -26,6 +26,7 @@ pub mod launch;
 pub mod lines;
 pub mod message;
 pub mod ports;
+pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
@@ -49,6 +50,7 @@ pub use http::{Answer, Http};
 pub use launch::{Launch, Service};
 pub use lines::Lines;
 pub use message::Message;
+pub use postgres::Postgres;
 pub use raw::RawSocket;
 pub use redis::{Access, Redis};
 pub use rest::Rest;

@@ -143,6 +143,23 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// Interrupts it and waits until it is gone; kills it should it take too long.
+    pub fn end(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its id is not another's before it is waited for.
+        if let Ok(None) = child.try_wait() {
+            self.interrupt();
+        }
+        drop(child);
+        let deadline = Instant::now() + DEADLINE;
+        let mut said = self.output.lock();
+        while !said.ended() && Instant::now() < deadline {
+            said = self.output.more.wait_timeout(said, DEADLINE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(said);
+        self.kill();
+    }
+
     /// Kills it on the spot (SIGKILL) and waits until it is gone, its sockets with it.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);

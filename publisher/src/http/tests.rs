@@ -67,7 +67,10 @@ const BODY: &str =
 impl Desk {
     fn on(backbone: impl Backbone) -> Self {
         let keys = Keyring::random(Audience::Admin);
-        Self { service: service(Admin { backbone: Arc::new(backbone), keys: keys.clone() }), keys }
+        Self {
+            service: service(Admin { backbone: Arc::new(backbone), copy: None, keys: keys.clone() }),
+            keys,
+        }
     }
 
     fn in_memory() -> Self {
@@ -197,6 +200,7 @@ async fn unknown_paths_and_methods_are_answered_in_shape() {
 #[tokio::test]
 async fn the_router_merges_into_another_listener_s() {
     let admin = Admin {
+        copy: None,
         backbone: Arc::new(MemoryBackbone::new(Retention::default())),
         keys: Keyring::random(Audience::Admin),
     };

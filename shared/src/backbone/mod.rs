@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
+    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
 };
 use crate::{
     ids::MarketId,

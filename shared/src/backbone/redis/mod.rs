@@ -3,6 +3,7 @@
 mod blocking;
 mod decode;
 mod doorbell;
+mod exports;
 mod listing;
 mod nodes;
 mod others;
@@ -10,7 +11,7 @@ mod stand_in;
 mod url;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,6 +25,7 @@ use deadpool_redis::PoolError;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 
+pub use self::exports::Handed;
 pub use self::url::{InvalidRedisUrl, RedisConfig, TailFrom};
 use self::{
     decode::{
@@ -57,6 +59,8 @@ pub struct RedisBackbone {
     /// The highest position seen in each market's log by whoever appends: a log whose top is below has lost history.
     /// One entry a market.
     remembered: Mutex<HashMap<MarketId, Position>>,
+    /// Markets that have got further since [`Self::take_news`]: one mark a market.
+    news: Mutex<BTreeSet<MarketId>>,
 }
 
 impl RedisBackbone {
@@ -73,6 +77,7 @@ impl RedisBackbone {
             retention,
             min_replicas: 0,
             remembered: Mutex::default(),
+            news: Mutex::default(),
         })
     }
 
@@ -86,11 +91,18 @@ impl RedisBackbone {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn news(&self) -> MutexGuard<'_, BTreeSet<MarketId>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether this market is a new one.
     fn remember(&self, market: MarketId, position: Position) -> bool {
         let mut remembered = self.remembered();
         let known = remembered.get(&market).copied();
-        remembered.insert(market, known.map_or(position, |known| known.max(position)));
+        if known.is_none_or(|known| known < position) {
+            remembered.insert(market, position);
+            self.news().insert(market);
+        }
         known.is_none()
     }
 

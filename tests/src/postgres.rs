@@ -1,0 +1,247 @@
+//! A real PostgreSQL, alone on a free port.
+
+use std::{
+    fs,
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::process::geteuid;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgRow};
+use tempfile::TempDir;
+
+use crate::{
+    ports::Port,
+    process::Process,
+    redis::{directory, until},
+    shared_set::SharedSet,
+    wait::within,
+};
+
+/// Something that is no test of ours may be faster than Postgres to take a port that was free.
+const PORT_ATTEMPTS: usize = 10;
+/// Everybody's password, which needs percent-encoding in a URL.
+pub const PASSWORD: &str = "the-tests'-p@ssword/%";
+const PASSWORD_IN_URL: &str = "the-tests'-p%40ssword%2F%25";
+
+/// A cluster that keeps its files until it is dropped; ended then.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Process,
+    port: Port,
+    /// Whom it runs as: it refuses to be root.
+    user: Option<(u32, u32)>,
+    dir: TempDir,
+    databases: AtomicU64,
+}
+
+/// A database of its own in a cluster.
+#[derive(Clone, Debug)]
+pub struct Database {
+    url: String,
+}
+
+impl Postgres {
+    /// The one that all tests running at this moment share, each with a database of its own.
+    #[must_use]
+    pub fn shared() -> Arc<Self> {
+        static SHARED: SharedSet<Postgres> = SharedSet::new(Postgres::start);
+        SHARED.get()
+    }
+
+    /// Starts one; panics with what to install when there is none.
+    #[must_use]
+    pub fn start() -> Self {
+        let (dir, user) = (directory(), somebody());
+        if let Some((uid, gid)) = user {
+            chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
+        }
+        let password_file = dir.path().join("password");
+        fs::write(&password_file, PASSWORD).expect("the directory is writable");
+        let mut make = command("initdb", user);
+        make.arg("--pgdata").arg(data(&dir)).arg("--pwfile").arg(&password_file);
+        make.args(["--username", "postgres", "--auth", "scram-sha-256", "--encoding", "UTF8"]);
+        make.args(["--locale", "C", "--no-sync"]);
+        let made = make.output().expect("initdb runs");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        for _ in 0..PORT_ATTEMPTS {
+            let port = Port::free();
+            if let Some(process) = run(&port, &dir, user) {
+                return Self { process, port, user, dir, databases: AtomicU64::new(0) };
+            }
+        }
+        panic!("postgres found its port taken {PORT_ATTEMPTS} times in a row");
+    }
+
+    /// A new database, whose owner is in its URL.
+    pub async fn database(&self) -> Database {
+        self.database_with("").await
+    }
+
+    /// A new database with these options of `CREATE DATABASE`.
+    pub async fn database_with(&self, options: &str) -> Database {
+        let number = self.databases.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kmarket{number}");
+        let password = PASSWORD.replace('\'', "''");
+        let admin = Database { url: self.url("postgres", "postgres") };
+        admin.run(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'")).await;
+        admin.run(&format!("CREATE DATABASE {name} OWNER {name} {options}")).await;
+        Database { url: self.url(&name, &name) }
+    }
+
+    fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}:{PASSWORD_IN_URL}@127.0.0.1:{}/{database}", self.port.number())
+    }
+
+    /// Its process: log and signals.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Kills it as a crash does.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Starts it again, on the same port and with what was committed. Returns when it answers.
+    pub fn restart(&mut self) {
+        self.kill();
+        // It does not start before the last child of the one that was killed has noticed.
+        self.process = until("postgres starts again", || run(&self.port, &self.dir, self.user));
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // One that is killed leaves a segment of shared memory behind.
+        self.process.end();
+    }
+}
+
+impl Database {
+    /// Its `DATABASE_URL`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The same with another password.
+    #[must_use]
+    pub fn url_with_password(&self, password: &str) -> String {
+        self.url.replace(PASSWORD_IN_URL, password)
+    }
+
+    /// Runs a statement without parameters, or several.
+    pub async fn run(&self, sql: &str) {
+        let done = within(sql, async {
+            let mut connection = self.connect().await?;
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
+            connection.close().await
+        });
+        done.await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    /// The rows of a query, which must be answered.
+    pub async fn rows(&self, sql: &str) -> Vec<PgRow> {
+        self.try_rows(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// The rows of a query.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn try_rows(&self, sql: &str) -> sqlx::Result<Vec<PgRow>> {
+        within(sql, async {
+            let mut connection = self.connect().await?;
+            let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
+            connection.close().await?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// The audit, ordered by its ids: each entry's id, and epoch, seq, ts, actor, reason, before, after and request id.
+    /// Without a table there is none.
+    pub async fn audit(&self) -> Vec<(String, [String; 8])> {
+        let sql = "SELECT market_id || '-' || entry_ms || '-' || entry_n, epoch::text, seq::text, ts::text, actor, \
+                   reason, before, after, request_id FROM audit ORDER BY market_id, entry_ms, entry_n";
+        match self.try_rows(sql).await {
+            Ok(rows) => rows
+                .iter()
+                .map(|row| (row.get(0), std::array::from_fn(|column| row.get(column + 1))))
+                .collect(),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn connect(&self) -> sqlx::Result<PgConnection> {
+        PgConnection::connect(&self.url).await
+    }
+}
+
+/// Whom to run as: root may not.
+fn somebody() -> Option<(u32, u32)> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let id = |of: &str, user: &str| -> Option<u32> {
+        let output = Command::new("id").args([of, user]).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    };
+    let ids = |user: &str| Some((id("-u", user)?, id("-g", user)?));
+    Some(ids("postgres").or_else(|| ids("nobody")).expect("there is somebody besides root"))
+}
+
+fn data(dir: &TempDir) -> PathBuf {
+    dir.path().join("data")
+}
+
+/// Starts a server; `None` when it ends before it is ready.
+fn run(port: &Port, dir: &TempDir, user: Option<(u32, u32)>) -> Option<Process> {
+    let mut command = command("postgres", user);
+    command.arg("-D").arg(data(dir));
+    let port = format!("port={}", port.number());
+    for setting in [
+        &port,
+        "listen_addresses=127.0.0.1",
+        "unix_socket_directories=",
+        "fsync=off",
+        // Files, which go with the directory.
+        "dynamic_shared_memory_type=mmap",
+        "shared_buffers=16MB",
+        "max_connections=50",
+        "autovacuum=off",
+    ] {
+        command.args(["-c", setting]);
+    }
+    let process = Process::spawn("postgres", &mut command);
+    let ready = |line: &str| line.contains("ready to accept connections").then_some(());
+    process.find_line("readiness", ready).map(|()| process)
+}
+
+/// One of Postgres' programs, which Debian keeps beside the path.
+fn command(name: &str, user: Option<(u32, u32)>) -> Command {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(name)).collect();
+    found.retain(|program| program.is_file());
+    found.sort();
+    let is_in_path = Command::new(name).arg("--version").output().is_ok();
+    let program = match found.pop() {
+        Some(program) => program,
+        None if is_in_path => PathBuf::from(name),
+        None => panic!("these tests need {name}: install it with `apt-get install postgresql`"),
+    };
+    let mut command = Command::new(program);
+    command.current_dir(Path::new("/")).env_remove("PGDATA").env("LC_ALL", "C");
+    if let Some((uid, gid)) = user {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
