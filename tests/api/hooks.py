@@ -29,14 +29,15 @@ def whole(value):
 
 @schemathesis.hook.apply_to(operation_id="readAudit")
 def before_call(context, case, kwargs):
-    """`before` is an entry of the market whose audit is asked for."""
-    before = case.query.get("before")
+    """Without Postgres a market has to be named, and `before` is an entry of its audit."""
+    query = case.query = dict(case.query or {})
+    market, before = query.setdefault("marketId", 1001), query.get("before")
     if isinstance(before, str) and before.count("-") == 2:
-        case.query["before"] = f"{case.query.get('marketId')}-{before.split('-', 1)[1]}"
+        query["before"] = f"{market}-{before.split('-', 1)[1]}"
 
 
 @schemathesis.hook("before_call").apply_to(operation_id="readMarkets")
 def ids_or_a_page(context, case, kwargs):
     """`ids` stands alone."""
-    if case.query.get("ids"):
+    if case.query and case.query.get("ids"):
         case.query = {"ids": case.query["ids"]}
