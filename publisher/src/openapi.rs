@@ -60,12 +60,12 @@ fn override_one() -> Operation {
     conflict["content"]["application/json"]["schema"]["required"] = json!(["currentSeq"]);
     asks("overrideOdds", "Publishes prices", description, Role::Trader)
         .parameter(idempotency_key("The same request is answered as the first time, for 24 hours."))
-        .body::<Override>(json!({
+        .body::<Override>(&json!({
             "marketId": 1001,
             "payload": { "moneyline": { "home": 1.85, "away": 2.15 } },
             "reason": "line move",
         }))
-        .answers::<Answer>("It is in the log.", json!({ "Idempotent-Replayed": replayed }), &appended())
+        .answers::<Answer>("It is in the log.", &json!({ "Idempotent-Replayed": replayed }), &appended())
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable])
         .answer(409, conflict)
         .schemas::<ProblemBody<'_>>()
@@ -163,7 +163,7 @@ fn read_markets() -> Operation {
         .parameters(MarketsQuery::into_params(|| Some(ParameterIn::Query)))
         .answers::<MarketsPage>(
             "A page. The next one is asked for with `after` = its last id.",
-            json!({}),
+            &json!({}),
             &example,
         )
         .refuses(&[ErrorCode::Internal])
@@ -179,7 +179,7 @@ fn set_status(id: &str, summary: &str) -> Operation {
         },
     });
     asks(id, summary, description, Role::Trader)
-        .body::<StatusRequest>(json!({ "marketIds": [1001], "reason": "goal" }))
+        .body::<StatusRequest>(&json!({ "marketIds": [1001], "reason": "goal" }))
         .answer(200, results)
         .schemas::<StatusResult>()
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable, ErrorCode::Internal])
@@ -192,8 +192,8 @@ fn revoke_tokens() -> Operation {
         "userId": "42", "revokedAt": 1_730_908_800_000_u64, "expiresAt": 1_730_912_465_000_u64,
     });
     asks("revokeTokens", "Takes clients' tokens back", description, Role::Admin)
-        .body::<revoke::Asked>(json!({ "userId": 42 }))
-        .answers::<revoke::Answer>("It is kept.", json!({}), &example)
+        .body::<revoke::Asked>(&json!({ "userId": 42 }))
+        .answers::<revoke::Answer>("It is kept.", &json!({}), &example)
         .refuses(&[ErrorCode::PayloadTooLarge])
 }
 

@@ -61,7 +61,7 @@ fn list_markets() -> Operation {
         .parameter(how_many())
         .answers::<markets::Page<'_>>(
             "A page, of the token's scope if it has one.",
-            json!({}),
+            &json!({}),
             &json!({ "markets": [1001, 1002], "hasMore": false }),
         )
 }
@@ -76,7 +76,7 @@ fn read_snapshot() -> Operation {
     });
     reads("readSnapshot", "A market's state", "Never older than the log, unless it says `stale`.")
         .parameter(market())
-        .answers::<rest::Snapshot>("Every line as last set.", json!({}), &example)
+        .answers::<rest::Snapshot>("Every line as last set.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
@@ -110,7 +110,7 @@ fn read_updates() -> Operation {
         .parameter(market())
         .parameter(since)
         .parameter(how_many())
-        .answers::<rest::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", json!({}), &example)
+        .answers::<rest::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
@@ -122,7 +122,7 @@ fn read_health() -> Operation {
     )
     .answers::<rest::Counts>(
         "Since it started.",
-        json!({}),
+        &json!({}),
         &json!({ "connections": 0, "topics": 3, "messages_sent": 128 }),
     )
 }
@@ -132,10 +132,10 @@ fn issue_token() -> Operation {
     let description = "For the application's backend. Without `TOKEN_API_KEY` everyone may ask.";
     Operation::new("issueToken", "A token for a client", description)
         .security(json!([{}, { "tokenApiKey": [] }]))
-        .body::<token::Asked>(json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
+        .body::<token::Asked>(&json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
         .answers::<token::Issued>(
             "A new token.",
-            json!({ "Cache-Control": no_store }),
+            &json!({ "Cache-Control": no_store }),
             &json!({ "token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.e30.AA", "expiresAt": 1_730_908_800_000_u64 }),
         )
         .refuses(&[

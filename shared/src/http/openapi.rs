@@ -150,7 +150,7 @@ impl Operation {
 
     /// A JSON body.
     #[must_use]
-    pub fn body<T: ToSchema>(self, example: Value) -> Self {
+    pub fn body<T: ToSchema>(self, example: &Value) -> Self {
         let media_type = json!({ "schema": reference::<T>(), "example": example });
         self.body_as("application/json", media_type).schemas::<T>()
     }
@@ -165,7 +165,7 @@ impl Operation {
 
     /// `200` with JSON.
     #[must_use]
-    pub fn answers<T: ToSchema>(self, description: &str, headers: Value, example: &Value) -> Self {
+    pub fn answers<T: ToSchema>(self, description: &str, headers: &Value, example: &Value) -> Self {
         let content = json!({ "application/json": { "schema": reference::<T>(), "example": example } });
         self.answer(200, json!({ "description": description, "headers": headers, "content": content }))
             .schemas::<T>()
