@@ -48,7 +48,7 @@ def plan(system):
     ]
 
 
-# For those who are let in nowhere: what they send is not read.
+# For those who may do less: what they send is hardly read.
 BRIEF = "examples,coverage"
 
 

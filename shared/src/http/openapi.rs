@@ -102,7 +102,7 @@ impl Operation {
     #[must_use]
     pub fn new(id: &str, summary: &str, description: &str) -> Self {
         let too_long = format!(
-            "The request's head is longer than {} KiB. No body, and the connection is closed.",
+            "The request's head is longer than is read, which is {} KiB at least. No body, and the connection is closed.",
             MAX_HEADER_BYTES / 1024
         );
         let value = json!({
