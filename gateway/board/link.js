@@ -18,7 +18,7 @@ export class Link {
                 const socket = plain.open(url, protocols, {
                     open: tell(on.open),
                     message: tell((text) => {
-                        if (text.startsWith('{"type":"ack"')) this.#hear(text, resumed);
+                        if (text.includes('"recovered"')) this.#hear(text, resumed);
                         on.message(text);
                     }),
                     close: tell(on.close),
@@ -54,7 +54,8 @@ export class Link {
     goOnline() { this.#watched?.online(); }
 
     #hear(text, resumed) {
-        const { positions = {} } = JSON.parse(text);
+        const { type, positions = {} } = JSON.parse(text);
+        if (type !== 'ack') return; // a name in a payload
         const answers = Object.entries(positions).filter(([, position]) => 'recovered' in position);
         if (answers.length) resumed(answers.map(([id, { seq, recovered }]) => ({ id: Number(id), seq, recovered })));
     }

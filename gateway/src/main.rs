@@ -5,14 +5,13 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::Context;
 use axum::Router;
 use gateway::{
-    board, drain, server,
+    board, cli, drain, server,
     settings::Settings,
     standalone::{self, demo::Demo},
 };
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
     rotation,
-    settings::Stop,
     signals::Signals,
     telemetry,
 };
@@ -22,6 +21,9 @@ use shared::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    if let Some(code) = cli::run(std::env::args().skip(1)) {
+        return code;
+    }
     match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
         Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
@@ -30,14 +32,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Err(Stop::Help(help)) => {
-            println!("{help}");
-            ExitCode::SUCCESS
-        }
-        Err(problems) => {
-            eprintln!("{problems}");
-            ExitCode::from(2)
-        }
+        Err(stop) => shared::cli::stop(&stop),
     }
 }
 

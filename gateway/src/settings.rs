@@ -172,6 +172,13 @@ const TABLE: &[Setting] = &[
 const USAGE: &str = "\
 gateway: live odds over WebSocket and REST, from Redis Streams or, without REDIS_URL, from memory.
 
+  gateway                  serves
+  gateway probe            asks the gateway that runs here with the same settings whether it is ready: exit code 0 or 1
+  gateway check …          says whether these settings are good; with --connect also whether Redis is
+  gateway token …          prints a client's token; see gateway token --help
+  gateway inspect TOKEN    says what a token says and whether it is good; - reads it from standard input
+  gateway tail URL …       follows markets in the terminal; see gateway tail --help
+
 RUST_LOG (environment only) says what is logged, as info or gateway=debug.";
 
 impl Settings {
@@ -183,6 +190,17 @@ impl Settings {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
+        Self::explain(args, env).map(|(settings, _)| settings)
+    }
+
+    /// The same, and a summary for people of what is not as by default.
+    ///
+    /// # Errors
+    /// [`Stop`] with the help, or with everything that is wrong.
+    pub fn explain(
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, String), Stop> {
         let mut source = Source::read(USAGE, TABLE, args, env)?;
         let ca_pem = source.optional("REDIS_CA");
         let tail_from = source.value("TAIL_FROM");
@@ -261,8 +279,9 @@ impl Settings {
         if settings.message_rate.burst == 0 {
             source.problem("MESSAGE_BURST", "at least 1");
         }
+        let summary = source.summary();
         source.finish()?;
-        Ok(settings)
+        Ok((settings, summary))
     }
 
     /// How many sockets and how many HTTP connections this process may have open: the settings, within its open-file

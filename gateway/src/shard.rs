@@ -795,6 +795,8 @@ impl Shard {
         connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
         connection.unread = Vec::new();
         connection.deadlines.wake_ms = u64::MAX;
+        let drain_ms = connection.deadlines.drain_ms.map(tracing::field::display);
+        tracing::debug!(code = code.number(), drain_ms, "a connection is closed");
         self.stats.connections.fetch_sub(1, Ordering::Relaxed);
         metrics::counter!(names::CLOSES, "code" => code.number().to_string()).increment(1);
         self.schedule(key);

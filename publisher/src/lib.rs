@@ -9,6 +9,7 @@ pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod cli;
 pub mod console;
 pub mod export;
 pub mod http;

@@ -1,11 +1,11 @@
-//! `publisher`, `publisher token`, `publisher replay`.
+//! `publisher` and its commands.
 
 use std::{env, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use publisher::{
     archive::Archive,
-    auth,
+    auth, cli,
     export::AuditCopy,
     http::{self, Admin},
     metrics,
@@ -16,7 +16,7 @@ use publisher::{
 use shared::{
     backbone::{Backbone, RedisBackbone, RedisConfig, Retention},
     http::{
-        ops,
+        ops, probe,
         serve::{Limits, serve},
     },
     rotation,
@@ -29,26 +29,25 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
+const COMMANDS: [&str; 6] = ["probe", "check", "token", "inspect", "override", "replay"];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1).peekable();
-    let command = args.next_if(|arg| arg == "token" || arg == "replay");
+    let command = args.next_if(|arg| COMMANDS.contains(&arg.as_str()));
     let done = match command.as_deref() {
+        Some("check") => cli::check::run(args, variable).await.map_err(Into::into),
         Some("token") => run_token(args),
+        Some("inspect") => cli::inspect::run(args, variable).map_err(Into::into),
+        Some("override") => cli::send::run(args, variable).await.map_err(Into::into),
+        Some("probe") => run_probe(args),
         Some(_) => run_replay(args).await,
         None => run_server(args).await,
     };
     match done {
         Ok(code) => code,
         Err(error) => match error.downcast_ref::<Stop>() {
-            Some(Stop::Help(help)) => {
-                println!("{help}");
-                ExitCode::SUCCESS
-            }
-            Some(Stop::Problems(_)) => {
-                eprintln!("{error}");
-                ExitCode::from(2)
-            }
+            Some(stop) => shared::cli::stop(stop),
             None => {
                 eprintln!("publisher: {error:#}");
                 ExitCode::FAILURE
@@ -115,6 +114,11 @@ async fn run_server(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCo
 fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let Token { keys, sub, role, ttl } = Token::read(args, variable)?;
     println!("{}", auth::mint(&keys, &sub, role, ttl));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_probe(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    probe::ready(Serve::read(args, variable)?.ops_listen)?;
     Ok(ExitCode::SUCCESS)
 }
 

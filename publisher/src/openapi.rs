@@ -24,7 +24,7 @@ pub static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     let description = "Overrides, who did what, and taking clients' tokens back. The publisher serves it; without Redis \
         the gateway does, on its own listener.\n\n\
         Prices are decimal text, and pass through byte for byte. `docs/protocol.md` has the rules in full. A request \
-        that is no HTTP at all is answered 400 without a body.";
+        that is no HTTP is answered 400, and one whose head is far too long 431, without a body.";
     let id = json!({ "type": "string", "description": "The request's own, if it is one, else a new one." });
     let token = json!({
         "adminToken": {

@@ -120,8 +120,12 @@ const SERVE_USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
 
   publisher                serves
+  publisher check …        says whether these settings are good; with --connect also whether Redis is
   publisher token …        prints an admin token; see publisher token --help
+  publisher inspect TOKEN  says what a token says and whether it is good; - reads it from standard input
+  publisher override URL … sends an override; see publisher override --help
   publisher replay FILE …  replays a recorded feed; see publisher replay --help
+  publisher probe          asks the publisher that runs here with the same settings whether it is ready: exit code 0 or 1
 
 RUST_LOG (environment only) says what is logged, as info or publisher=debug.";
 
@@ -177,6 +181,17 @@ impl Serve {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
+        Self::explain(args, env).map(|(settings, _)| settings)
+    }
+
+    /// The same, and a summary for people of what is not as by default.
+    ///
+    /// # Errors
+    /// [`Stop`] with the help, or with everything that is wrong.
+    pub fn explain(
+        args: impl IntoIterator<Item = String>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, String), Stop> {
         let mut settings = Settings::read(SERVE_USAGE, SERVE, args, env)?;
         let listen = settings.value("LISTEN");
         let ops_listen = settings.value("OPS_LISTEN");
@@ -189,10 +204,11 @@ impl Serve {
         let database_file = database
             .clone()
             .and_then(|database| settings.secret_file("DATABASE_URL", move |url| database.replace(url)));
+        let summary = settings.summary();
         settings.finish()?;
         let (redis, keys) = (reported(redis), reported(keys));
         let secret_files = keys_file.into_iter().chain(database_file).collect();
-        Ok(Self {
+        let serve = Self {
             listen,
             ops_listen,
             redis,
@@ -202,7 +218,8 @@ impl Serve {
             retention,
             min_replicas,
             log_format,
-        })
+        };
+        Ok((serve, summary))
     }
 }
 

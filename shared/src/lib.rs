@@ -4,6 +4,8 @@
 //! This crate knows neither service. Imports run one way: both services use `shared`, never the reverse.
 
 pub mod backbone;
+pub mod cli;
+pub mod client;
 pub mod http;
 pub mod ids;
 pub mod position;

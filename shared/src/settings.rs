@@ -57,6 +57,8 @@ pub struct Settings {
     values: BTreeMap<&'static str, String>,
     /// Where those come from that were read from a file.
     files: BTreeMap<&'static str, PathBuf>,
+    /// Who set each: `a flag`, `the environment`.
+    origins: BTreeMap<&'static str, &'static str>,
     problems: Vec<String>,
 }
 
@@ -79,10 +81,16 @@ impl Settings {
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {
-        let mut settings =
-            Self { table, values: BTreeMap::new(), files: BTreeMap::new(), problems: Vec::new() };
+        let mut settings = Self {
+            table,
+            values: BTreeMap::new(),
+            files: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            problems: Vec::new(),
+        };
         for setting in table {
-            settings.take(setting.name, &|name| env(name).filter(|value| !value.is_empty()), &str::to_owned);
+            let variable = |name: &str| env(name).filter(|value| !value.is_empty());
+            settings.take(setting.name, "the environment", &variable, &str::to_owned);
         }
         let mut flags = BTreeMap::new();
         let mut args = args.into_iter().peekable();
@@ -108,7 +116,7 @@ impl Settings {
             }
         }
         for setting in table {
-            settings.take(setting.name, &|name| flags.get(name).cloned(), &flag_of);
+            settings.take(setting.name, "a flag", &|name| flags.get(name).cloned(), &flag_of);
         }
         Ok(settings)
     }
@@ -117,6 +125,7 @@ impl Settings {
     fn take(
         &mut self,
         name: &'static str,
+        origin: &'static str,
         source: &dyn Fn(&str) -> Option<String>,
         spell: &dyn Fn(&str) -> String,
     ) {
@@ -131,11 +140,13 @@ impl Settings {
             }
             (Some(value), None) => {
                 self.values.insert(name, value);
+                self.origins.insert(name, origin);
                 self.files.remove(name);
             }
             (None, Some(path)) => match std::fs::read_to_string(&path) {
                 Ok(text) => {
                     self.values.insert(name, without_line_end(&text).to_owned());
+                    self.origins.insert(name, origin);
                     self.files.insert(name, PathBuf::from(path));
                 }
                 Err(error) => {
@@ -185,6 +196,27 @@ impl Settings {
         self.secret_file(name, move |secrets| keys.replace(secrets).map_err(|error| error.to_string()))
     }
 
+    /// A line for each setting that is not as by default: its value, unless that is secret, and where it came from.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let differs =
+            |setting: &&Setting| self.values.get(setting.name).is_some_and(|value| value != setting.default);
+        let line = |setting: &Setting| {
+            let origin = self.origins.get(setting.name).unwrap_or(&"");
+            let from = match self.files.get(setting.name) {
+                Some(path) => format!("{}, which {origin} names", path.display()),
+                None => (*origin).to_owned(),
+            };
+            format!(
+                "  {} = {}   (from {from})",
+                setting.name,
+                shown(setting.name, &self.values[setting.name])
+            )
+        };
+        let lines: Vec<String> = self.table.iter().filter(differs).map(line).collect();
+        if lines.is_empty() { "  none".to_owned() } else { lines.join("\n") }
+    }
+
     /// Records something wrong with a setting.
     pub fn problem(&mut self, name: &str, message: &str) {
         self.problems.push(format!("{name}: {message}"));
@@ -205,6 +237,20 @@ impl Settings {
             format!("  {} ({})\n      {} [{default}]", flag_of(setting.name), setting.name, setting.help)
         });
         [usage, "", intro, ""].into_iter().map(str::to_owned).chain(rows).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A value without what is secret in it.
+fn shown(name: &str, value: &str) -> String {
+    if ["SECRET", "KEY", "PASSWORD"].iter().any(|word| name.contains(word)) || name == "TOKEN" {
+        return "[redacted]".to_owned();
+    }
+    if name == "REDIS_CA" {
+        return "[PEM]".to_owned();
+    }
+    match (value.split_once("://"), value.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://[redacted]@{host}"),
+        _ => value.to_owned(),
     }
 }
 
@@ -344,6 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_says_what_differs_and_where_it_came_from_and_no_secret() {
+        let env = [("LISTEN", "127.0.0.1:8080"), ("JWT_SECRET", "hush"), ("HEARTBEAT_INTERVAL", "2s")];
+        let summary = read(&["--demo"], &env).summary();
+        let lines = [
+            "  JWT_SECRET = [redacted]   (from the environment)",
+            "  HEARTBEAT_INTERVAL = 2s   (from the environment)",
+            "  DEMO = true   (from a flag)",
+        ];
+        assert_eq!(summary, lines.join("\n"));
+        let url = "redis-sentinel://user:p@ss@a,b/mymaster";
+        assert_eq!(shown("REDIS_URL", url), "redis-sentinel://[redacted]@a,b/mymaster");
+        assert_eq!(read(&[], &[]).summary(), "  none");
+    }
+
+    #[test]
     fn a_secret_comes_from_a_file_and_never_shows() {
         let path = std::env::temp_dir().join(format!("kmarket-secret-{}", std::process::id()));
         std::fs::write(&path, "hush\n").unwrap();
@@ -351,7 +412,7 @@ mod tests {
         let secret = settings.optional::<Secret>("JWT_SECRET").unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(secret.expose(), "hush");
-        assert!(!format!("{secret:?} {settings:?}").contains("hush"));
+        assert!(!format!("{secret:?} {settings:?} {}", settings.summary()).contains("hush"));
         let both = read(&[], &[("JWT_SECRET_FILE", "/nonexistent"), ("JWT_SECRET", "x")]);
         assert!(both.finish().is_err());
     }

@@ -201,6 +201,26 @@ impl Keyring {
         self.verify_at(token, unix_ms())
     }
 
+    /// What its tokens are for, as `aud` says it.
+    #[must_use]
+    pub const fn audience(&self) -> &'static str {
+        self.audience.as_str()
+    }
+
+    /// Whether there is a key for tokens with this `kid`.
+    #[must_use]
+    pub fn has(&self, kid: Option<&str>) -> bool {
+        self.keys.get().iter().any(|key| key.kid.is_none() || key.kid.as_deref() == kid)
+    }
+
+    /// Whether the signature of a token is by one of these keys, whatever else it says.
+    #[must_use]
+    pub fn has_signed(&self, token: &str) -> bool {
+        install_provider();
+        let by = |key: &Key| jsonwebtoken::decode::<Value>(token, &key.decoding, &signature_alone()).is_ok();
+        self.keys.get().iter().any(by)
+    }
+
     /// The same at a time of the caller's, Unix milliseconds.
     fn verify_at<C: Claims>(&self, token: &str, now_ms: u64) -> Result<C, TokenError> {
         install_provider();
@@ -638,6 +658,25 @@ mod tests {
         ] {
             let verified = named.verify_at::<WsClaims>(&header(&head(kid)), NOW_S * 1000).map(|_| ());
             assert_eq!(verified, answer, "{reason}");
+        }
+    }
+
+    /// Also where both APIs have one secret.
+    #[test]
+    fn a_token_for_several_audiences_opens_none_of_them() {
+        let admin = Keyring::parse(&Secret::new(SECRET), Audience::Admin).unwrap();
+        let exp = unix_ms() / 1000 + 60;
+        let token = |aud: &str| {
+            let claims = format!(r#"{{"sub":"1","role":"admin","iss":"kmarket","exp":{exp},"aud":{aud}}}"#);
+            raw::<Hmac<Sha256>>(r#"{"alg":"HS256","typ":"JWT"}"#, &claims)
+        };
+        assert!(ring(SECRET).verify::<WsClaims>(&token(r#"["ws"]"#)).is_ok());
+        assert!(admin.verify::<AdminClaims>(&token(r#"["admin"]"#)).is_ok());
+        for aud in
+            [r#"["ws","admin"]"#, r#"["admin","ws"]"#, r#"["ws","ws"]"#, r#"["admin","x"]"#, r#"["x","ws"]"#]
+        {
+            assert_eq!(ring(SECRET).verify::<WsClaims>(&token(aud)), Err(TokenError::Invalid), "{aud}");
+            assert_eq!(admin.verify::<AdminClaims>(&token(aud)), Err(TokenError::Invalid), "{aud}");
         }
     }
 

@@ -80,7 +80,8 @@ test('all markets that there are show, and new ones by themselves', async (t) =>
 });
 
 test('a connection that is dropped resumes without a hole while prices go on', async (t) => {
-    const gateway = await embedded(t);
+    // However much is published while it is away, it comes as updates.
+    const gateway = await embedded(t, { RESUME_MAX: '100000', HISTORY_LEN: '100000' });
     let seq = (await gateway.publish(1001, moneyline('1.50'))).seq;
     const page = await boardAt(t, gateway, 1001, 1);
     let going = true;
@@ -151,6 +152,20 @@ test('suspended and closed markets are seen to be so', async (t) => {
         await gateway.publish(1001, `{"status":{"state":"${state}"}}`);
         await card(page, 1001).getByText(text, { exact: true }).waitFor();
         assert.equal(await card(page, 1001).evaluate((element) => element.classList.contains('shut')), state !== 'open');
+    }
+});
+
+test('a price that moves flashes, unless the reader wants no motion', async (t) => {
+    const gateway = await embedded(t);
+    await gateway.publish(1001, moneyline('1.50'));
+    for (const [at, reducedMotion, flashes] of [[1, 'no-preference', 1], [2, 'reduce', 0]]) {
+        const page = await boardAt(t, gateway, 1001, at, { reducedMotion });
+        const moved = page.waitForFunction(() => {
+            const price = document.querySelector('.price[data-selection="home"][data-went="down"]');
+            return price && { flashes: price.getAnimations().length };
+        });
+        await gateway.publish(1001, moneyline(`1.4${9 - at}`));
+        assert.equal((await (await moved).jsonValue()).flashes, flashes, reducedMotion);
     }
 });
 

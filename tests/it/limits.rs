@@ -1,12 +1,12 @@
 //! The table of limits (contract, section 3).
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use tests::{
     Event, Http, Message, RawSocket, Rest, Service, Socket, Stack, eventually, fresh_market, fresh_user,
     message::Rejected,
     raw::{frame, last, opcode},
-    tokens,
+    tokens, within,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -234,27 +234,78 @@ async fn handshakes_beyond_those_that_may_be_under_way_get_503_with_retry_after(
 }
 
 #[tokio::test]
-async fn a_request_s_header_and_a_token_request_s_body_may_be_as_long_as_the_limit() {
+async fn a_request_s_header_of_more_than_32_kib_is_answered_431_by_both_services() {
+    const MAX: usize = 32 * 1024;
     let stack = Stack::shared();
     let gateway = stack.gateway(0);
-    let get = async |length: usize| {
-        let head = "GET /api/ws/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: \r\n\r\n";
-        let request = head.replace("X: ", &format!("X: {}", "x".repeat(length - head.len())));
-        let mut stream = TcpStream::connect(gateway.api).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        // One that is too long may be cut off.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8(answer).unwrap()
-    };
-    assert!(get(65_000).await.starts_with("HTTP/1.1 200 "));
-    // What comes in one read with its end is taken at up to twice that.
-    assert!(!get(200_000).await.contains("200 OK"));
+    let url = gateway.url(&format!("/ws/odds?token={}", tokens::for_user(fresh_user())));
+    let websocket = format!(
+        "GET {} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Pad: \r\n\r\n",
+        &url[gateway.url("").len()..]
+    );
+    // Where the padding goes, and what else the request is.
+    for (address, head, status) in [
+        (
+            gateway.api,
+            "GET /api/ws/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Pad: \r\n\r\n",
+            "200",
+        ),
+        (gateway.api, "GET /api/ws/health?pad= HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "200"),
+        (gateway.api, &websocket, "101"),
+        (gateway.ops, "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Pad: \r\n\r\n", "200"),
+        (
+            stack.publisher().api,
+            "POST /admin/odds/override HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Pad: \r\n\r\n",
+            "401",
+        ),
+    ] {
+        let padded = |length: usize| {
+            let (before, after) = ["?pad=", "X-Pad: "]
+                .iter()
+                .find_map(|pad| head.find(pad).map(|at| head.split_at(at + pad.len())))
+                .unwrap();
+            format!("{before}{}{after}", "x".repeat(length - head.len()))
+        };
+        let answer = exchange(address, &padded(MAX)).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
+        for length in [MAX + 1, 2 * MAX] {
+            let answer = exchange(address, &padded(length)).await.to_lowercase();
+            assert!(answer.starts_with("http/1.1 431 "), "{length} of {head}: {answer}");
+            let body = format!(
+                r#"{{"code":"header_too_large","message":"a request's header has at most {MAX} bytes"#
+            );
+            assert!(answer.contains(&body) && answer.contains("connection: close"), "{answer}");
+        }
+        // Of more than that the end is not read: the answer may get lost, and has no body.
+        for length in [2 * MAX + 1, 200_000] {
+            let answer = exchange(address, &padded(length)).await;
+            assert!(!answer.contains("HEADER_TOO_LARGE"), "{length} of {head}: {answer}");
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{length} of {head}: {answer}");
+        }
+    }
+}
 
+#[tokio::test]
+async fn a_request_of_more_than_100_header_fields_is_answered_431() {
+    let stack = Stack::shared();
+    for address in [stack.gateway(0).api, stack.publisher().api] {
+        for (fields, status) in [(100, "404"), (101, "431")] {
+            let more = "X: y\r\n".repeat(fields - 2);
+            let head = format!("GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n");
+            let answer = exchange(address, &head).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{fields}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_request_s_body_may_be_as_long_as_the_limit() {
+    let stack = Stack::shared();
     let post = async |length: usize| {
         let body = format!(r#"{{"userId":{}}}"#, fresh_user());
         let padded = format!("{body}{}", " ".repeat(length - body.len()));
-        Http::default().post(&gateway.url("/api/ws/token"), &padded).await
+        Http::default().post(&stack.gateway(0).url("/api/ws/token"), &padded).await
     };
     assert_eq!(post(65_536).await.status, 200);
     post(65_537).await.expect_error(413, "PAYLOAD_TOO_LARGE");
@@ -269,7 +320,7 @@ async fn a_handshake_that_takes_too_long_is_closed() {
         let mut stream = TcpStream::connect(gateway.api).await.unwrap();
         stream.write_all(said.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        let end = tests::within("the gateway hangs up", stream.read_to_end(&mut answer)).await;
+        let end = within("the gateway hangs up", stream.read_to_end(&mut answer)).await;
         assert!(begun.elapsed().as_millis() >= 250, "not at once: {end:?}, {answer:?}");
         assert!(!answer.starts_with(b"HTTP/1.1 1"));
     }
@@ -318,4 +369,18 @@ async fn a_connection_that_goes_away_gives_back_its_place_and_its_markets() {
         (health.connections == 0 && health.topics == 0).then_some(())
     })
     .await;
+}
+
+/// What comes back until the server closes the connection, or for a WebSocket with the first bytes.
+async fn exchange(address: SocketAddr, request: &str) -> String {
+    within("the answer", async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // What is not read may be cut off.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut answer = Vec::new();
+        while !answer.starts_with(b"HTTP/1.1 101 ") && matches!(stream.read_buf(&mut answer).await, Ok(1..)) {
+        }
+        String::from_utf8(answer).unwrap()
+    })
+    .await
 }

@@ -104,16 +104,6 @@ fn expect_members(answer: &Value, document: &Value, name: &str) {
     assert!(has.is_superset(&required) && has.is_subset(&all), "{name}: {has:?}");
 }
 
-#[tokio::test]
-async fn a_head_that_is_too_long_is_answered_431_without_a_body() {
-    let stack = Stack::shared();
-    let long = "x".repeat(200_000);
-    for url in [stack.gateway(0).url("/api/ws/health"), stack.publisher().url("/admin/audit")] {
-        let answer = Http::default().get_with(&url, &[("x-long", &long)]).await;
-        assert_eq!((answer.status, &*answer.text), (431, ""));
-    }
-}
-
 async fn read(service: &Service, path: &str) -> Value {
     serde_json::from_str(&Http::default().get(&service.url(path)).await.text).unwrap()
 }

@@ -154,6 +154,31 @@ async fn what_a_pod_knows_holds_while_redis_is_away_and_when_it_comes_back_empty
     Http::default().get(&read(&token)).await.expect_error(401, "UNAUTHORIZED");
 }
 
+/// What answers after an outage may be another Redis, whose newest revocation is the same and whose others are not.
+#[tokio::test]
+async fn after_an_error_all_revocations_are_read_again() {
+    let redis = Redis::start();
+    let gateway = Launch::gateway(&redis).start();
+    let publisher = Launch::publisher(&redis).start();
+    let (known, unknown) = (fresh_user(), fresh_user());
+    let token = tokens::for_user(unknown);
+    revoke(&admin(&publisher), &format!(r#"{{"userId":{known}}}"#)).await;
+    refused(&gateway, &tokens::for_user(known)).await;
+
+    let newest: Vec<(String, Vec<String>)> = redis.tell("XRANGE odds:revoked - +");
+    let [(newest, _)] = &newest[..] else { panic!("one, not {newest:?}") };
+    let earlier = newest.split('-').next().unwrap().parse::<u64>().unwrap() - 1;
+    redis.tell::<String>(&format!("XADD elsewhere {earlier}-0 user {unknown} actor desk-1"));
+    redis.tell::<String>(&format!("XADD elsewhere {newest} user {known} actor desk-1"));
+    redis.tell::<()>("SET odds:revoked nonsense");
+    gateway.process.expect_line("that the revocations cannot be read", |line| {
+        (log_field(line, "part")? == "Revocations").then(|| log_field(line, "error"))
+    });
+    assert_eq!(handshake(&gateway, &token).await, 101);
+    redis.tell::<()>("RENAME elsewhere odds:revoked");
+    refused(&gateway, &token).await;
+}
+
 #[tokio::test]
 async fn only_an_admin_may_revoke_and_the_log_says_who_did() {
     let stack = Stack::shared();

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use serde_json::Value;
@@ -11,7 +12,10 @@ use shared::{
     settings::Secret,
     token::{Audience, Keyring, Role, WsClaims},
 };
-use tests::{Admin, Http, Launch, Redis, Service, Socket, eventually, fresh_user, launch::log_field, tokens};
+use tests::{
+    Admin, Http, Launch, Redis, Service, Socket, eventually, fresh_user, launch::log_field, process::Stream,
+    tokens,
+};
 
 const OLD: &str = "the old secret is long enough as it has to be";
 const NEW: &str = "the new secret is long enough as it has to be";
@@ -101,6 +105,33 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why_without
     eventually("the new key is good", async || (handshake(&gateway, &new).await == 101).then_some(())).await;
     let said = gateway.process.last_lines();
     assert!(!said.contains(NEW) && !said.contains(OLD) && !said.contains("short-one"), "{said}");
+}
+
+/// A pipe would keep whoever reads it waiting for ever, and with it the next good secret.
+#[tokio::test]
+async fn what_is_no_file_or_a_large_one_is_not_read() {
+    let redis = Redis::start();
+    let secret = Mounted::new(OLD);
+    let gateway = with_file(Launch::gateway(&redis), "JWT_SECRET", &secret.path()).start();
+    let said = |part: &str| gateway.process.said(Stream::Err).matches(part).count();
+    let replace = |make: &dyn Fn(&Path)| {
+        fs::remove_file(secret.path()).unwrap();
+        make(&secret.path());
+        gateway.process.hang_up();
+    };
+    let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let large = |path: &Path| fs::write(path, "x".repeat(64 * 1024 + 1)).unwrap();
+    for (refusals, make) in [(1, &pipe as &dyn Fn(&Path)), (2, &large)] {
+        replace(make);
+        eventually("a refusal", async || {
+            (said("not a file of at most 65536 bytes") == refusals).then_some(())
+        })
+        .await;
+        assert_eq!(handshake(&gateway, &sign(&keys(OLD), fresh_user())).await, 101);
+    }
+    replace(&|path| fs::write(path, NEW).unwrap());
+    let new = sign(&keys(NEW), fresh_user());
+    eventually("the new key is good", async || (handshake(&gateway, &new).await == 101).then_some(())).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
-//! A TCP proxy that misbehaves on request, for between the services and Redis.
+//! A TCP proxy that misbehaves on request, for between the services and Redis, or between clients and gateways.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -31,7 +31,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    upstream: SocketAddr,
+    /// `None`: nobody is let in.
+    upstream: Option<SocketAddr>,
     weather: Weather,
     /// How many replies are still to be cut in the middle.
     cuts: usize,
@@ -48,7 +49,7 @@ pub enum Weather {
     Slow(Duration),
     /// It comes a few bytes at a time, this long apart.
     Trickle(Duration),
-    /// What Redis says waits until the weather is another one; what it is told still reaches it.
+    /// What the server says waits until the weather is another one; what it is told still reaches it.
     Held,
 }
 
@@ -68,18 +69,24 @@ impl Chaos {
         self.address.port()
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// In front of this Redis, in fair weather.
     #[must_use]
     pub fn before(redis: &Redis) -> Self {
+        Self::before_address(Some(upstream(redis)))
+    }
+
+    /// In front of whatever listens there, in fair weather; `None`: nobody is let in yet.
+    #[must_use]
+    pub fn before_address(upstream: Option<SocketAddr>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("a bound listener has an address");
-        let state = State {
-            upstream: upstream(redis),
-            weather: Weather::Fair,
-            cuts: 0,
-            links: Vec::new(),
-            over: false,
-        };
+        let state = State { upstream, weather: Weather::Fair, cuts: 0, links: Vec::new(), over: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
@@ -127,8 +134,18 @@ impl Chaos {
 
     /// Cuts every connection and leads new ones to this Redis.
     pub fn lead_to(&self, redis: &Redis) {
-        self.shared.lock().upstream = upstream(redis);
+        self.lead_to_address(Some(upstream(redis)));
+    }
+
+    /// Cuts every connection and leads new ones there; `None`: lets nobody in.
+    pub fn lead_to_address(&self, upstream: Option<SocketAddr>) {
+        self.lead_new_to(upstream);
         self.cut();
+    }
+
+    /// Leads new connections there; those that there are stay where they are.
+    pub fn lead_new_to(&self, upstream: Option<SocketAddr>) {
+        self.shared.lock().upstream = upstream;
     }
 }
 
@@ -153,12 +170,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn link(self: &Arc<Self>, client: TcpStream) -> std::io::Result<()> {
-        let server = TcpStream::connect(self.lock().upstream)?;
+    fn link(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
+        let upstream = self.lock().upstream;
+        let server = TcpStream::connect(upstream.ok_or(io::ErrorKind::ConnectionRefused)?)?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         let link = Arc::new(Link { client, server, swallowed: Mutex::default() });
-        self.lock().links.push(Arc::clone(&link));
+        {
+            let mut state = self.lock();
+            if state.upstream != upstream {
+                return Err(io::ErrorKind::ConnectionRefused.into()); // led elsewhere while it connected
+            }
+            state.links.push(Arc::clone(&link));
+        }
         for is_reply in [false, true] {
             let (shared, link) = (Arc::clone(self), Arc::clone(&link));
             thread::spawn(move || {
@@ -171,7 +195,7 @@ impl Shared {
         Ok(())
     }
 
-    fn forward(&self, link: &Link, is_reply: bool) -> std::io::Result<()> {
+    fn forward(&self, link: &Link, is_reply: bool) -> io::Result<()> {
         let (mut from, mut to) =
             if is_reply { (&link.server, &link.client) } else { (&link.client, &link.server) };
         let mut piece = vec![0; CHUNK];

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -39,8 +39,8 @@ pub struct Crowd {
 /// What became of a client.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
-    /// When it was sent away, each time.
-    pub byes: Vec<(Instant, Bye)>,
+    /// What it was told each time that it was sent away.
+    pub byes: Vec<Bye>,
     /// How often it was refused.
     pub refusals: usize,
 }
@@ -137,7 +137,7 @@ impl Client {
                     return self.story;
                 }
                 tokio::select! {
-                    message = socket.recv() => match message {
+                    message = socket.recv_patiently() => match message {
                         Some(Message::Update(update)) => self.take(update.market_id, update.seq),
                         Some(Message::Bye(bye)) => break Some(bye),
                         None => break None,
@@ -148,7 +148,7 @@ impl Client {
             };
             if let Some(bye) = bye {
                 let after = Duration::from_millis(bye.after_ms.unwrap_or_default());
-                self.story.byes.push((Instant::now(), bye));
+                self.story.byes.push(bye);
                 drop(socket);
                 sleep(after).await;
             }

@@ -182,7 +182,7 @@ impl Follower {
 
     /// Takes the next message, heartbeats passed over; `false` once the connection has ended.
     pub async fn try_take_next(&mut self) -> bool {
-        match self.socket.try_recv().await {
+        match self.socket.recv_patiently().await {
             Some(Message::Update(update)) => self.take_update(&update),
             Some(Message::Snapshot(snapshot)) => self.take_snapshot(&snapshot),
             Some(Message::Status(status)) => self.take_status(status),

@@ -177,6 +177,7 @@ impl Service {
     fn is_ready(&self) -> bool {
         let ask = || -> io::Result<String> {
             let mut stream = TcpStream::connect(self.ops)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
             stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;

@@ -36,6 +36,7 @@ pub mod shared_set;
 pub mod socket;
 pub mod stack;
 pub mod tokens;
+pub mod vectors;
 pub mod wait;
 
 pub use admin::Admin;

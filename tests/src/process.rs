@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -87,8 +87,17 @@ impl Process {
     /// process ends without it. Panics after [`DEADLINE`].
     ///
     /// Blocks the thread, so not for lines that the calling test's own tasks must cause.
-    pub fn find_line<T>(&self, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + DEADLINE;
+    pub fn find_line<T>(&self, what: &str, find: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        self.find_line_within(DEADLINE, what, find)
+    }
+
+    fn find_line_within<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut find: impl FnMut(&str) -> Option<T>,
+    ) -> Option<T> {
+        let deadline = Instant::now() + patience;
         let mut looked_at = 0;
         let mut said = self.output.lock();
         loop {
@@ -100,7 +109,7 @@ impl Process {
             }
             looked_at = said.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{}: {what}: not within {DEADLINE:?}", self.name);
+            assert!(!left.is_zero(), "{}: {what}: not within {patience:?}", self.name);
             said = self.output.more.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -113,7 +122,12 @@ impl Process {
 
     /// Waits for the process to end by itself.
     pub fn wait(&self) -> ExitStatus {
-        let never: Option<()> = self.find_line("end of the process", |_| None);
+        self.wait_for(DEADLINE)
+    }
+
+    /// Waits no longer than this for the process to end by itself.
+    pub fn wait_for(&self, patience: Duration) -> ExitStatus {
+        let never: Option<()> = self.find_line_within(patience, "end of the process", |_| None);
         assert!(never.is_none());
         self.child.lock().expect("no test panics while it waits").wait().expect("a child can be waited for")
     }

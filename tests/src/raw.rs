@@ -131,18 +131,22 @@ impl RawSocket {
 
     /// The next frame; `None` at the connection's end.
     pub async fn frame(&mut self) -> Option<Frame> {
+        within("a frame", self.next()).await
+    }
+
+    async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.take_frame() {
                 return Some(frame);
             }
-            if !within("a frame", self.fill()).await {
+            if !self.fill().await {
                 return None;
             }
         }
     }
 
     /// The text of the next text frame; `None` at the connection's end. Answers nothing.
-    pub async fn text(&mut self) -> Option<String> {
+    async fn text(&mut self) -> Option<String> {
         loop {
             let frame = self.frame().await?;
             if frame.opcode == opcode::TEXT {
@@ -153,6 +157,11 @@ impl RawSocket {
 
     /// The next message that is not a ping; `None` at the connection's end. Answers nothing.
     pub async fn recv(&mut self) -> Option<Message> {
+        within("a message that is no heartbeat", self.recv_patiently()).await
+    }
+
+    /// The same, for as long as heartbeats come: for one whose messages somebody else waits for.
+    pub async fn recv_patiently(&mut self) -> Option<Message> {
         loop {
             match Message::parse(&self.text().await?) {
                 Message::Ping(_) => {}
@@ -163,23 +172,26 @@ impl RawSocket {
 
     /// Reads on until the server closes the connection: the close frame's code, after a `bye` that names the same.
     pub async fn close_code(&mut self) -> u16 {
-        let mut bye = None;
-        while let Some(frame) = self.frame().await {
-            match frame.opcode {
-                opcode::TEXT => {
-                    if let Message::Bye(said) = Message::parse(&String::from_utf8_lossy(&frame.payload)) {
-                        bye = Some(said);
+        within("the server closes the connection", async {
+            let mut bye = None;
+            while let Some(frame) = self.next().await {
+                match frame.opcode {
+                    opcode::TEXT => {
+                        if let Message::Bye(said) = Message::parse(&String::from_utf8_lossy(&frame.payload)) {
+                            bye = Some(said);
+                        }
                     }
+                    opcode::CLOSE => {
+                        let code = frame.payload.first_chunk().map(|&code| u16::from_be_bytes(code));
+                        assert_eq!(bye.map(|bye| bye.code), code, "bye names the code of the close frame");
+                        return code.expect("a close frame of the server's carries a code");
+                    }
+                    _ => {}
                 }
-                opcode::CLOSE => {
-                    let code = frame.payload.first_chunk().map(|&code| u16::from_be_bytes(code));
-                    assert_eq!(bye.map(|bye| bye.code), code, "bye names the code of the close frame");
-                    return code.expect("a close frame of the server's carries a code");
-                }
-                _ => {}
             }
-        }
-        panic!("the connection ended without a close frame, after {bye:?}");
+            panic!("the connection ended without a close frame, after {bye:?}");
+        })
+        .await
     }
 
     /// Reads more; `false` at the end, orderly or not.

@@ -80,8 +80,12 @@ impl Socket {
 
     /// The next thing that comes, whatever it is.
     pub async fn event(&mut self) -> Event {
+        within("a message", self.next()).await
+    }
+
+    async fn next(&mut self) -> Event {
         loop {
-            return match within("a message", self.stream.next()).await {
+            return match self.stream.next().await {
                 Some(Ok(tungstenite::Message::Text(text))) => Event::Message(Message::parse(&text)),
                 Some(Ok(tungstenite::Message::Ping(_))) => Event::PingFrame,
                 Some(Ok(tungstenite::Message::Close(frame))) => {
@@ -94,8 +98,31 @@ impl Socket {
         }
     }
 
+    /// The next text frame, however long it takes; else the close code, 1006 for an end without one.
+    ///
+    /// # Errors
+    /// The connection's end.
+    pub async fn text(&mut self) -> Result<String, u16> {
+        let mut code = 1006;
+        loop {
+            match self.stream.next().await {
+                Some(Ok(tungstenite::Message::Text(text))) => return Ok(text.to_string()),
+                Some(Ok(tungstenite::Message::Close(frame))) => {
+                    code = frame.map_or(1005, |frame| frame.code.into());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(code),
+            }
+        }
+    }
+
     /// The next message that is not a heartbeat; `None` once the connection has ended.
     pub async fn try_recv(&mut self) -> Option<Message> {
+        within("a message that is no heartbeat", self.recv_patiently()).await
+    }
+
+    /// The same, for as long as heartbeats come: for one whose messages somebody else waits for.
+    pub async fn recv_patiently(&mut self) -> Option<Message> {
         loop {
             match self.event().await {
                 Event::Message(Message::Ping(_)) | Event::PingFrame => {}
@@ -172,22 +199,26 @@ impl Socket {
     /// Reads on until the server closes the connection: its `bye`. The close frame that follows names the same code,
     /// and is answered, and then the connection ends.
     pub async fn closed(&mut self) -> Bye {
-        let mut bye = None;
-        let mut code = None;
-        loop {
-            match self.event().await {
-                Event::Message(Message::Bye(said)) => assert!(bye.replace(said).is_none(), "one bye"),
-                Event::Message(message) => {
-                    assert!(bye.is_none(), "nothing comes after bye, but {message:?} did");
-                }
-                Event::PingFrame => {}
-                Event::Close(named) => code = Some(named),
-                Event::End => {
-                    let bye = bye.unwrap_or_else(|| panic!("the end, close code {code:?}, without a bye"));
-                    assert_eq!(Some(bye.code), code, "bye names the code of the close frame");
-                    return bye;
+        within("the server closes the connection", async {
+            let mut bye = None;
+            let mut code = None;
+            loop {
+                match self.next().await {
+                    Event::Message(Message::Bye(said)) => assert!(bye.replace(said).is_none(), "one bye"),
+                    Event::Message(message) => {
+                        assert!(bye.is_none(), "nothing comes after bye, but {message:?} did");
+                    }
+                    Event::PingFrame => {}
+                    Event::Close(named) => code = Some(named),
+                    Event::End => {
+                        let bye =
+                            bye.unwrap_or_else(|| panic!("the end, close code {code:?}, without a bye"));
+                        assert_eq!(Some(bye.code), code, "bye names the code of the close frame");
+                        return bye;
+                    }
                 }
             }
-        }
+        })
+        .await
     }
 }

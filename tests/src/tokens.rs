@@ -33,6 +33,12 @@ pub fn expiring(user: u64, seconds: i64) -> String {
     sign(user, None, seconds)
 }
 
+/// A token for `user` that sees `markets`, or all, and expires in `seconds`.
+#[must_use]
+pub fn made(user: u64, markets: Option<&[u64]>, seconds: u64) -> String {
+    sign(user, markets, seconds.cast_signed())
+}
+
 /// A token for `user` with this id (`jti`), issued `age_s` seconds ago, that expires in ten minutes.
 #[must_use]
 pub fn with_id(user: u64, jti: &str, age_s: u64) -> String {

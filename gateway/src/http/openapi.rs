@@ -18,7 +18,7 @@ pub(super) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     let description = "Reads of markets, tokens, and the handshake of the socket with live prices, whose messages \
         `docs/protocol.md` describes.\n\n\
         Prices are decimal text, and come out byte for byte as they were published. Members may be added. A request \
-        that is no HTTP at all is answered 400 without a body.";
+        that is no HTTP is answered 400, and one whose head is far too long 431, without a body.";
     let security = json!({
         "clientToken": {
             "type": "http",

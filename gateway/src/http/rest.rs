@@ -4,6 +4,7 @@
 use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use axum::{
+    body::Bytes,
     extract::{FromRequestParts, Path, Query, State},
     http::{HeaderMap, Uri, request::Parts},
     response::Response,
@@ -19,8 +20,10 @@ use shared::{
     },
     token::{WsClaims, bearer},
 };
-
-use tokio::time::timeout;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
 use utoipa::ToSchema;
 
 use super::{Gateway, error::Problem};
@@ -32,6 +35,11 @@ const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) const DEFAULT_LIMIT: usize = 200;
 /// In an answer at most.
 pub(super) const MAX_LIMIT: usize = 1000;
+/// Up to so many bytes an answer is given in any case.
+const SHORT_ANSWER_BYTES: usize = 64 * 1024;
+/// Bytes of all longer ones that are on their way, of which a single one may have 16 MiB.
+const MAX_UNSENT_BYTES: usize = 128 * 1024 * 1024;
+static UNSENT: Semaphore = Semaphore::const_new(MAX_UNSENT_BYTES);
 
 /// A read of one market that may be done.
 pub(super) struct MarketRead {
@@ -70,7 +78,7 @@ pub(super) async fn snapshot(
             loaded.into_iter().next().unwrap_or_default().state
         }
     };
-    Ok(json_text(format!("{{{}{}}}", server::state_members(market, &state), mark(stale))))
+    answer(format!("{{{}{}}}", server::state_members(market, &state), mark(stale)))
 }
 
 /// `GET /api/markets/{id}/odds/updates?since_seq=1000&limit=200`
@@ -83,14 +91,42 @@ pub(super) async fn updates(
     if let Some((followed, stale)) = followed(&gateway, market).await
         && let Page::Updates(updates, top) = followed.page(since, limit)
     {
-        let page = UpdatesPage::new(market, since, &updates, since.next(), top, stale);
-        return Ok(json_text(page.json()));
+        return answer(UpdatesPage::new(market, since, &updates, since.next(), top, stale).json());
     }
     let page = gateway.backbone.read_after(market, since, limit).await.map_err(|error| unread(&error))?;
     let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
     let updates: Vec<String> =
         page.updates.iter().map(|update| server::odds_update(market, update)).collect();
-    Ok(json_text(UpdatesPage::new(market, since, &updates, first, page.top, false).json()))
+    answer(UpdatesPage::new(market, since, &updates, first, page.top, false).json())
+}
+
+/// The answer, if there is room for it until the kernel has taken all of it.
+///
+/// That many are not made at once is bounded already: by the runtime's threads, none of which waits between the read and
+/// this, and for what comes from Redis by its connections.
+fn answer(mut json: String) -> Result<Response, Problem> {
+    if json.len() <= SHORT_ANSWER_BYTES {
+        return Ok(json_text(json));
+    }
+    json.shrink_to_fit();
+    let room = u32::try_from(json.len()).ok().and_then(|bytes| UNSENT.try_acquire_many(bytes).ok());
+    let room = room.ok_or_else(|| {
+        let message = "too many long answers are on their way: retry, or ask for less";
+        Problem(ErrorCode::ServiceUnavailable, message.to_owned())
+    })?;
+    Ok(json_text(Bytes::from_owner(Unsent { json, _room: room })))
+}
+
+/// A long answer on its way. The connection drops it once it is sent, or when it ends.
+struct Unsent {
+    json: String,
+    _room: SemaphorePermit<'static>,
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        self.json.as_bytes()
+    }
 }
 
 /// The market if it is in memory, as fresh as the log is now, or with `true` when nobody can say that it is.

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom},
+    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
 };
 use crate::{
     ids::MarketId,

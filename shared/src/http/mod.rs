@@ -1,12 +1,15 @@
 //! What both services' HTTP sides have in common: listening, bodies, the error answer, pages, and what operators ask.
 
 pub mod body;
+pub mod client;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
+pub mod probe;
 pub mod serve;
 
 use axum::{
+    body::Body,
     http::{
         HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -49,6 +52,6 @@ pub fn json(body: &impl Serialize) -> Response {
 
 /// `200` with JSON that is already text.
 #[must_use]
-pub fn json_text(text: String) -> Response {
-    ([(CONTENT_TYPE, "application/json")], text).into_response()
+pub fn json_text(text: impl Into<Body>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], text.into()).into_response()
 }

@@ -18,7 +18,6 @@ use utoipa::{
     },
 };
 
-use super::serve::MAX_HEADER_BYTES;
 use crate::protocol::error::{ErrorBody, ErrorCode};
 
 /// A document that is being put together.
@@ -65,18 +64,17 @@ impl Document {
     pub fn with(mut self, method: &str, path: &str, operation: Operation) -> Self {
         let Operation { mut value, schemas } = operation;
         self.schemas(schemas);
-        for (status, answer) in value["responses"].as_object_mut().into_iter().flatten() {
+        for (_, answer) in value["responses"].as_object_mut().into_iter().flatten() {
             if let Some(name) = answer["$ref"].as_str().and_then(|name| name.strip_prefix(RESPONSES)) {
                 let code = ErrorCode::ALL.into_iter().find(|code| code.as_str() == name);
                 let mut refusal = code.map(refusal::<ErrorBody<'_>>).unwrap_or_default();
                 let mut headers = self.headers.clone();
-                // A listener that is full answers before anything else is known.
                 for (_, header) in headers.as_object_mut().into_iter().flatten() {
-                    header["required"] = (code != Some(ErrorCode::ServiceUnavailable)).into();
+                    header["required"] = code.is_some_and(|code| !OF_THE_LISTENER.contains(&code)).into();
                 }
                 extend(&mut refusal["headers"], &headers);
                 self.root["components"]["responses"][name] = refusal;
-            } else if status != HEAD_TOO_LONG {
+            } else {
                 extend(&mut answer["headers"], &self.headers);
             }
         }
@@ -101,18 +99,13 @@ impl Operation {
     /// `id` is for generated clients, `summary` is a line, `description` may be Markdown.
     #[must_use]
     pub fn new(id: &str, summary: &str, description: &str) -> Self {
-        let too_long = format!(
-            "The request's head is longer than is read, which is {} KiB at least. No body, and the connection is closed.",
-            MAX_HEADER_BYTES / 1024
-        );
         let value = json!({
             "operationId": id,
             "summary": summary,
             "description": description,
-            "responses": { HEAD_TOO_LONG: { "description": too_long } },
+            "responses": {},
         });
-        // Of a listener that is full or about to end.
-        Self { value, schemas: Vec::new() }.refuses(&[ErrorCode::ServiceUnavailable])
+        Self { value, schemas: Vec::new() }.refuses(&OF_THE_LISTENER)
     }
 
     /// One of these must be met; `{}` is nothing.
@@ -196,8 +189,9 @@ impl Operation {
 
 /// Where answers stand that several operations give.
 const RESPONSES: &str = "#/components/responses/";
-/// The one status that no handler gives, and so the one without the headers of the others.
-const HEAD_TOO_LONG: &str = "431";
+/// What a listener itself answers, when a head is too long, or when it is full or about to end: without the headers that
+/// handlers give.
+const OF_THE_LISTENER: [ErrorCode; 2] = [ErrorCode::HeaderTooLarge, ErrorCode::ServiceUnavailable];
 
 /// `{"$ref":…}` to a type's schema.
 #[must_use]

@@ -19,7 +19,7 @@ use axum::{
     Router,
     body::Body,
     extract::Request,
-    http::{HeaderValue, header::CONNECTION},
+    http::{HeaderName, HeaderValue, header::CONNECTION},
     response::Response,
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -68,8 +68,12 @@ pub struct Peer(pub SocketAddr);
 
 /// How long accepting pauses when it fails, as when there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Read buffer of a connection, and so the longest request header, bytes. A token may have 16 KiB.
-pub(super) const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// The longest header of a request, bytes: its first line, each field as `name: value`, and their line ends, the empty
+/// line's too. A token may have 16 KiB.
+const MAX_HEADER_BYTES: usize = 32 * 1024;
+/// As much of a longer one is read, so that it is answered like everything else. Beyond that, and for more than 100 fields,
+/// hyper itself answers 431, without a body, and reads no further.
+const MAX_HEADER_READ_BYTES: usize = 2 * MAX_HEADER_BYTES;
 /// How long one that is refused may take to send its request and to read the answer: less than others, so that its
 /// place is soon the next one's.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -180,23 +184,33 @@ impl Server {
         // Counted from the request's beginning, and so with the wait for the next one's header behind its answer.
         let silence = self.limits.request_timeout.min(most).saturating_add(header_timeout);
         let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HEADER_BYTES);
+        http.timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_header_size(MAX_HEADER_READ_BYTES)
+            .max_buf_size(MAX_HEADER_READ_BYTES);
         let (router, draining) = (self.router.clone(), Arc::clone(&self.draining));
         let began = Arc::new(Notify::new());
         let begins = Arc::clone(&began);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             begins.notify_one();
-            let refusal = match (is_refused, draining.load(Ordering::Relaxed)) {
-                (true, _) => Some("too many connections: try again, another process may have room"),
-                (_, true) => Some("this process is about to end, and did nothing: try again at another"),
-                _ => None,
+            let refusal = if is_refused {
+                let message = "too many connections: try again, another process may have room";
+                Some((ErrorCode::ServiceUnavailable, message.to_owned()))
+            } else if draining.load(Ordering::Relaxed) {
+                let message = "this process is about to end, and did nothing: try again at another";
+                Some((ErrorCode::ServiceUnavailable, message.to_owned()))
+            } else if header_bytes(&request) > MAX_HEADER_BYTES {
+                let message = format!("a request's header has at most {MAX_HEADER_BYTES} bytes here");
+                Some((ErrorCode::HeaderTooLarge, message))
+            } else {
+                None
             };
             let mut request: Request = request.map(Body::new);
             request.extensions_mut().insert(Peer(peer));
             let mut router = router.clone();
             async move {
                 match refusal {
-                    Some(message) => Ok(refuse(request, message).await),
+                    Some((code, message)) => Ok(refuse(request, code, &message).await),
                     None => router.call(request).await,
                 }
             }
@@ -244,11 +258,23 @@ async fn stopped(stop: Option<&mut watch::Receiver<()>>) {
     }
 }
 
-/// `503`, and the connection's end.
-async fn refuse(request: Request, message: &str) -> Response {
+/// The length of a request's header as a client writes it that sends nothing needless.
+fn header_bytes(request: &hyper::Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let target = uri.scheme_str().map_or(0, |scheme| scheme.len() + "://".len())
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let first_line = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
+    let field =
+        |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + ": \r\n".len();
+    first_line + request.headers().iter().map(field).sum::<usize>() + "\r\n".len()
+}
+
+/// An answer that says no, and the connection's end.
+async fn refuse(request: Request, code: ErrorCode, message: &str) -> Response {
     // Who writes a whole body before it reads is to see the answer, not a broken connection.
     let _ = body::read(request.into_body(), 0).await;
-    let mut response = refusal(ErrorCode::ServiceUnavailable, message);
+    let mut response = refusal(code, message);
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

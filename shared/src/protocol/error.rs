@@ -29,6 +29,8 @@ pub enum ErrorCode {
     UpgradeRequired,
     /// Too often.
     RateLimited,
+    /// A longer request line and headers than are read.
+    HeaderTooLarge,
     /// Our fault.
     Internal,
     /// Not now.
@@ -37,7 +39,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -48,6 +50,7 @@ impl ErrorCode {
         Self::Unprocessable,
         Self::UpgradeRequired,
         Self::RateLimited,
+        Self::HeaderTooLarge,
         Self::Internal,
         Self::ServiceUnavailable,
     ];
@@ -65,6 +68,7 @@ impl ErrorCode {
             Self::Unprocessable => ("UNPROCESSABLE", 422, "right shape, wrong content"),
             Self::UpgradeRequired => ("UPGRADE_REQUIRED", 426, "no WebSocket handshake"),
             Self::RateLimited => ("RATE_LIMITED", 429, "too often"),
+            Self::HeaderTooLarge => ("HEADER_TOO_LARGE", 431, "the request's head is longer than is read"),
             Self::Internal => ("INTERNAL", 500, "our fault"),
             Self::ServiceUnavailable => ("SERVICE_UNAVAILABLE", 503, "not now"),
         }

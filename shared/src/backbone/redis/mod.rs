@@ -1,6 +1,7 @@
 //! The backbone on Redis Streams (contract, section 6).
 
 mod blocking;
+pub mod check;
 mod decode;
 mod doorbell;
 mod exports;

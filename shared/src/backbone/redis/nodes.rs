@@ -493,7 +493,7 @@ pub(super) fn connection_config() -> AsyncConnectionConfig {
 }
 
 /// A connection for one question about the topology.
-async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+pub(super) async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(Some(RESOLVE_TIMEOUT))
         .set_connection_timeout(Some(RESOLVE_TIMEOUT));

@@ -1,0 +1,96 @@
+// The vectors in docs/vectors/messages, of which every client must make the same.
+
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { World } from './world.js';
+
+const DIR = new URL('../../docs/vectors/messages/', import.meta.url);
+
+for (const file of readdirSync(DIR)) {
+    const { title, markets, steps } = JSON.parse(readFileSync(new URL(file, DIR), 'utf8'));
+    test(`${file}: ${title}`, async () => {
+        const run = new Run();
+        run.world.client.subscribe(markets);
+        for (const [number, step] of steps.entries()) {
+            try {
+                await run.step(step);
+            } catch (error) {
+                error.message = `step ${number + 1}, ${JSON.stringify(step).slice(0, 300)}\n${error.message}`;
+                throw error;
+            }
+        }
+    });
+}
+
+class Run {
+    requests = [];
+    rejected = new Map();
+
+    constructor() {
+        this.world = new World({ storage: null }, {
+            random: () => 0, // no backoff besides what the gateway asks for
+            get: (url) => new Promise((resolve) => { this.requests.push({ url: new URL(url), resolve }); }),
+        });
+        this.world.client.on('rejected', ({ marketId, code }) => this.rejected.set(marketId, code));
+    }
+
+    async step(step) {
+        const { world } = this;
+        const { client } = world;
+        if (step.open) {
+            if (client.state === 'idle' || client.state === 'stopped') client.start();
+            if (client.state === 'waiting') await world.pass(world.of('state').at(-1).retryInMs);
+            await world.settle();
+            assert.equal(client.state, 'connecting');
+            if (this.newToken !== undefined) assert.equal(world.tokens > this.newToken.former, this.newToken.expected, 'a new token');
+            world.socket.on.open();
+            assert.deepEqual(sorted(this.#said(0)), sorted(step.open));
+        } else if (step.say !== undefined) {
+            const from = world.socket.sent.length;
+            world.hear(step.say.replace(/"id":\$(\w+),?/, (_, type) => `"id":${world.said(type).at(-1).id},`));
+            await world.pass(0);
+            if (step.sends) assert.deepEqual(sorted(this.#said(from)), sorted(step.sends));
+        } else if (step.get) {
+            const at = this.requests.findIndex(({ url }) => url.pathname + query(url) === step.get);
+            assert.notEqual(at, -1, `asked for: ${this.requests.map(({ url }) => url.href)}`);
+            const [{ resolve }] = this.requests.splice(at, 1);
+            resolve({ status: 200, text: step.answer });
+            await world.settle();
+            await world.pass(0);
+        } else if (step.close) {
+            const { reconnect, leastWaitMs, newToken } = step.then;
+            world.close(step.close);
+            const { state, retryInMs } = world.of('state').at(-1);
+            assert.equal(state, reconnect ? 'waiting' : 'stopped');
+            if (reconnect) {
+                assert.equal(retryInMs, leastWaitMs);
+                this.newToken = { former: world.tokens, expected: newToken };
+            } else this.newToken = undefined;
+        } else {
+            assert.ok(step.expect, 'a step that is known');
+            for (const [id, expected] of Object.entries(step.expect)) {
+                const { marketId, ...market } = client.market(id) || {};
+                const known = { fresh: false, rejected: this.rejected.get(Number(id)) || null, ...market };
+                if (expected === null) assert.equal(marketId, undefined, `nothing is known of ${id}`);
+                else assert.deepEqual(Object.fromEntries(Object.keys(expected).map((name) => [name, known[name]])), expected);
+            }
+            if (step.stale !== undefined) assert.equal(client.stale !== null, step.stale);
+        }
+    }
+
+    /** What the client has said on this connection from there on, but its own pings, and without ids. */
+    #said(from) {
+        const said = this.world.socket.sent.slice(from).filter(({ type }) => type !== 'ping');
+        return said.map(({ id, ...message }) => message);
+    }
+}
+
+/** `limit` is a client's own affair. */
+function query({ searchParams }) {
+    return searchParams.has('since_seq') ? `?since_seq=${searchParams.get('since_seq')}` : '';
+}
+
+function sorted(messages) {
+    return messages.map((message) => JSON.stringify(message)).sort().map((text) => JSON.parse(text));
+}

@@ -1,0 +1,296 @@
+"""k8s/, rendered by kubectl's kustomize, judged by the published schemas and by what the services say of themselves."""
+
+import functools, re, shutil, tempfile, unittest
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
+
+from common import ROOT, TOOLS, is_setting, make_secrets, port, run, seconds, settings
+
+OVERLAYS = ["dev", "production"]
+SERVICES = ["gateway", "publisher"]
+COMPONENT = "app.kubernetes.io/component"
+# The oldest that has what is used (a preStop that sleeps needs no feature gate), and the newest whose schemas are here.
+VERSIONS = ["1.30", "1.34", kubernetes_validate.latest_version()]
+
+
+@functools.cache
+def rendered(overlay):
+    """The overlay's objects; for `dev` with secrets that were made for it."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "k8s")
+        shutil.copytree(ROOT / "k8s", copy, ignore=shutil.ignore_patterns("secrets"))
+        make_secrets(copy / "overlays/dev/secrets")
+        text = run(TOOLS / "kubectl", "kustomize", copy / "overlays" / overlay)
+    return list(yaml.safe_load_all(text))
+
+
+def of_kind(overlay, kind):
+    return {one["metadata"]["name"]: one for one in rendered(overlay) if one["kind"] == kind}
+
+
+def pods(overlay):
+    """Each Deployment's pod, by name."""
+    return {name: one["spec"]["template"] for name, one in of_kind(overlay, "Deployment").items()}
+
+
+def container(pod):
+    (only,) = pod["spec"]["containers"]
+    return only
+
+
+def selects(selector, labels):
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In", expression
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+class Shape(unittest.TestCase):
+    def test_every_object_fits_the_published_schemas(self):
+        for overlay in OVERLAYS:
+            for one in rendered(overlay):
+                if not one["apiVersion"].startswith("monitoring.coreos.com/"):
+                    for version in VERSIONS:
+                        with self.subTest(overlay=overlay, kind=one["kind"], name=one["metadata"]["name"], version=version):
+                            kubernetes_validate.validate(one, version, strict=True)
+
+    def test_what_is_prometheus_operator_s_fits_its_models(self):
+        found = 0
+        for one in rendered("production"):
+            if one["apiVersion"].startswith("monitoring.coreos.com/"):
+                model = getattr(prometheus_operator, one["kind"]).model_validate(one)
+                # A member that the model does not know is not in what it writes.
+                self.assertEqual(model.model_dump(mode="json", by_alias=True, exclude_unset=True), one)
+                found += 1
+        self.assertGreaterEqual(found, 1)
+
+    def test_everything_is_in_one_namespace_that_allows_restricted_pods_only(self):
+        for overlay in OVERLAYS:
+            ((name, namespace),) = of_kind(overlay, "Namespace").items()
+            for mode in ["enforce", "audit", "warn"]:
+                self.assertEqual(namespace["metadata"]["labels"][f"pod-security.kubernetes.io/{mode}"], "restricted")
+            for one in rendered(overlay):
+                if one["kind"] != "Namespace":
+                    self.assertEqual(one["metadata"].get("namespace"), name, one["metadata"]["name"])
+
+    def test_pods_are_restricted_and_bounded(self):
+        for overlay in OVERLAYS:
+            for name, pod in pods(overlay).items():
+                spec, only = pod["spec"], container(pod)
+                self.assertIs(spec["automountServiceAccountToken"], False, name)
+                self.assertIs(spec["enableServiceLinks"], False, name)
+                self.assertIs(spec["securityContext"]["runAsNonRoot"], True, name)
+                self.assertGreater(spec["securityContext"]["runAsUser"], 0, name)
+                self.assertEqual(spec["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"}, name)
+                self.assertEqual(only["securityContext"], {
+                    "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}, name)
+                self.assertEqual(set(only["resources"]["requests"]), {"cpu", "memory"}, name)
+                self.assertIn("memory", only["resources"]["limits"], name)
+                self.assertRegex(only["image"], r":\w[\w.-]*$", name)
+                self.assertNotRegex(only["image"], r":latest$", name)
+        for account in of_kind("production", "ServiceAccount").values():
+            self.assertIs(account["automountServiceAccountToken"], False)
+        self.assertEqual(set(of_kind("production", "ServiceAccount")),
+                         {pod["spec"]["serviceAccountName"] for pod in pods("production").values()})
+
+    def test_images_run_as_the_user_that_the_dockerfile_says(self):
+        user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "docker/Dockerfile").read_text(), re.M)
+        for service in SERVICES:
+            context = pods("production")[service]["spec"]["securityContext"]
+            self.assertEqual((context["runAsUser"], context["runAsGroup"]), tuple(map(int, user.groups())))
+
+
+class Names(unittest.TestCase):
+    """Whatever names something names a thing that is there."""
+
+    def test_every_environment_variable_is_a_setting(self):
+        for overlay in OVERLAYS:
+            for service in SERVICES:
+                only = container(pods(overlay)[service])
+                names = [variable["name"] for variable in only["env"]]
+                for source in only.get("envFrom", []):
+                    names += of_kind(overlay, "ConfigMap")[source["configMapRef"]["name"]]["data"]
+                for name in names:
+                    self.assertTrue(is_setting(service, name), f"{overlay}: {service} has no setting {name}")
+                # No secret's value, or a URL with a password, is in an object that is not a Secret.
+                for name in names:
+                    self.assertNotRegex(name, r"^(REDIS_URL|.*SECRET|.*API_KEY)$")
+
+    def test_every_secret_that_is_read_exists(self):
+        readme = (ROOT / "k8s/README.md").read_text()
+        for overlay in OVERLAYS:
+            for name, pod in pods(overlay).items():
+                (volume,) = [volume for volume in pod["spec"]["volumes"] if "secret" in volume]
+                (mount,) = [mount for mount in container(pod)["volumeMounts"] if mount["name"] == volume["name"]]
+                self.assertIs(mount["readOnly"], True)
+                secret = volume["secret"]["secretName"]
+                if overlay == "dev":
+                    keys = set(of_kind(overlay, "Secret")[secret]["data"])
+                else:
+                    # They are made by hand, as the README says.
+                    command = re.search(rf"create secret generic {secret} .*?(?=\n\S)", readme, re.S)[0]
+                    given = re.findall(r"--from-file=(\S+)", command)
+                    keys = {one.split("=")[0] if "=" in one else Path(one).name for one in given}
+                values = [variable["value"] for variable in container(pod).get("env", [])] + container(pod).get("args", [])
+                read = {value.rsplit("/", 1)[1] for value in values if value.startswith("/run/secrets/")}
+                self.assertTrue(all(value.startswith(mount["mountPath"] + "/") for value in values if "/run/secrets/" in value))
+                self.assertEqual(read, keys, f"{overlay}: {name}")
+
+    def test_selectors_select_and_only_what_they_mean(self):
+        for overlay in OVERLAYS:
+            labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay).items()}
+            for kind in ["Deployment", "Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"]:
+                for name, one in of_kind(overlay, kind).items():
+                    spec = one["spec"]
+                    selector = spec.get("podSelector") if kind == "NetworkPolicy" else spec["selector"]
+                    if kind == "Service":
+                        selector = {"matchLabels": selector}
+                    chosen = {pod for pod in labels if selects(selector, labels[pod])}
+                    expected = {"kmarket": set(SERVICES), "default-deny": set(labels), "names": set(labels)}.get(name, {name})
+                    self.assertEqual(chosen, expected, f"{overlay}: {kind} {name}")
+            for name, pod in pods(overlay).items():
+                for spread in pod["spec"].get("topologySpreadConstraints", []):
+                    self.assertTrue(selects(spread["labelSelector"], labels[name]))
+
+    def test_ports_that_are_named_are_there_and_are_the_services_own(self):
+        for overlay in OVERLAYS:
+            ports = {name: {one["name"]: one["containerPort"] for one in container(pod)["ports"]} for name, pod in pods(overlay).items()}
+            self.assertEqual(ports["gateway"], {"clients": port("gateway", "LISTEN"), "operators": port("gateway", "OPS_LISTEN")})
+            self.assertEqual(ports["publisher"], {"admin": port("publisher", "LISTEN"), "operators": port("publisher", "OPS_LISTEN")})
+            for name, service in of_kind(overlay, "Service").items():
+                for one in service["spec"]["ports"]:
+                    self.assertIn(one["targetPort"], ports[name])
+            for name, pod in pods(overlay).items():
+                for probe in ["startupProbe", "livenessProbe", "readinessProbe"]:
+                    for how in container(pod).get(probe, {}).values():
+                        if isinstance(how, dict):
+                            self.assertIn(how["port"], ports[name])
+            for name, policy in of_kind(overlay, "NetworkPolicy").items():
+                for rule in policy["spec"].get("ingress", []):
+                    for one in rule["ports"]:
+                        self.assertIn(one["port"], ports[name])
+            for ingress in of_kind(overlay, "Ingress").values():
+                for path in ingress["spec"]["rules"][0]["http"]["paths"]:
+                    backend = path["backend"]["service"]
+                    service = of_kind(overlay, "Service")[backend["name"]]
+                    self.assertIn(backend["port"]["name"], [one["name"] for one in service["spec"]["ports"]])
+        for endpoint in of_kind("production", "PodMonitor")["kmarket"]["spec"]["podMetricsEndpoints"]:
+            self.assertEqual((endpoint["port"], endpoint["path"]), ("operators", "/metrics"))
+
+    def test_the_autoscaler_counts_connections_and_has_room(self):
+        (scaler,) = of_kind("production", "HorizontalPodAutoscaler").values()
+        target = scaler["spec"]["scaleTargetRef"]
+        self.assertIn(target["name"], of_kind("production", target["kind"]))
+        self.assertNotIn("replicas", of_kind("production", "Deployment")[target["name"]]["spec"])
+        (metric,) = scaler["spec"]["metrics"]
+        names = (ROOT / "gateway/src/metrics.rs").read_text()
+        self.assertIn(f'"{metric["pods"]["metric"]["name"]}"', names)
+        most = int(self.gateway_settings("production")["MAX_CONNECTIONS"])
+        average = int(metric["pods"]["target"]["averageValue"])
+        # Of the fewest pods one may be gone, and its clients at the others.
+        fewest = scaler["spec"]["minReplicas"]
+        self.assertLessEqual(average * fewest / (fewest - 1), most)
+        down, up = scaler["spec"]["behavior"]["scaleDown"], scaler["spec"]["behavior"]["scaleUp"]
+        self.assertGreaterEqual(down["stabilizationWindowSeconds"], 600)
+        self.assertLess(up["stabilizationWindowSeconds"], 60)
+        drain = seconds(settings("gateway")["DRAIN_SECONDS"])
+        self.assertTrue(all(policy["type"] == "Pods" and policy["periodSeconds"] > 2 * drain for policy in down["policies"]))
+
+    def gateway_settings(self, overlay):
+        (source,) = container(pods(overlay)["gateway"])["envFrom"]
+        return of_kind(overlay, "ConfigMap")[source["configMapRef"]["name"]]["data"]
+
+    def test_behind_an_ingress_the_client_is_who_the_proxy_says(self):
+        environment = self.gateway_settings("production")
+        self.assertIn("TRUSTED_PROXIES", environment)
+        self.assertNotIn("*", environment["ALLOWED_ORIGINS"])
+
+    def test_alert_rules_are_the_ones_of_docker_prometheus(self):
+        files = {f"kmarket-{file.stem}": yaml.safe_load(file.read_text()) for file in (ROOT / "docker/prometheus/rules").glob("*.yml")}
+        objects = {name: one["spec"] for name, one in of_kind("production", "PrometheusRule").items()}
+        self.assertEqual(objects, files, "run k8s/make-rules")
+
+
+class Lifecycle(unittest.TestCase):
+    def test_a_pod_has_the_time_that_its_drain_takes(self):
+        drain = {"gateway": seconds(settings("gateway")["DRAIN_SECONDS"]), "publisher": 20}
+        for overlay in OVERLAYS:
+            for service in SERVICES:
+                pod = pods(overlay)[service]
+                pause = container(pod)["lifecycle"]["preStop"]["sleep"]["seconds"]
+                self.assertGreater(pause, 0)
+                self.assertGreaterEqual(pod["spec"]["terminationGracePeriodSeconds"], pause + drain[service] + 5, service)
+
+    def test_probes_ask_what_each_is_for(self):
+        for service in SERVICES:
+            only = container(pods("production")[service])
+            paths = {probe: only[probe]["httpGet"]["path"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
+            self.assertEqual(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"})
+            # /readyz answers within about a second.
+            self.assertGreater(only["readinessProbe"]["timeoutSeconds"], 1)
+
+    def test_an_update_takes_no_pod_away_before_another_is_there(self):
+        for service in SERVICES:
+            rolling = of_kind("production", "Deployment")[service]["spec"]["strategy"]["rollingUpdate"]
+            self.assertEqual(rolling, {"maxSurge": 1, "maxUnavailable": 0})
+            self.assertEqual(of_kind("production", "PodDisruptionBudget")[service]["spec"]["maxUnavailable"], 1)
+
+
+class Network(unittest.TestCase):
+    def test_nothing_is_open_that_is_not_named(self):
+        for overlay in OVERLAYS:
+            policies = of_kind(overlay, "NetworkPolicy")
+            deny = policies["default-deny"]["spec"]
+            self.assertEqual((deny["podSelector"], deny["policyTypes"]), ({}, ["Ingress", "Egress"]))
+            self.assertTrue({"ingress", "egress"}.isdisjoint(deny))
+            for name, policy in policies.items():
+                for direction, peers in [("ingress", "from"), ("egress", "to")]:
+                    for rule in policy["spec"].get(direction, []):
+                        self.assertTrue(rule[peers], name)
+                        self.assertTrue(rule["ports"], name)
+                        for peer in rule[peers]:
+                            selectors = [peer.get("podSelector"), peer.get("namespaceSelector")]
+                            self.assertTrue(any(selectors), name)
+
+    def opened(self, overlay, name, direction):
+        """{port: the peers' labels} of one policy."""
+        peers = {"ingress": "from", "egress": "to"}[direction]
+        found = {}
+        for rule in of_kind(overlay, "NetworkPolicy")[name]["spec"].get(direction, []):
+            labels = [{**peer.get("namespaceSelector", {}).get("matchLabels", {}), **peer.get("podSelector", {}).get("matchLabels", {})}
+                      for peer in rule[peers]]
+            for one in rule["ports"]:
+                found[one["port"]] = labels
+        return found
+
+    def test_exactly_what_is_needed_is_open(self):
+        prometheus = [{"kubernetes.io/metadata.name": "monitoring", "app.kubernetes.io/name": "prometheus"}]
+        controller = [{"kubernetes.io/metadata.name": "ingress-nginx", "app.kubernetes.io/name": "ingress-nginx"}]
+        redis = [{"app.kubernetes.io/name": "redis"}]
+        for overlay in OVERLAYS:
+            self.assertEqual(self.opened(overlay, "gateway", "ingress"), {"clients": controller, "operators": prometheus})
+            self.assertEqual(self.opened(overlay, "publisher", "ingress"), {"admin": [{"kmarket/publishes": "true"}], "operators": prometheus})
+            for service in SERVICES:
+                self.assertEqual(self.opened(overlay, service, "egress"), {6379: redis, 26379: redis})
+            self.assertEqual(set(self.opened(overlay, "names", "egress")), {53})
+        self.assertTrue(selects({"matchLabels": redis[0]}, pods("dev")["redis"]["metadata"]["labels"]))
+
+    def test_the_ingress_leads_where_nginx_does(self):
+        routes = (ROOT / "docker/nginx/routes.conf").read_text()
+        nginx = {(path, "Exact" if exact else "Prefix") for exact, path in re.findall(r"^location (= )?(/\S+) \{", routes, re.M)}
+        (ingress,) = of_kind("production", "Ingress").values()
+        (rule,) = ingress["spec"]["rules"]
+        self.assertEqual({(path["path"], path["pathType"]) for path in rule["http"]["paths"]}, nginx)
+        self.assertEqual(ingress["spec"]["tls"][0]["hosts"], [rule["host"]])
+        notes = {name.split("/")[1]: value for name, value in ingress["metadata"]["annotations"].items()}
+        for directive in ["proxy-read-timeout", "proxy-send-timeout"]:
+            self.assertGreater(seconds(notes[directive]), seconds(settings("gateway")["HEARTBEAT_TIMEOUT"]))
+        self.assertNotIn("non_idempotent", notes["proxy-next-upstream"])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,159 @@
+//! The vectors in docs/vectors, and how a client's lines are compared with them.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, value::RawValue};
+use shared::{MarketId, client::Lines};
+
+/// A file of `docs/vectors/messages`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Messages {
+    /// What it shows.
+    pub title: String,
+    /// What the client wants.
+    pub markets: Vec<u64>,
+    /// In order.
+    pub steps: Vec<MessageStep>,
+}
+
+/// What happens to a client, or what must be so.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, untagged)]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub enum MessageStep {
+    Open { open: Vec<Value> },
+    Say { say: String, sends: Option<Vec<Value>> },
+    Get { get: String, answer: String },
+    Close { close: u16, then: Then },
+    Expect { expect: BTreeMap<MarketId, Option<Expected>>, stale: Option<bool> },
+}
+
+/// What a client does after a close.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub struct Then {
+    pub reconnect: bool,
+    #[serde(default)]
+    pub least_wait_ms: u64,
+    #[serde(default)]
+    pub new_token: bool,
+}
+
+/// What must be known of a market; what is absent may be anything.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub struct Expected {
+    pub epoch: Option<u64>,
+    pub seq: Option<u64>,
+    pub lines: Option<Value>,
+    pub fresh: Option<bool>,
+    /// Null: must not be refused.
+    #[serde(default, deserialize_with = "present")]
+    pub rejected: Option<Value>,
+}
+
+/// A file of `docs/vectors/scenarios`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Scenario {
+    /// What it shows.
+    pub title: String,
+    /// Settings of both gateways.
+    #[serde(default)]
+    pub gateway: BTreeMap<String, String>,
+    /// Their names in this file.
+    pub markets: Vec<String>,
+    /// The tokens' scope at first; all by default.
+    pub scope: Option<Vec<String>>,
+    /// How long each token is good for.
+    #[serde(default = "ten_minutes")]
+    pub ttl_seconds: u64,
+    /// In order.
+    pub steps: Vec<ScenarioStep>,
+    /// What is known in the end, by market.
+    pub expect: BTreeMap<String, End>,
+    /// What every client was told at least once.
+    #[serde(default)]
+    pub saw: Vec<String>,
+}
+
+/// What happens to the system.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields, rename_all_fields = "camelCase")]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub enum ScenarioStep {
+    Publish { publish: String, payload: String },
+    PublishMany { publish_many: String, count: usize, bytes: usize },
+    Follow { follow: usize },
+    CatchUp { catch_up: bool },
+    Cut { cut: bool },
+    Kill { kill: usize },
+    Drain { drain: usize, new_to: usize },
+    Trim { trim: String, keep: usize },
+    Lose { lose: String },
+    Slow { slow: bool },
+    Narrow { narrow: Vec<String> },
+}
+
+/// What is known of a market in the end.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+#[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
+pub enum End {
+    Known { history: usize, seq: u64, lines: Value },
+    Rejected { rejected: String },
+}
+
+fn ten_minutes() -> u64 {
+    600
+}
+
+/// Every file of a directory in `docs/vectors`, by name.
+#[must_use]
+pub fn all<T: DeserializeOwned>(kind: &str) -> Vec<(String, T)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vectors").join(kind);
+    let mut files: Vec<(String, T)> = fs::read_dir(&dir)
+        .expect("docs/vectors is there")
+        .map(|entry| {
+            let path = entry.expect("a file").path();
+            let text = fs::read_to_string(&path).expect("a vector is UTF-8");
+            let vector = serde_json::from_str(&text);
+            (path.display().to_string(), vector.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        })
+        .collect();
+    files.sort_by(|(left, _), (right, _)| left.cmp(right));
+    assert!(!files.is_empty(), "{} has vectors", dir.display());
+    files
+}
+
+/// Lines as vectors write them: every number is text.
+#[must_use]
+pub fn written(lines: &Lines) -> Value {
+    lines.iter().map(|(name, line)| (name.clone(), in_text(line))).collect()
+}
+
+/// JSON with each number as the text that it was.
+#[must_use]
+pub fn in_text(json: &str) -> Value {
+    let parts = "a part of good JSON";
+    match json.as_bytes()[0] {
+        b'{' => {
+            let members: BTreeMap<String, &RawValue> = serde_json::from_str(json).expect(parts);
+            members.into_iter().map(|(name, value)| (name, in_text(value.get()))).collect()
+        }
+        b'[' => {
+            let items: Vec<&RawValue> = serde_json::from_str(json).expect(parts);
+            items.into_iter().map(|item| in_text(item.get())).collect()
+        }
+        b'-' | b'0'..=b'9' => json.into(),
+        _ => serde_json::from_str(json).expect(parts),
+    }
+}
+
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
