@@ -26,7 +26,7 @@ use utoipa::{
 };
 
 use crate::{
-    http::{Answer, Problem, Refused},
+    http::{Answer, Problem, ProblemItem},
     metrics,
     overrides::{self, InvalidOverride, NotAppended, Override},
 };
@@ -182,7 +182,7 @@ struct Done {
 
 impl PartialSchema for ItemResult {
     fn schema() -> RefOr<Schema> {
-        OneOf::builder().item(Done::schema()).item(Refused::schema()).into()
+        OneOf::builder().item(Done::schema()).item(ProblemItem::schema()).into()
     }
 }
 
@@ -193,7 +193,7 @@ impl ToSchema for ItemResult {
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         Done::schemas(schemas);
-        Refused::schemas(schemas);
+        ProblemItem::schemas(schemas);
     }
 }
 
@@ -203,7 +203,7 @@ impl Serialize for ItemResult {
             Ok(appended) => {
                 Done { ok: true, answer: appended.into(), replayed: appended.replayed }.serialize(serializer)
             }
-            Err(problem) => Refused { ok: false, problem: problem.body() }.serialize(serializer),
+            Err(problem) => problem.item().serialize(serializer),
         }
     }
 }

@@ -307,11 +307,26 @@ impl Problem {
         self.code
     }
 
+    /// What the client reads of one item among others.
+    pub(crate) fn item(&self) -> ProblemItem<'_> {
+        ProblemItem { ok: false, problem: self.body() }
+    }
+
     /// What the client reads.
-    pub(crate) fn body(&self) -> ProblemBody<'_> {
+    fn body(&self) -> ProblemBody<'_> {
         let error = ErrorBody { code: self.code.as_str(), message: &self.message };
         ProblemBody { error, current_seq: self.current_seq }
     }
+}
+
+/// `{"ok":false,"code":"…","message":"…"}`: what an item among others reads.
+#[derive(Serialize, ToSchema)]
+#[schema(description = "One of several that failed alone.")]
+pub(crate) struct ProblemItem<'a> {
+    #[schema(schema_with = always::<false>)]
+    ok: bool,
+    #[serde(flatten)]
+    problem: ProblemBody<'a>,
 }
 
 /// `{"code":"…","message":"…"}`; a `CONFLICT` adds `currentSeq`.
@@ -324,15 +339,6 @@ pub(crate) struct ProblemBody<'a> {
     #[serde(rename = "currentSeq", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     current_seq: Option<Seq>,
-}
-
-/// One of many that failed alone.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct Refused<'a> {
-    #[schema(schema_with = always::<false>)]
-    pub(crate) ok: bool,
-    #[serde(flatten)]
-    pub(crate) problem: ProblemBody<'a>,
 }
 
 impl IntoResponse for Problem {

@@ -23,7 +23,7 @@ use utoipa::{
 };
 
 use crate::{
-    http::{Answer, Problem, Refused},
+    http::{Answer, Problem, ProblemItem},
     overrides::{self, NotAppended, check_reason, members, reason_taken},
 };
 
@@ -417,7 +417,7 @@ struct Already {
 
 impl PartialSchema for StatusResult {
     fn schema() -> RefOr<Schema> {
-        OneOf::builder().item(Changed::schema()).item(Already::schema()).item(Refused::schema()).into()
+        OneOf::builder().item(Changed::schema()).item(Already::schema()).item(ProblemItem::schema()).into()
     }
 }
 
@@ -425,7 +425,7 @@ impl ToSchema for StatusResult {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         Changed::schemas(schemas);
         Already::schemas(schemas);
-        Refused::schemas(schemas);
+        ProblemItem::schemas(schemas);
     }
 }
 
@@ -444,7 +444,7 @@ impl Serialize for StatusResult {
                 changed: false,
             }
             .serialize(serializer),
-            Err(problem) => Refused { ok: false, problem: problem.body() }.serialize(serializer),
+            Err(problem) => problem.item().serialize(serializer),
         }
     }
 }
