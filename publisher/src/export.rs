@@ -140,30 +140,30 @@ impl Exporter {
         while let Err(error) = self.archive.prepare().await {
             self.failed(&error.into(), None).await;
         }
-        let swept = if Instant::now() >= self.sweep_at {
-            let began_ms = unix_ms();
-            match self.redis.markets().await {
-                Ok(markets) => {
-                    let now_ms = unix_ms();
-                    markets.into_iter().for_each(|market| _ = self.waiting.entry(market).or_insert(now_ms));
-                    self.sweep_at = Instant::now() + SWEEP_EVERY;
-                    Some(began_ms)
-                }
-                Err(error) => {
-                    self.failed(&error.into(), None).await;
-                    None
-                }
-            }
-        } else {
-            None
-        };
+        let swept_ms = if Instant::now() >= self.sweep_at { self.hear_all().await } else { None };
         match self.bring_waiting().await {
             Some(error) => self.failed(&error, None).await,
             None => {
-                if let Some(began_ms) = swept {
-                    self.swept_ms = began_ms;
-                }
+                self.swept_ms = swept_ms.unwrap_or(self.swept_ms);
                 self.trouble.end();
+            }
+        }
+    }
+
+    /// Lets every market wait; since when that is the truth, Unix ms.
+    async fn hear_all(&mut self) -> Option<u64> {
+        let now_ms = unix_ms();
+        match self.redis.markets().await {
+            Ok(markets) => {
+                for market in markets {
+                    self.waiting.entry(market).or_insert(now_ms);
+                }
+                self.sweep_at = Instant::now() + SWEEP_EVERY;
+                Some(now_ms)
+            }
+            Err(error) => {
+                self.failed(&error.into(), None).await;
+                None
             }
         }
     }

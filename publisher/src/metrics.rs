@@ -8,8 +8,6 @@ pub const OVERRIDES: &str = "publisher_overrides_total";
 pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 /// HTTP requests answered, by `route` and `status`.
 pub const HTTP_REQUESTS: &str = "publisher_http_requests_total";
-/// From a request's head to its answer, by `route`.
-pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 /// Audit entries that this publisher was the one to bring to Postgres.
 pub const AUDIT_EXPORTED: &str = "publisher_audit_exported_total";
 /// Attempts to bring audit entries to Postgres that failed, by `cause`: `postgres`, `redis`.
@@ -18,6 +16,8 @@ pub const AUDIT_EXPORT_FAILURES: &str = "publisher_audit_export_failures_total";
 pub const AUDIT_EXPORT_LAG_SECONDS: &str = "publisher_audit_export_lag_seconds";
 /// Audit entries that will not come to Postgres, by `cause`: `trimmed`, `malformed`, `displaced`.
 pub const AUDIT_LOST: &str = "publisher_audit_lost_total";
+/// From a request's head to its answer, by `route`.
+pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
 /// Gives each its help text. Once a process, after the recorder is installed.
 pub fn describe() {
@@ -28,7 +28,6 @@ pub fn describe() {
         "Time the backbone took to append an override or a part of a batch"
     );
     describe_counter!(HTTP_REQUESTS, Unit::Count, "HTTP requests answered, by route and status");
-    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
     describe_counter!(AUDIT_EXPORTED, Unit::Count, "Audit entries brought to Postgres");
     describe_counter!(
         AUDIT_EXPORT_FAILURES,
@@ -41,6 +40,7 @@ pub fn describe() {
         "Age of the oldest audit entry known that may not be in Postgres yet"
     );
     describe_counter!(AUDIT_LOST, Unit::Count, "Audit entries that will not come to Postgres, by cause");
+    describe_histogram!(HTTP_SECONDS, Unit::Seconds, "From an HTTP request's head to its answer, by route");
 }
 
 /// Counts one override.

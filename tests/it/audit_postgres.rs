@@ -452,7 +452,7 @@ async fn nothing_in_a_query_is_taken_for_sql() {
         "%",
         "\u{fffd}é",
     ] {
-        let encoded: String = hostile.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let encoded = hostile.bytes().fold(String::new(), |text, byte| format!("{text}%{byte:02X}"));
         for parameter in ["marketId", "before", "limit", "since", "until", "format"] {
             let answer = admin.audit(&format!("{parameter}={encoded}")).await;
             answer.expect_error(400, "BAD_REQUEST");

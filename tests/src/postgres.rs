@@ -139,12 +139,12 @@ impl Database {
 
     /// Runs a statement without parameters, or several.
     pub async fn run(&self, sql: &str) {
-        let done = within(sql, async {
+        let done = Box::pin(async {
             let mut connection = self.connect().await?;
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
             connection.close().await
         });
-        done.await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        within(sql, done).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     /// The rows of a query, which must be answered.
@@ -157,13 +157,13 @@ impl Database {
     /// # Errors
     /// What Postgres says.
     pub async fn try_rows(&self, sql: &str) -> sqlx::Result<Vec<PgRow>> {
-        within(sql, async {
+        let rows = Box::pin(async {
             let mut connection = self.connect().await?;
             let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await?;
             connection.close().await?;
             Ok(rows)
-        })
-        .await
+        });
+        within(sql, rows).await
     }
 
     /// The audit, ordered by its ids: each entry's id, and epoch, seq, ts, actor, reason, before, after and request id.
