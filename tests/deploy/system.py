@@ -24,10 +24,11 @@ class System:
         self.environments = {}
         self.worker_shutdown_timeout = worker_shutdown_timeout
         names = ["redis", "publisher", "publisher-ops", "gateway-1", "gateway-1-ops", "gateway-2", "gateway-2-ops",
-                 "nginx", "prometheus"]
+                 "nginx", "prometheus", "postgres"]
         self.held = Ports(len(names))
         self.ports = dict(zip(names, self.held.numbers))
-        self.secrets = make_secrets(self.dir / "secrets", REDIS_ADDRESS=f"127.0.0.1:{self.ports['redis']}")
+        self.secrets = make_secrets(self.dir / "secrets", REDIS_ADDRESS=f"127.0.0.1:{self.ports['redis']}",
+                                    POSTGRES_ADDRESS=f"127.0.0.1:{self.ports['postgres']}")
         try:
             if upstreams:
                 self.ports["gateway-1"], self.ports["gateway-2"] = upstreams

@@ -163,7 +163,7 @@ class Compose(unittest.TestCase):
             used = set(re.findall(r"/run/secrets/[\w.]+", said))
             self.assertEqual(mounted, used, name)
             for variable, value in (service.get("environment") or {}).items():
-                if re.search(r"PASSWORD|SECRET|_KEY\b|REDIS_URL", variable) and variable != "TLS_KEY":
+                if re.search(r"PASSWORD|SECRET|_KEY\b|(REDIS|DATABASE)_URL", variable) and variable != "TLS_KEY":
                     self.assertRegex(variable, r"_FILE$", name)
                     self.assertTrue(value.startswith("/run/secrets/"), name)
 
@@ -208,7 +208,7 @@ class Compose(unittest.TestCase):
                 self.assertEqual(how["condition"], expected, f"{name} on {needed}")
         order = {name: set(service.get("depends_on", {})) for name, service in self.services.items()}
         self.assertEqual(order["gateway-1"], {"redis"})
-        self.assertEqual(order["publisher"], {"redis"})
+        self.assertEqual(order["publisher"], {"redis", "postgres"})
         self.assertLessEqual({"gateway-1", "gateway-2", "certificate"}, order["nginx"])
         self.assertLessEqual({"gateway-1", "gateway-2", "publisher"}, order["prometheus"])
         for name, service in self.services.items():

@@ -118,7 +118,7 @@ class Names(unittest.TestCase):
                     self.assertTrue(is_setting(service, name), f"{overlay}: {service} has no setting {name}")
                 # No secret's value, or a URL with a password, is in an object that is not a Secret.
                 for name in names:
-                    self.assertNotRegex(name, r"^(REDIS_URL|.*SECRET|.*API_KEY)$")
+                    self.assertNotRegex(name, r"^(REDIS_URL|DATABASE_URL|.*SECRET|.*API_KEY)$")
 
     def test_every_secret_that_is_read_exists(self):
         readme = (ROOT / "k8s/README.md").read_text()
@@ -275,7 +275,8 @@ class Network(unittest.TestCase):
             self.assertEqual(self.opened(overlay, "gateway", "ingress"), {"clients": controller, "operators": prometheus})
             self.assertEqual(self.opened(overlay, "publisher", "ingress"), {"admin": [{"kmarket/publishes": "true"}], "operators": prometheus})
             for service in SERVICES:
-                self.assertEqual(self.opened(overlay, service, "egress"), {6379: redis, 26379: redis})
+                postgres = {5432: [{"app.kubernetes.io/name": "postgresql"}]} if (overlay, service) == ("production", "publisher") else {}
+                self.assertEqual(self.opened(overlay, service, "egress"), {6379: redis, 26379: redis, **postgres})
             self.assertEqual(set(self.opened(overlay, "names", "egress")), {53})
         self.assertTrue(selects({"matchLabels": redis[0]}, pods("dev")["redis"]["metadata"]["labels"]))
 
