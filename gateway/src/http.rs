@@ -3,6 +3,7 @@
 mod address;
 mod error;
 mod markets;
+mod openapi;
 mod rest;
 mod token;
 mod ws;
@@ -26,7 +27,7 @@ use axum::{
 use governor::Quota;
 use shared::{
     backbone::Backbone,
-    http::{refusal, serve::Peer},
+    http::{openapi as documents, refusal, serve::Peer},
     protocol::error::ErrorCode,
     rotation::Live,
     settings::Secret,
@@ -132,6 +133,7 @@ pub fn router(gateway: Arc<Gateway>, cors_origins: &Origins, more: Router) -> Ro
         .route("/api/markets", get(markets::list))
         .route("/api/markets/{id}/odds/snapshot", get(rest::snapshot))
         .route("/api/markets/{id}/odds/updates", get(rest::updates))
+        .route("/api/openapi.json", get(async || documents::serve(&openapi::DOCUMENT)))
         .route("/api/ws/health", get(rest::health))
         .route("/api/ws/token", post(token::issue))
         // Before the layer: a preflight request ends there, and it is an OPTIONS that no route has.

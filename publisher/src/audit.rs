@@ -5,11 +5,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::{
-    Epoch, MarketId, Position, Seq,
+    Epoch, MarketId, Payload, Position, Seq,
     backbone::{AuditEntry, AuditId, Backbone, BackboneError},
+    http::openapi::limit,
     ids::InvalidMarketId,
 };
 use tokio::time::timeout;
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{Object, RefOr, Schema, Type},
+};
 
 use crate::export::{AuditCopy, CopyError};
 
@@ -25,16 +30,47 @@ pub const MAX_SCANNED: usize = 5000;
 const READ_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// `?marketId=1001&before=<audit id>&limit=50&actor=&since=&until=&format=`, as it came. An empty value is an absent one.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", default)]
+#[into_params(rename_all = "camelCase")]
 pub struct AuditQuery {
+    /// Whose audit. Required, but where `DATABASE_URL` is set: absent there for all markets.
+    #[param(required = false, value_type = MarketId)]
     market_id: String,
+    /// Only entries older than this one of the market's: where the page before ended.
+    #[param(required = false, schema_with = before_taken)]
     before: String,
+    /// How many at most.
+    #[param(required = false, schema_with = limit_taken)]
     limit: String,
+    /// Only what this one did.
+    #[param(required = false)]
     actor: String,
+    /// Only entries of this moment and later, Unix milliseconds.
+    #[param(required = false, value_type = u64)]
     since: String,
+    /// Only entries of this moment and earlier, Unix milliseconds.
+    #[param(required = false, value_type = u64)]
     until: String,
+    /// How the page is written; absent: as `Accept` says.
+    #[param(required = false, schema_with = format_taken)]
     format: String,
+}
+
+fn before_taken() -> RefOr<Schema> {
+    Object::builder()
+        .schema_type(Type::String)
+        .pattern(Some("^([1-9][0-9]{0,14}-(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17}))?$"))
+        .examples(["1001-1710001113000-0"])
+        .into()
+}
+
+fn limit_taken() -> RefOr<Schema> {
+    limit(DEFAULT_LIMIT, MAX_LIMIT)
+}
+
+fn format_taken() -> RefOr<Schema> {
+    Object::builder().schema_type(Type::String).enum_values(Some(["json", "csv"])).into()
 }
 
 /// How a page is written.
@@ -226,21 +262,15 @@ impl Page {
     /// # Errors
     /// [`AuditError::Malformed`].
     pub fn json(&self) -> Result<String, AuditError> {
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Json<'a> {
-            #[serde(skip_serializing_if = "Option::is_none")]
-            market_id: Option<MarketId>,
-            entries: Vec<Entry<'a>>,
-            has_more: bool,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            before: Option<String>,
-        }
-
         let entries = self.entries.iter().map(Entry::new).collect::<Result<_, _>>()?;
         let before = self.next.as_ref().map(AuditId::to_string);
-        serde_json::to_string(&Json { market_id: self.market, entries, has_more: before.is_some(), before })
-            .map_err(AuditError::Malformed)
+        serde_json::to_string(&AuditPage {
+            market_id: self.market,
+            entries,
+            has_more: before.is_some(),
+            before,
+        })
+        .map_err(AuditError::Malformed)
     }
 
     /// A table with a head, for a spreadsheet.
@@ -286,18 +316,51 @@ pub enum AuditError {
     Malformed(serde_json::Error),
 }
 
-#[derive(Serialize)]
+/// A page as JSON.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(description = "Part of a market's audit.")]
+pub(crate) struct AuditPage<'a> {
+    /// The market's; absent of all markets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    market_id: Option<MarketId>,
+    /// Newest first.
+    entries: Vec<Entry<'a>>,
+    /// Whether there may be older ones.
+    has_more: bool,
+    /// With `hasMore` only: where they go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    before: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = AuditEntry, description = "An override: who, why, and what it replaced.")]
 struct Entry<'a> {
+    /// `<market>-<Unix ms>-<n>`, unique over all markets.
+    #[schema(example = "1001-1710001113000-0")]
     audit_id: String,
+    /// The market's.
     market_id: MarketId,
+    /// The log's.
     epoch: Epoch,
+    /// The update's.
     seq: Seq,
+    /// Unix milliseconds at which it was accepted.
     ts: u64,
+    /// The `sub` of the token.
     actor: &'a str,
+    /// Empty when none was given.
     reason: &'a str,
+    /// The lines that were touched, as they stood; one that did not exist is absent.
+    #[schema(value_type = Payload)]
     before: &'a RawValue,
+    /// The payload as it came.
+    #[schema(value_type = Payload)]
     after: &'a RawValue,
+    /// The request's `X-Request-Id`.
     request_id: &'a str,
 }
 

@@ -8,7 +8,7 @@
 //! NDJSON in, NDJSON out. An item replayed by its idempotency key adds `"replayed":true`, a `CONFLICT` adds
 //! `"currentSeq"`.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -17,11 +17,16 @@ use serde::{
 use serde_json::value::RawValue;
 use shared::{
     backbone::{Appended, Backbone},
+    http::openapi::always,
     protocol::error::json_problem,
+};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema, schema::OneOf},
 };
 
 use crate::{
-    http::{Answer, Problem},
+    http::{Answer, Problem, ProblemItem},
     metrics,
     overrides::{self, InvalidOverride, NotAppended, Override, Sender},
 };
@@ -161,17 +166,36 @@ pub async fn run(
 #[derive(Debug)]
 pub struct ItemResult(Result<Appended, Problem>);
 
+#[derive(Serialize, ToSchema)]
+struct Done {
+    #[schema(schema_with = always::<true>)]
+    ok: bool,
+    #[serde(flatten)]
+    answer: Answer,
+    /// `true` when it is replayed by its idempotency key; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
+}
+
+impl PartialSchema for ItemResult {
+    fn schema() -> RefOr<Schema> {
+        OneOf::builder().item(Done::schema()).item(ProblemItem::schema()).into()
+    }
+}
+
+impl ToSchema for ItemResult {
+    fn name() -> Cow<'static, str> {
+        "BatchItem".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Done::schemas(schemas);
+        ProblemItem::schemas(schemas);
+    }
+}
+
 impl Serialize for ItemResult {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Done {
-            ok: bool,
-            #[serde(flatten)]
-            answer: Answer,
-            #[serde(skip_serializing_if = "std::ops::Not::not")]
-            replayed: bool,
-        }
-
         match &self.0 {
             Ok(appended) => {
                 Done { ok: true, answer: appended.into(), replayed: appended.replayed }.serialize(serializer)

@@ -17,10 +17,12 @@ use axum::{
 use serde::Serialize;
 use shared::{
     Epoch, MarketId, Seq,
-    backbone::{Appended, Backbone},
+    backbone::{Appended, Backbone, Durability},
     http::{
         body::{self, BodyError},
-        json, json_text, refuse,
+        json, json_text,
+        openapi::{self as documents, always},
+        refuse,
     },
     protocol::error::{ErrorBody, ErrorCode},
     telemetry::traces::{self, Span},
@@ -28,6 +30,7 @@ use shared::{
 };
 use tokio::sync::Semaphore;
 use tracing::field;
+use utoipa::ToSchema;
 
 use crate::{
     audit::{self, AuditError, AuditQuery, InvalidQuery},
@@ -36,7 +39,7 @@ use crate::{
     console,
     export::AuditCopy,
     markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
-    metrics,
+    metrics, openapi,
     overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override, Sender},
     revoke::{self, InvalidRevocation, MAX_REVOKE_BYTES, NotRevoked},
 };
@@ -71,6 +74,7 @@ fn routes(admin: Admin) -> Router {
         .route("/admin/markets/suspend", post(suspend))
         .route("/admin/markets/open", post(open))
         .route("/admin/tokens/revoke", post(revoke_tokens))
+        .route("/admin/openapi.json", get(async || documents::serve(&openapi::DOCUMENT)))
         .route("/admin/{*rest}", any(not_found))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(admin))
@@ -83,9 +87,9 @@ fn console() -> Router {
 /// Batches whose bodies are in memory at once, each of at most [`MAX_BATCH_BYTES`]; the next ones wait for their turn.
 static BATCHES: Semaphore = Semaphore::const_new(8);
 /// The longest idempotency key, visible ASCII characters.
-const MAX_IDEMPOTENCY_KEY: usize = 255;
+pub(crate) const MAX_IDEMPOTENCY_KEY: usize = 255;
 /// The longest request id that is taken over from a client, visible ASCII characters.
-const MAX_REQUEST_ID: usize = 128;
+pub(crate) const MAX_REQUEST_ID: usize = 128;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 static IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -292,14 +296,23 @@ enum RequestError {
 }
 
 /// `200` to an override: it is in the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Appended, description = "An update that is in the log, the state and the audit.")]
 pub struct Answer {
+    /// The market's.
     market_id: MarketId,
+    /// The log's.
     epoch: Epoch,
+    /// The update's.
     seq: Seq,
+    /// Unix milliseconds at which it was accepted.
     ts: u64,
+    /// The audit entry's id, `<market>-<Unix ms>-<n>`, unique over all markets.
+    #[schema(example = "1001-1710001113000-0")]
     audit_id: String,
+    /// `replicated` when `PUBLISH_MIN_REPLICAS` replicas have it as well.
+    #[schema(value_type = Durability)]
     durability: &'static str,
 }
 
@@ -346,19 +359,24 @@ impl Problem {
 }
 
 /// `{"ok":false,"code":"…","message":"…"}`: what an item among others reads.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(description = "One of several that failed alone.")]
 pub(crate) struct ProblemItem<'a> {
+    #[schema(schema_with = always::<false>)]
     ok: bool,
     #[serde(flatten)]
     problem: ProblemBody<'a>,
 }
 
 /// `{"code":"…","message":"…"}`; a `CONFLICT` adds `currentSeq`.
-#[derive(Serialize)]
-struct ProblemBody<'a> {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem, description = "An error.")]
+pub(crate) struct ProblemBody<'a> {
     #[serde(flatten)]
     error: ErrorBody<'a>,
+    /// With `CONFLICT` only: where the market is.
     #[serde(rename = "currentSeq", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     current_seq: Option<Seq>,
 }
 

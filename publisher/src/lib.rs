@@ -15,6 +15,7 @@ pub mod export;
 pub mod http;
 pub mod markets;
 pub mod metrics;
+pub mod openapi;
 pub mod ops;
 pub mod overrides;
 pub mod replay;

@@ -7,16 +7,24 @@ use serde_json::value::RawValue;
 use shared::{
     Epoch, MarketId, Payload, Seq,
     backbone::{Append, Appended, Backbone, BackboneError},
-    ids::InvalidMarketId,
+    http::openapi::{self as documents, always},
+    ids::{InvalidMarketId, market_id_taken},
     protocol::error::{ErrorCode, json_problem},
     time::unix_ms,
     update::{MarketState, lines_json, quoted},
 };
 use tokio::time::timeout;
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{
+        Object, RefOr, Schema, Type,
+        schema::{AdditionalProperties, Array, OneOf},
+    },
+};
 
 use crate::{
-    http::{Answer, Problem},
-    overrides::{self, NotAppended, Sender, check_reason, members},
+    http::{Answer, Problem, ProblemItem},
+    overrides::{self, NotAppended, Sender, check_reason, members, reason_taken},
 };
 
 /// Markets of a page when the query does not say.
@@ -37,13 +45,35 @@ const PART: usize = 100;
 const ATTEMPTS: usize = 5;
 
 /// `?search=&after=&limit=` or `?ids=1001,1002`, as it came. An empty value is an absent one.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(default)]
 pub struct MarketsQuery {
+    /// Only markets whose decimal id has this in it.
+    #[param(required = false)]
     search: String,
+    /// Only markets above this one: the last one of the page before.
+    #[param(required = false, value_type = MarketId)]
     after: String,
+    /// How many at most.
+    #[param(required = false, schema_with = limit_taken)]
     limit: String,
+    /// These markets, in this order; not together with the others.
+    #[param(required = false, schema_with = ids_taken)]
     ids: String,
+}
+
+fn limit_taken() -> RefOr<Schema> {
+    documents::limit(DEFAULT_LIMIT, MAX_LIMIT)
+}
+
+fn ids_taken() -> RefOr<Schema> {
+    // Commas between them.
+    let most = MAX_LIMIT - 1;
+    Object::builder()
+        .schema_type(Type::String)
+        .pattern(Some(format!("^([1-9][0-9]{{0,14}}(,[1-9][0-9]{{0,14}}){{0,{most}}})?$")))
+        .description(Some(format!("Market ids with commas between them, at most {MAX_LIMIT}.")))
+        .into()
 }
 
 /// What a query asks.
@@ -146,7 +176,7 @@ pub async fn page(backbone: &dyn Backbone, request: MarketsRequest) -> Result<St
     let now = unix_ms();
     let markets = ids.iter().zip(states).filter_map(|(id, state)| Some(Market::new(*id, &state?)));
     let markets = markets.collect::<Result<_, _>>()?;
-    Ok(serde_json::to_string(&Page { markets, has_more, now })?)
+    Ok(serde_json::to_string(&MarketsPage { markets, has_more, now })?)
 }
 
 /// Each market's state. One that is not understood must not hide the others, nor keep them from being suspended: it is
@@ -177,22 +207,29 @@ async fn in_time<T>(reading: impl Future<Output = Result<T, BackboneError>>) -> 
     Ok(timeout(READ_TIMEOUT, reading).await.map_err(|_| MarketsError::TimedOut)??)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Page {
+#[schema(description = "Markets and their states.")]
+pub(crate) struct MarketsPage {
+    /// Ascending, or as asked by `ids`.
     markets: Vec<Market>,
+    /// Whether there are more behind the last one.
     has_more: bool,
     /// The server's clock, Unix ms, by which a page tells how old a `ts` is.
     now: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Market {
     market_id: MarketId,
     epoch: Epoch,
+    /// The last update that is in it; 0 before the first.
     seq: Seq,
+    /// Unix milliseconds at which that was accepted; 0 before the first.
     ts: u64,
+    /// All lines.
+    #[schema(value_type = Payload)]
     payload: Box<RawValue>,
 }
 
@@ -264,6 +301,27 @@ impl StatusRequest {
     }
 }
 
+impl PartialSchema for StatusRequest {
+    fn schema() -> RefOr<Schema> {
+        let ids = Array::builder().items(market_id_taken()).max_items(Some(MAX_MARKETS));
+        let nothing = || Object::with_type(Type::Null);
+        let request = |ids: RefOr<Schema>, all: RefOr<Schema>| {
+            Object::builder()
+                .property("marketIds", ids)
+                .property("all", all)
+                .property("reason", reason_taken())
+                .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+        };
+        OneOf::builder()
+            .item(request(ids.into(), always::<false>()).required("marketIds"))
+            .item(request(nothing().into(), always::<true>()).required("all"))
+            .description(Some("Which markets, and why."))
+            .into()
+    }
+}
+
+impl ToSchema for StatusRequest {}
+
 /// Why a request to suspend or open cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidStatus {
@@ -323,27 +381,47 @@ enum Done {
     Already { market: MarketId, state: MarketState },
 }
 
+#[derive(Serialize, ToSchema)]
+struct Changed {
+    #[schema(schema_with = always::<true>)]
+    ok: bool,
+    #[serde(flatten)]
+    answer: Answer,
+    #[schema(schema_with = always::<true>)]
+    changed: bool,
+}
+
+/// It is what it was asked to be, or over.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Already {
+    #[schema(schema_with = always::<true>)]
+    ok: bool,
+    market_id: MarketId,
+    epoch: Epoch,
+    seq: Seq,
+    /// Unix milliseconds at which its last update was accepted.
+    ts: u64,
+    #[schema(schema_with = always::<false>)]
+    changed: bool,
+}
+
+impl PartialSchema for StatusResult {
+    fn schema() -> RefOr<Schema> {
+        OneOf::builder().item(Changed::schema()).item(Already::schema()).item(ProblemItem::schema()).into()
+    }
+}
+
+impl ToSchema for StatusResult {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Changed::schemas(schemas);
+        Already::schemas(schemas);
+        ProblemItem::schemas(schemas);
+    }
+}
+
 impl Serialize for StatusResult {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Changed {
-            ok: bool,
-            #[serde(flatten)]
-            answer: Answer,
-            changed: bool,
-        }
-
-        #[derive(Serialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Already {
-            ok: bool,
-            market_id: MarketId,
-            epoch: Epoch,
-            seq: Seq,
-            ts: u64,
-            changed: bool,
-        }
-
         match &self.0 {
             Ok(Done::Changed(appended)) => {
                 Changed { ok: true, answer: appended.into(), changed: true }.serialize(serializer)

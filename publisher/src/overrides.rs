@@ -20,13 +20,21 @@ use sha2::{Digest, Sha256};
 use shared::{
     MarketId, Payload, Position, Seq,
     backbone::{Append, AppendError, Appended, Backbone, BackboneError, Idempotency},
-    ids::MAX_SAFE_INTEGER,
-    price::{InvalidOdds, check_decimal_odds},
+    http::openapi::{nullable, text},
+    ids::{MAX_SAFE_INTEGER, market_id_taken},
+    price::{InvalidOdds, MAX_DECIMALS, MAX_ODDS, check_decimal_odds},
     protocol::error::json_problem,
     telemetry::traces::{self, Parent, Span, SpanKind},
 };
 use tokio::time::{Instant, timeout};
 use tracing::field::{self, DisplayValue};
+use utoipa::{
+    ToSchema,
+    openapi::{
+        Object, RefOr, Schema, Type,
+        schema::{AnyOf, Array, SchemaType},
+    },
+};
 
 use crate::metrics;
 
@@ -64,15 +72,20 @@ const REFUSED_WHOLE: [&str; 12] = [
 const APPEND_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What an override asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Override {
     /// Which market.
+    #[schema(rename = "marketId", schema_with = market_id_taken, required)]
     pub market: MarketId,
     /// The lines it sets and removes.
+    #[schema(schema_with = payload_taken, required)]
     pub payload: Payload,
     /// Why; empty when not said.
+    #[schema(schema_with = reason_taken, required = false)]
     pub reason: String,
     /// The seq that the market must be at.
+    #[schema(schema_with = expected_seq_taken, required = false)]
     pub expected_seq: Option<Seq>,
 }
 
@@ -137,6 +150,44 @@ pub struct Sender<'a> {
     pub request_id: &'a str,
     /// The HTTP request's span, where it is traced.
     pub trace: Option<Parent>,
+}
+
+/// The schema of a payload that keeps the rules of [`payload`], but for its length and the decimals of a price.
+fn payload_taken() -> RefOr<Schema> {
+    let object = |values: RefOr<Schema>| {
+        Object::builder()
+            .property_names(Some(text(1, MAX_NAME_CHARS).build()))
+            .additional_properties(Some(values))
+    };
+    let price = Object::builder()
+        .schema_type(Type::Number)
+        .exclusive_minimum(Some(1_u64))
+        .maximum(Some(MAX_ODDS))
+        .description(Some(format!("Decimal odds, at most {MAX_DECIMALS} decimals.")))
+        .build();
+    let scalar =
+        || Object::with_type(SchemaType::from_iter([Type::String, Type::Number, Type::Boolean, Type::Null]));
+    let selection = AnyOf::builder().item(scalar()).item(Array::new(scalar())).item(object(scalar().into()));
+    let line = PRICED.iter().fold(object(selection.into()), |line, name| line.property(*name, price.clone()));
+    object(nullable(line, "A line: selection → price. `null` removes it."))
+        .min_properties(Some(1))
+        .max_properties(Some(MAX_LINES))
+        .description(Some(format!(
+            "Line name → line, whole; at most {MAX_PAYLOAD_BYTES} bytes of JSON text."
+        )))
+        .into()
+}
+
+/// The schema of a reason that [`check_reason`] lets through.
+pub(crate) fn reason_taken() -> RefOr<Schema> {
+    let reason = text(0, MAX_REASON_CHARS).pattern(Some(r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"));
+    nullable(reason, "For the audit.")
+}
+
+fn expected_seq_taken() -> RefOr<Schema> {
+    let seq =
+        Object::builder().schema_type(Type::Integer).minimum(Some(0_u64)).maximum(Some(MAX_SAFE_INTEGER));
+    nullable(seq, "The seq that the market must be at.")
 }
 
 /// Whether a reason can be kept and shown.

@@ -1,14 +1,21 @@
 //! Taking clients' tokens back (contract, section 5).
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::{
     backbone::{Backbone, REVOCATION_TTL, Revocation, RevokeError, Revoked},
-    token::{is_name, read_user_id},
+    token::{is_name, name_taken, read_user_id, user_id_taken},
 };
 use tokio::time::timeout;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        Object, RefOr, Schema, Type,
+        schema::{AdditionalProperties, OneOf},
+    },
+};
 
 /// The longest request body, bytes: a user id, each of its characters escaped.
 pub const MAX_REVOKE_BYTES: usize = 4096;
@@ -43,14 +50,21 @@ pub enum NotRevoked {
 }
 
 /// `200`: it is kept, and on its way to every gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Revocation, description = "A revocation that is kept, and on its way to every gateway.")]
 pub struct Answer {
+    /// Whose tokens, if a user's.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     user_id: Option<String>,
+    /// Which token, if one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     jti: Option<String>,
+    /// Unix milliseconds.
     revoked_at: u64,
+    /// Unix milliseconds at which it is forgotten, since every token that it is about has expired.
     expires_at: u64,
 }
 
@@ -59,13 +73,6 @@ pub struct Answer {
 /// # Errors
 /// [`InvalidRevocation`].
 pub fn parse(body: &[u8]) -> Result<Revoked, InvalidRevocation> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields, rename_all = "camelCase")]
-    struct Asked {
-        user_id: Option<Value>,
-        jti: Option<Value>,
-    }
-
     match serde_json::from_slice(body).map_err(|_| InvalidRevocation::Shape)? {
         Asked { user_id: Some(id), jti: None } => {
             read_user_id(&id).map(Revoked::User).map_err(InvalidRevocation::User)
@@ -73,6 +80,37 @@ pub fn parse(body: &[u8]) -> Result<Revoked, InvalidRevocation> {
         Asked { user_id: None, jti: Some(Value::String(id)) } if is_name(&id) => Ok(Revoked::Token(id)),
         Asked { user_id: None, jti: Some(_) } => Err(InvalidRevocation::Token),
         _ => Err(InvalidRevocation::Shape),
+    }
+}
+
+/// A request's body, of whose members one is there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Asked {
+    user_id: Option<Value>,
+    jti: Option<Value>,
+}
+
+impl PartialSchema for Asked {
+    fn schema() -> RefOr<Schema> {
+        let nothing = || Object::with_type(Type::Null).into();
+        let either = |user_id: RefOr<Schema>, jti: RefOr<Schema>| {
+            Object::builder()
+                .property("userId", user_id)
+                .property("jti", jti)
+                .additional_properties(Some(AdditionalProperties::FreeForm(false)))
+        };
+        OneOf::builder()
+            .item(either(user_id_taken(), nothing()).required("userId"))
+            .item(either(nothing(), name_taken()).required("jti"))
+            .description(Some("All tokens of a user that were issued up to now, or the one with this id."))
+            .into()
+    }
+}
+
+impl ToSchema for Asked {
+    fn name() -> Cow<'static, str> {
+        "RevocationRequest".into()
     }
 }
 

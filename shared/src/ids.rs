@@ -3,6 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Object, Ref, RefOr, Schema, Type, schema::AnyOf},
+};
 
 /// The largest integer that every client's number type holds exactly: 2^53 − 1.
 pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
@@ -74,6 +78,30 @@ impl<'de> Deserialize<'de> for MarketId {
 
         deserializer.deserialize_any(Visitor)
     }
+}
+
+impl PartialSchema for MarketId {
+    fn schema() -> RefOr<Schema> {
+        Object::builder()
+            .schema_type(Type::Integer)
+            .minimum(Some(1_u64))
+            .maximum(Some(MAX_SAFE_INTEGER))
+            .description(Some("A market's id: an integer from 1 to 2^53 - 1."))
+            .examples([1001])
+            .into()
+    }
+}
+
+impl ToSchema for MarketId {}
+
+/// The schema of a market id where one is taken: as a number or as a decimal string.
+#[must_use]
+pub fn market_id_taken() -> RefOr<Schema> {
+    let text = Object::builder()
+        .schema_type(Type::String)
+        .pattern(Some("^[1-9][0-9]{0,15}$"))
+        .description(Some("The same in decimal, without sign or leading zeros; at most 9007199254740991."));
+    AnyOf::builder().item(Ref::from_schema_name(MarketId::name())).item(text).into()
 }
 
 /// A canonical decimal: digits only, no leading zero, no sign, so that each number has exactly one spelling.

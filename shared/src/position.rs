@@ -3,12 +3,19 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::parse_decimal;
 
 /// Number of an update in its market's log: 1, 2, 3 … without holes; 0 means nothing yet (contract, section 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
+#[schema(
+    description = "An update's number in its market: 1, 2, 3 … without holes; 0: nothing yet.",
+    example = 1025
+)]
 pub struct Seq(u64);
 
 impl Seq {
@@ -47,8 +54,14 @@ impl fmt::Display for Seq {
 }
 
 /// One unbroken history of a market's log: Unix seconds of its creation; 0 = no log yet (contract, section 1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(transparent)]
+#[schema(
+    description = "One unbroken history of a market's log: the Unix second in which it began; 0: no log yet.",
+    example = 1_710_000_000
+)]
 pub struct Epoch(u64);
 
 impl Epoch {

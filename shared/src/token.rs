@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use utoipa::openapi::{Object, RefOr, Schema, Type, schema::AnyOf};
 
-use crate::{ids::MarketId, rotation::Live, settings::Secret, time::unix_ms};
+use crate::{http::openapi::text, ids::MarketId, rotation::Live, settings::Secret, time::unix_ms};
 
 /// The issuer of every token.
 pub const ISSUER: &str = "kmarket";
@@ -356,6 +357,19 @@ pub fn read_user_id(value: &Value) -> Result<String, String> {
         Value::Null => Err("userId: required, an integer or a string".to_owned()),
         _ => Err(format!("userId: an integer, or a string of 1 to {MAX_USER_ID_CHARS} characters")),
     }
+}
+
+/// The schema of what [`read_user_id`] takes.
+#[must_use]
+pub fn user_id_taken() -> RefOr<Schema> {
+    let number = Object::builder().schema_type(Type::Integer).minimum(Some(i64::MIN)).maximum(Some(u64::MAX));
+    AnyOf::builder().item(number).item(name_taken()).description(Some("The user.")).into()
+}
+
+/// The schema of what [`is_name`].
+#[must_use]
+pub fn name_taken() -> RefOr<Schema> {
+    text(1, MAX_USER_ID_CHARS).into()
 }
 
 /// Whether a text can be a user id, or a token's.

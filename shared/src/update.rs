@@ -7,8 +7,12 @@ use serde::{
     de::{self, MapAccess},
 };
 use serde_json::value::RawValue;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Object, RefOr, Schema},
+};
 
-use crate::{position::Position, telemetry::traces::Parent};
+use crate::{http::openapi::nullable, position::Position, telemetry::traces::Parent};
 
 /// One entry of a market's log (contract, section 1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,19 @@ impl Payload {
         &self.lines
     }
 }
+
+impl PartialSchema for Payload {
+    fn schema() -> RefOr<Schema> {
+        let line = nullable(Object::new(), "A line: selection → price, in decimal odds, or other values.");
+        Object::builder()
+            .additional_properties(Some(line))
+            .description(Some("Line name → line, whole; `null` removes the line. Prices are decimal text: `2.10` stays `2.10`."))
+            .examples([serde_json::json!({ "moneyline": { "home": 1.85, "away": 2.15 } })])
+            .into()
+    }
+}
+
+impl ToSchema for Payload {}
 
 /// A market's state: every line as last set, at a position (contract, section 1, "snapshot").
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -172,6 +172,8 @@ async fn the_audit_has_former_values_newest_first(backbone: &dyn Backbone) {
     assert_eq!(entry.after, payload);
     assert_eq!(all[4].before, "{}");
 
+    let first = AuditId::new(market, "0-0");
+    assert!(backbone.audit(market, Some(first), 2).await.unwrap().is_empty());
     let page = backbone.audit(market, Some(all[1].id.clone()), 2).await.unwrap();
     assert_eq!(page, all[2..4]);
     let id: AuditId = all[0].id.to_string().parse().unwrap();

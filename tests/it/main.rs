@@ -29,6 +29,7 @@ mod limits;
 mod logs;
 mod malformed;
 mod markets;
+mod openapi;
 mod operations;
 mod overrides;
 mod pages;

@@ -10,6 +10,7 @@ use axum::{
 use serde::Serialize;
 use shared::{MarketId, backbone::Backbone, http::json};
 use tokio::{sync::Mutex, time::Instant};
+use utoipa::ToSchema;
 
 use super::{
     Gateway,
@@ -49,10 +50,13 @@ impl Listing {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Page<'a> {
+#[schema(as = Markets, description = "Which markets there are.")]
+pub(super) struct Page<'a> {
+    /// Ascending.
     markets: &'a [MarketId],
+    /// Whether there are more behind the last one.
     has_more: bool,
 }
 

@@ -11,16 +11,20 @@ use axum::{
 };
 use serde::Serialize;
 use shared::{
-    MarketId, Position, Seq,
+    Epoch, MarketId, Position, Seq,
     backbone::BackboneError,
     http::{json, json_text},
-    protocol::{error::ErrorCode, server},
+    protocol::{
+        error::ErrorCode,
+        server::{self, OddsUpdate},
+    },
     token::{WsClaims, bearer},
 };
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::timeout,
 };
+use utoipa::ToSchema;
 
 use super::{Gateway, error::Problem};
 use crate::market::{Market, Page};
@@ -28,9 +32,9 @@ use crate::market::{Market, Page};
 /// How long an answer from memory waits to be as fresh as the log.
 const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Updates, or markets, in an answer when the client does not say.
-const DEFAULT_LIMIT: usize = 200;
+pub(super) const DEFAULT_LIMIT: usize = 200;
 /// In an answer at most.
-const MAX_LIMIT: usize = 1000;
+pub(super) const MAX_LIMIT: usize = 1000;
 /// Up to so many bytes an answer is given in any case.
 const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 /// Bytes of all longer ones that are on their way, of which a single one may have 16 MiB.
@@ -65,7 +69,7 @@ pub(super) async fn snapshot(
 ) -> Result<Response, Problem> {
     let (state, stale) = match followed(&gateway, market).await {
         Some((followed, stale)) => (followed.state(), stale),
-        None => (None, ""),
+        None => (None, false),
     };
     let state = match state {
         Some(state) => state,
@@ -74,7 +78,7 @@ pub(super) async fn snapshot(
             loaded.into_iter().next().unwrap_or_default().state
         }
     };
-    answer(format!("{{{}{stale}}}", server::state_members(market, &state)))
+    answer(format!("{{{}{}}}", server::state_members(market, &state), mark(stale)))
 }
 
 /// `GET /api/markets/{id}/odds/updates?since_seq=1000&limit=200`
@@ -87,13 +91,13 @@ pub(super) async fn updates(
     if let Some((followed, stale)) = followed(&gateway, market).await
         && let Page::Updates(updates, top) = followed.page(since, limit)
     {
-        return answer(page_json(market, since, &updates, since.next(), top, stale));
+        return answer(UpdatesPage::new(market, since, &updates, since.next(), top, stale).json());
     }
     let page = gateway.backbone.read_after(market, since, limit).await.map_err(|error| unread(&error))?;
     let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
     let updates: Vec<String> =
         page.updates.iter().map(|update| server::odds_update(market, update)).collect();
-    answer(page_json(market, since, &updates, first, page.top, ""))
+    answer(UpdatesPage::new(market, since, &updates, first, page.top, false).json())
 }
 
 /// The answer, if there is room for it until the kernel has taken all of it.
@@ -125,45 +129,105 @@ impl AsRef<[u8]> for Unsent {
     }
 }
 
-/// The market if it is in memory, as fresh as the log is now, with what its answer adds when nobody can say that it
-/// is.
-async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, &'static str)> {
+/// The market if it is in memory, as fresh as the log is now, or with `true` when nobody can say that it is.
+async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, bool)> {
     let market = gateway.markets.get(market)?;
     let known_stale = gateway.health.stale_since().is_some();
     let fresh = !known_stale && timeout(FRESHEN_TIMEOUT, gateway.markets.freshen(&market)).await.is_ok();
-    Some((market, if fresh { "" } else { r#","stale":true"# }))
+    Some((market, !fresh))
 }
 
-/// `first` is the seq of the first of `updates`.
-fn page_json(
-    market: MarketId,
-    since: Seq,
-    updates: &[String],
-    first: Seq,
-    top: Position,
-    mark: &str,
-) -> String {
-    let to = if updates.is_empty() { since } else { Seq::new(first.get() + updates.len() as u64 - 1) };
-    let has_more = to < top.seq;
-    // A client above the top has what was lost, and one whose next update is not there has lost it: the snapshot it is.
-    let complete = since <= top.seq && first == since.next() && (!updates.is_empty() || since == top.seq);
-    let mut json = format!(r#"{{"marketId":{market},"fromSeq":{since},"toSeq":{to},"updates":["#);
-    for (index, update) in updates.iter().enumerate() {
-        let comma = if index > 0 { "," } else { "" };
-        let _ = write!(json, "{comma}{update}");
+/// What [`snapshot`] answers.
+#[derive(ToSchema)]
+#[schema(description = "A market's state.")]
+#[expect(dead_code, reason = "it is written as text: the state's members, and the mark")]
+pub(super) struct Snapshot {
+    #[schema(inline)]
+    #[serde(flatten)]
+    state: server::State,
+    /// `true` when the pod cannot make sure that this is not older than the log; else absent.
+    #[schema(required = false)]
+    stale: bool,
+}
+
+/// What [`updates`] answers.
+#[derive(ToSchema)]
+#[schema(as = Updates, description = "Part of a market's log.", rename_all = "camelCase")]
+pub(super) struct UpdatesPage<'a> {
+    /// The market's.
+    market_id: MarketId,
+    /// `since_seq`.
+    from_seq: Seq,
+    /// The last update's seq, or `fromSeq` when there is none.
+    to_seq: Seq,
+    /// Oldest first.
+    #[schema(value_type = Vec<OddsUpdate>)]
+    updates: &'a [String],
+    /// The log's.
+    epoch: Epoch,
+    /// The log's last seq.
+    latest_seq: Seq,
+    /// Whether `toSeq` is below `latestSeq`.
+    has_more: bool,
+    /// `false`: some after `since_seq` are no longer kept, or history was lost. Take the snapshot.
+    complete: bool,
+    /// `true` when the pod cannot make sure that this is not older than the log; else absent.
+    #[schema(required = false)]
+    stale: bool,
+}
+
+impl<'a> UpdatesPage<'a> {
+    /// `first` is the seq of the first of `updates`.
+    fn new(
+        market_id: MarketId,
+        from_seq: Seq,
+        updates: &'a [String],
+        first: Seq,
+        top: Position,
+        stale: bool,
+    ) -> Self {
+        let Position { epoch, seq: latest_seq } = top;
+        let to_seq =
+            if updates.is_empty() { from_seq } else { Seq::new(first.get() + updates.len() as u64 - 1) };
+        // A client above the top has what was lost, and one whose next update is not there has lost it: the snapshot it is.
+        let complete = from_seq <= latest_seq
+            && first == from_seq.next()
+            && (!updates.is_empty() || from_seq == latest_seq);
+        let has_more = to_seq < latest_seq;
+        Self { market_id, from_seq, to_seq, updates, epoch, latest_seq, has_more, complete, stale }
     }
-    let Position { epoch, seq } = top;
-    let _ = write!(
-        json,
-        r#"],"epoch":{epoch},"latestSeq":{seq},"hasMore":{has_more},"complete":{complete}{mark}}}"#
-    );
-    json
+
+    fn json(&self) -> String {
+        let Self { market_id, from_seq, to_seq, updates, epoch, latest_seq, has_more, complete, stale } =
+            self;
+        let mut json =
+            format!(r#"{{"marketId":{market_id},"fromSeq":{from_seq},"toSeq":{to_seq},"updates":["#);
+        for (index, update) in updates.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            let _ = write!(json, "{comma}{update}");
+        }
+        let mark = mark(*stale);
+        let _ = write!(
+            json,
+            r#"],"epoch":{epoch},"latestSeq":{latest_seq},"hasMore":{has_more},"complete":{complete}{mark}}}"#
+        );
+        json
+    }
 }
 
-#[derive(Serialize)]
-struct Counts {
+/// What an answer adds when nobody can say that it is as fresh as the log.
+fn mark(stale: bool) -> &'static str {
+    if stale { r#","stale":true"# } else { "" }
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health, description = "What this pod has.")]
+pub(super) struct Counts {
+    /// Open connections.
     connections: usize,
+    /// Markets with a subscriber.
     topics: usize,
+    /// Updates and snapshots delivered since it started.
     messages_sent: u64,
 }
 

@@ -12,11 +12,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::{
     MarketId,
-    http::{body, json, serve::Peer},
+    http::{body, json, openapi::nullable, serve::Peer},
+    ids::market_id_taken,
     protocol::error::{ErrorCode, json_problem},
     rotation::Live,
     time::unix_ms,
-    token::{MAX_TTL_S, WsClaims, bearer, read_user_id, same_secret},
+    token::{MAX_TTL_S, WsClaims, bearer, read_user_id, same_secret, user_id_taken},
+};
+use utoipa::{
+    ToSchema,
+    openapi::{Object, RefOr, Schema, Type, schema::Array},
 };
 
 use super::{Gateway, error::Problem};
@@ -27,21 +32,38 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const MAX_SCOPE: usize = 500;
 const DEFAULT_TTL_S: u64 = 600;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Asked {
+#[schema(as = TokenRequest, description = "Whose token, and what for. Other members are ignored.")]
+pub(super) struct Asked {
     #[serde(default)]
+    #[schema(schema_with = user_id_taken, required)]
     user_id: Value,
     #[serde(default)]
+    #[schema(schema_with = scope_markets)]
     scope_markets: Value,
     #[serde(default)]
+    #[schema(schema_with = ttl_seconds)]
     ttl_seconds: Value,
 }
 
-#[derive(Serialize)]
+fn scope_markets() -> RefOr<Schema> {
+    let markets = Array::builder().items(market_id_taken()).max_items(Some(MAX_SCOPE));
+    nullable(markets, "The markets that the token is good for; absent: all.")
+}
+
+fn ttl_seconds() -> RefOr<Schema> {
+    let seconds = Object::builder().schema_type(Type::Integer).minimum(Some(1_u64)).maximum(Some(MAX_TTL_S));
+    nullable(seconds, &format!("How long it is good for; absent: {DEFAULT_TTL_S}."))
+}
+
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Issued {
+#[schema(as = Token, description = "A client's token.")]
+pub(super) struct Issued {
+    /// A JWT.
     token: String,
+    /// Unix milliseconds.
     expires_at: u64,
 }
 

@@ -10,6 +10,7 @@ mod redis;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use utoipa::ToSchema;
 
 pub use self::{
     memory::MemoryBackbone,
@@ -175,7 +176,8 @@ pub struct Appended {
 }
 
 /// Who has an update that was acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "camelCase")]
 pub enum Durability {
     /// The process that holds the log, and whatever it does about its disk.
     Memory,

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod client;
+pub mod openapi;
 pub mod ops;
 pub mod pages;
 pub mod probe;

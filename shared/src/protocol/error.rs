@@ -1,6 +1,10 @@
 //! The codes of everything that is refused, over HTTP and in the socket.
 
 use serde::Serialize;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Object, RefOr, Schema, Type},
+};
 
 /// Why an HTTP request is refused (contract, section 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,22 +38,39 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// Code and HTTP status.
-    const fn row(self) -> (&'static str, u16) {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::BadRequest,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::PayloadTooLarge,
+        Self::Unprocessable,
+        Self::UpgradeRequired,
+        Self::RateLimited,
+        Self::HeaderTooLarge,
+        Self::Internal,
+        Self::ServiceUnavailable,
+    ];
+
+    /// Code, HTTP status, and what it means.
+    const fn row(self) -> (&'static str, u16, &'static str) {
         match self {
-            Self::BadRequest => ("BAD_REQUEST", 400),
-            Self::Unauthorized => ("UNAUTHORIZED", 401),
-            Self::Forbidden => ("FORBIDDEN", 403),
-            Self::NotFound => ("NOT_FOUND", 404),
-            Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", 405),
-            Self::Conflict => ("CONFLICT", 409),
-            Self::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", 413),
-            Self::Unprocessable => ("UNPROCESSABLE", 422),
-            Self::UpgradeRequired => ("UPGRADE_REQUIRED", 426),
-            Self::RateLimited => ("RATE_LIMITED", 429),
-            Self::HeaderTooLarge => ("HEADER_TOO_LARGE", 431),
-            Self::Internal => ("INTERNAL", 500),
-            Self::ServiceUnavailable => ("SERVICE_UNAVAILABLE", 503),
+            Self::BadRequest => ("BAD_REQUEST", 400, "wrong shape"),
+            Self::Unauthorized => ("UNAUTHORIZED", 401, "no good token"),
+            Self::Forbidden => ("FORBIDDEN", 403, "a good token that does not allow this"),
+            Self::NotFound => ("NOT_FOUND", 404, "no such path"),
+            Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", 405, "the path has no such method"),
+            Self::Conflict => ("CONFLICT", 409, "the market is not at `expectedSeq`"),
+            Self::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", 413, "more than is read"),
+            Self::Unprocessable => ("UNPROCESSABLE", 422, "right shape, wrong content"),
+            Self::UpgradeRequired => ("UPGRADE_REQUIRED", 426, "no WebSocket handshake"),
+            Self::RateLimited => ("RATE_LIMITED", 429, "too often"),
+            Self::HeaderTooLarge => ("HEADER_TOO_LARGE", 431, "the request's head is longer than is read"),
+            Self::Internal => ("INTERNAL", 500, "our fault"),
+            Self::ServiceUnavailable => ("SERVICE_UNAVAILABLE", 503, "not now"),
         }
     }
 
@@ -64,14 +85,31 @@ impl ErrorCode {
     pub const fn status(self) -> u16 {
         self.row().1
     }
+
+    /// What it means, in a few words.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        self.row().2
+    }
 }
 
+impl PartialSchema for ErrorCode {
+    fn schema() -> RefOr<Schema> {
+        let codes = Self::ALL.map(Self::as_str);
+        Object::builder().schema_type(Type::String).enum_values(Some(codes)).into()
+    }
+}
+
+impl ToSchema for ErrorCode {}
+
 /// The body of every HTTP error.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
 pub struct ErrorBody<'a> {
-    /// An [`ErrorCode`].
+    /// For programs.
+    #[schema(value_type = ErrorCode)]
     pub code: &'static str,
-    /// What is wrong, naming the field, and what to do.
+    /// For people: what is wrong, naming the field, and what to do.
     pub message: &'a str,
 }
 
@@ -119,6 +157,12 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_codes_are_all_of_them() {
+        assert!(ErrorCode::ALL.iter().enumerate().all(|(index, code)| *code as usize == index));
+        assert_eq!(ErrorCode::ALL.len(), ErrorCode::ServiceUnavailable as usize + 1);
+    }
 
     #[test]
     fn a_json_problem_shows_no_string_of_the_text() {

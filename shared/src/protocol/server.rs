@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{client::MessageId, close::CloseCode, error::Refusal};
 use crate::{
     ids::MarketId,
-    position::Position,
-    update::{MarketState, Update, quoted},
+    position::{Epoch, Position, Seq},
+    update::{MarketState, Payload, Update, quoted},
 };
 
 /// `odds_update`: one update of a market's log.
@@ -18,6 +19,22 @@ pub fn odds_update(market: MarketId, update: &Update) -> String {
         r#"{{"type":"odds_update","marketId":{market},"seq":{},"ts":{},"payload":{}}}"#,
         update.position.seq, update.ts, update.payload
     )
+}
+
+/// The members of what [`odds_update`] writes.
+#[derive(ToSchema)]
+#[schema(description = "One update of a market's log.", rename_all = "camelCase")]
+pub struct OddsUpdate {
+    /// `odds_update`.
+    pub r#type: String,
+    /// The market's.
+    pub market_id: MarketId,
+    /// The update's.
+    pub seq: Seq,
+    /// Unix milliseconds at which it was accepted.
+    pub ts: u64,
+    /// The lines it replaces.
+    pub payload: Payload,
 }
 
 /// Why a snapshot is sent.
@@ -40,6 +57,22 @@ pub fn snapshot(market: MarketId, state: &MarketState, cause: SnapshotCause) -> 
         SnapshotCause::Conflated => r#","conflated":true"#,
     };
     format!(r#"{{"type":"snapshot",{}{mark}}}"#, state_members(market, state))
+}
+
+/// The members of what [`state_members`] writes.
+#[derive(ToSchema)]
+#[schema(description = "A market's state: every line as last set.", rename_all = "camelCase")]
+pub struct State {
+    /// The market's.
+    pub market_id: MarketId,
+    /// The last update that is in it; 0 before the first.
+    pub seq: Seq,
+    /// Unix milliseconds at which that was accepted; 0 before the first.
+    pub ts: u64,
+    /// All lines.
+    pub payload: Payload,
+    /// The log's.
+    pub epoch: Epoch,
 }
 
 /// The members that a `snapshot` message and the REST snapshot share.

@@ -390,6 +390,10 @@ impl Backbone for RedisBackbone {
         before: Option<AuditId>,
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
+        // Before the first id that there can be is nothing, and Redis refuses an interval that ends there.
+        if before.as_ref().is_some_and(|id| id.place() == Position::ORIGIN) {
+            return Ok(Vec::new());
+        }
         let key = keys::audit(market);
         let end = before.map_or("+".to_owned(), |id| format!("({}", id.entry()));
         let mut range = pipe();
