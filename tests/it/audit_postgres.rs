@@ -101,7 +101,7 @@ async fn what_a_killed_publisher_had_in_hand_another_one_brings() {
     }
     expect_same(&redis, &database, &markets).await;
     // Each is given what Postgres does not take.
-    postgres.process().pause();
+    let lock = database.lock_audit().await;
     let in_hand = |market: u64| {
         let (pending, ..): (u64, Option<String>, Option<String>, redis::Value) =
             redis.tell(&format!("XPENDING odds:audit:{{{market}}} postgres"));
@@ -117,7 +117,7 @@ async fn what_a_killed_publisher_had_in_hand_another_one_brings() {
     publishers[0].process.kill();
     let left = trader(&publishers[1]);
     left.publish_many(markets[0], 40, 20).await;
-    postgres.process().unpause();
+    drop(lock);
     expect_same_within(TAKEN_OVER_WITHIN, &redis, &database, &markets).await;
     assert_eq!(database.audit().await.len(), 5 * 40 + 20);
     eventually("all of it is acknowledged", async || {

@@ -181,6 +181,18 @@ impl Database {
         }
     }
 
+    /// Lets nobody write or read the audit until what is returned is dropped: Postgres answers, and takes nothing.
+    pub async fn lock_audit(&self) -> impl Sized + use<> {
+        let lock = Box::pin(async {
+            let mut connection = self.connect().await?;
+            sqlx::raw_sql("BEGIN; LOCK TABLE audit IN ACCESS EXCLUSIVE MODE")
+                .execute(&mut connection)
+                .await?;
+            Ok(connection)
+        });
+        within("a lock", lock).await.unwrap_or_else(|error: sqlx::Error| panic!("{error}"))
+    }
+
     async fn connect(&self) -> sqlx::Result<PgConnection> {
         PgConnection::connect(&self.url).await
     }
