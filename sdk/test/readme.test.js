@@ -14,12 +14,20 @@ test('both READMEs have the same example, of about 20 lines', () => {
     assert.ok(example('README.md').trim().split('\n').length <= 22);
 });
 
-test('the README\'s example shows prices', async (t) => {
+/** Each host of the README's table that Node can be, and how it gets there. */
+const HOSTS = {
+    'in Node': ['import { WebSocket } from "./test/gateway.js";\nglobalThis.WebSocket ??= WebSocket;', (text) => text],
+    'in a mini-program': [
+        'import { realWx } from "./test/real_wx.js";\nconst wx = realWx();',
+        (text) => text.replace('{ Client, web }', '{ Client, wx as host }').replace('host: web()', 'host: host(wx)'),
+    ],
+};
+
+for (const [where, [before, adapt]] of Object.entries(HOSTS)) test(`the README's example shows prices ${where}`, async (t) => {
     const gateway = await Gateway.start();
     t.after(() => gateway.end());
     await gateway.publish(1001, '{"moneyline":{"home":1.85,"away":2.10}}');
-    const text = `import { WebSocket } from './test/gateway.js';\nglobalThis.WebSocket ??= WebSocket;\n${example('README.md')}`
-        .replaceAll('127.0.0.1:8080', gateway.address);
+    const text = `${before}\n${adapt(example('README.md'))}`.replaceAll('127.0.0.1:8080', gateway.address);
     const program = spawn(process.execPath, ['--input-type=module', '-e', text], { cwd: home, stdio: ['ignore', 'pipe', 'inherit'] });
     t.after(() => program.kill());
     const lines = [];

@@ -8,7 +8,8 @@ import { createServer } from 'node:net';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as sdk from '../src/index.js';
-import { Gateway, WebSocket } from './gateway.js';
+import { Gateway } from './gateway.js';
+import { realWx } from './real_wx.js';
 
 const tutorial = readFileSync(new URL('../../docs/tutorial.zh-CN.md', import.meta.url), 'utf8');
 
@@ -25,34 +26,6 @@ async function freePort() {
     const { port } = server.address();
     server.close();
     return port;
-}
-
-/** As much of wx as the tutorial needs, over real sockets. `cut` is what a phone does to them. */
-function realWx() {
-    const sockets = [];
-    return {
-        cut: () => sockets.splice(0).forEach((socket) => socket.close()),
-        connectSocket({ url }) {
-            const socket = new WebSocket(url);
-            sockets.push(socket);
-            return {
-                onOpen: (run) => { socket.onopen = run; },
-                onMessage: (run) => { socket.onmessage = run; },
-                onError: (run) => { socket.onerror = () => run({ errMsg: 'error' }); },
-                onClose: (run) => { socket.onclose = ({ code, reason }) => run({ code, reason }); },
-                send: ({ data }) => socket.send(data),
-                close: ({ code }) => socket.close(code),
-            };
-        },
-        request({ url, method, header, dataType, success, fail }) {
-            fetch(url, { method, headers: header })
-                .then(async (answer) => {
-                    const text = await answer.text();
-                    success({ statusCode: answer.status, data: dataType === 'text' || !text ? text : JSON.parse(text) });
-                })
-                .catch((error) => fail({ errMsg: String(error) }));
-        },
-    };
 }
 
 /** Runs the tutorial's app and returns it, and what its page is made of. */
