@@ -11,9 +11,9 @@ use shared::{
     token::{Audience, Keyring, Role},
 };
 use tests::{
-    Launch, Redis, Stack, acl,
+    Admin, Launch, Redis, Stack, acl,
     admin::numbered,
-    binaries, fresh_market, fresh_user,
+    binaries, eventually, fresh_market, fresh_user,
     launch::Finished,
     tokens::{self, ADMIN_JWT_SECRET, JWT_SECRET},
     vectors::in_text,
@@ -291,18 +291,21 @@ async fn tail_comes_back_after_its_gateway_and_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tail_without_markets_follows_all_or_asks_for_names() {
-    let stack = Stack::shared();
-    let market = fresh_market();
-    stack.admin().publish(market, PAYLOAD).await;
-    let listed = tests::Rest::of(stack.gateway(0)).get("/api/markets").await.status;
-    let tail = Launch::gateway(stack.redis()).args(&["tail", &stack.gateway(0).url("")]).spawn();
-    if listed == 404 {
-        assert_eq!(tail.wait().code(), Some(1));
-        assert!(tail.said(tests::process::Stream::Err).contains("say which to follow"));
-    } else {
-        tail.expect_line("a market", |line| line.contains("snapshot").then_some(()));
-    }
+async fn tail_without_markets_follows_all_that_there_are() {
+    let redis = Redis::start();
+    let (gateway, publisher) = (Launch::gateway(&redis).start(), Launch::publisher(&redis).start());
+    let tail = || Launch::gateway(&redis).args(&["tail", &gateway.url("")]).spawn();
+    let early = tail();
+    assert_eq!(early.wait().code(), Some(1));
+    assert!(early.said(tests::process::Stream::Err).contains("say which to follow"));
+    let (rest, market) = (tests::Rest::of(&gateway), fresh_market());
+    Admin::new(publisher.url("")).publish(market, PAYLOAD).await;
+    // A moment after it was published.
+    eventually("it is listed", async || {
+        rest.get("/api/markets").await.text.contains(&market.to_string()).then_some(())
+    })
+    .await;
+    tail().expect_line("a market", |line| line.contains("snapshot").then_some(()));
 }
 
 #[test]

@@ -222,6 +222,18 @@ async fn a_redis_that_comes_back_with_an_older_copy_goes_on_in_a_new_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_restored_from_a_backup_goes_on_in_a_new_epoch_and_is_durable_again() {
+    let mut redis = Redis::durable();
+    let mut scene = Scene::start(&redis, &[]).await;
+    let backup = redis.back_up();
+    scene.go_on(5).await;
+    redis.restore(&backup);
+    scene.go_on(3).await;
+    redis.restart();
+    scene.expect_whole(&redis, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
     let (primary, replica) = (Redis::durable(), Redis::durable());
     replica.follow(primary.port());

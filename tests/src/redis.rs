@@ -275,6 +275,28 @@ impl Redis {
         self.restart();
     }
 
+    /// Has `redis-cli` back it up while it runs, as the operators' guide says.
+    pub fn back_up(&self) -> PathBuf {
+        let file = self.dir().join("backup.rdb");
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port().to_string(), "--rdb"]).arg(&file);
+        let done = command.output().expect("redis-cli comes with redis-server");
+        assert!(done.status.success(), "{done:?}");
+        file
+    }
+
+    /// Kills it, loses its disk, and restores it from a backup, as the operators' guide says.
+    pub fn restore(&mut self, backup: &Path) {
+        self.kill();
+        fs::remove_dir_all(self.files()).expect("only Redis wrote there");
+        fs::copy(backup, self.dump()).expect("room for a backup");
+        self.restart_with(&["--appendonly", "no"]);
+        self.tell::<()>("CONFIG SET appendonly yes");
+        until("it is durable again", || {
+            (self.info("aof_rewrite_in_progress")? == "0" && self.info("aof_enabled")? == "1").then_some(())
+        });
+    }
+
     /// Kills it and starts it with what it has on disk, which takes it about `time` to load: until then it answers
     /// `LOADING`. Returns when it has loaded.
     pub fn restart_loading(&mut self, time: Duration) {
