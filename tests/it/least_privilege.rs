@@ -192,6 +192,18 @@ async fn publish_and_follow(redis: impl Into<Access>, gateway: &[(&str, &str)], 
     // One that follows nothing yet reads from Redis.
     let cold = Launch::gateway(&redis).start();
     assert_eq!(tests::Rest::of(&cold).snapshot(markets[0]).await.seq, 4);
+    let listed = async |path: &str| {
+        let page = tests::Rest::of(services.gateway(0)).get(path).await.text;
+        page.contains(&markets[0].to_string()).then_some(())
+    };
+    eventually("the gateway lists a market", async || listed("/api/markets?limit=1000").await).await;
+    let page = admin.get(&format!("/admin/markets?ids={}", markets[0])).await;
+    assert!(page.status == 200 && page.text.contains(r#""seq":4"#), "{}", page.text);
+    for state in ["suspend", "open"] {
+        let body = format!(r#"{{"marketIds":[{}]}}"#, markets[0]);
+        let done = admin.post(&format!("/admin/markets/{state}"), &[], &body).await;
+        assert!(done.status == 200 && done.text.contains(r#""ok":true"#), "{state}: {}", done.text);
+    }
     services.expect_ready().await;
 }
 

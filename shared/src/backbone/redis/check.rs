@@ -47,6 +47,9 @@ pub const PUBLISHER: &[&str] = &[
     "XREVRANGE odds:revoked + - COUNT 1",
     "XLEN odds:revoked",
     "HMGET odds:state:* epoch",
+    "HGETALL odds:state:*",
+    "MULTI",
+    "EXEC",
     // One value is missing: it is refused for that.
     "HSET odds:state:* field value field",
     "HDEL odds:state:* field",
