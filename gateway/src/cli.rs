@@ -6,7 +6,7 @@ mod probe;
 mod tail;
 mod token;
 
-use std::{env, process::ExitCode};
+use std::process::ExitCode;
 
 use shared::cli;
 
@@ -24,11 +24,6 @@ pub fn run(mut args: impl Iterator<Item = String>) -> Option<ExitCode> {
         _ => return None,
     };
     Some(done.unwrap_or_else(|stop| cli::stop(&stop)))
-}
-
-/// An environment variable. One that is not UTF-8 counts as not set.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok()
 }
 
 /// Runs what does I/O, on one thread.

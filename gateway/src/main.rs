@@ -12,6 +12,7 @@ use gateway::{
 use shared::{
     backbone::{Backbone, RedisBackbone, Retention},
     rotation,
+    settings::variable,
     signals::Signals,
     telemetry,
 };
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
     if let Some(code) = cli::run(std::env::args().skip(1)) {
         return code;
     }
-    match Settings::read(std::env::args().skip(1), |name| std::env::var(name).ok()) {
+    match Settings::read(std::env::args().skip(1), variable) {
         Ok(settings) => match run_to_end(&settings) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -15,12 +15,13 @@ use publisher::{
 };
 use shared::{
     backbone::{Backbone, RedisBackbone, RedisConfig, Retention},
+    cli::probe,
     http::{
-        ops, probe,
+        ops,
         serve::{Limits, serve},
     },
     rotation,
-    settings::Stop,
+    settings::{Stop, variable},
     signals::Signals,
     telemetry,
 };
@@ -40,7 +41,7 @@ async fn main() -> ExitCode {
         Some("token") => run_token(args),
         Some("inspect") => cli::inspect::run(args, variable).map_err(Into::into),
         Some("override") => cli::send::run(args, variable).await.map_err(Into::into),
-        Some("probe") => run_probe(args),
+        Some("probe") => run_probe(args).await,
         Some(_) => run_replay(args).await,
         None => run_server(args).await,
     };
@@ -119,9 +120,8 @@ fn run_token(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_probe(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
-    probe::ready(Serve::read(args, variable)?.ops_listen)?;
-    Ok(ExitCode::SUCCESS)
+async fn run_probe(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
+    Ok(probe::report("publisher", Serve::read(args, variable)?.ops_listen).await)
 }
 
 async fn run_replay(args: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
@@ -145,9 +145,4 @@ fn connect(
     let backbone = RedisBackbone::new(config, retention)
         .map_err(|error| Stop::Problems(vec![format!("REDIS_URL: {error}")]))?;
     Ok(Arc::new(backbone.with_min_replicas(min_replicas)))
-}
-
-/// An environment variable. One that is not UTF-8 counts as not set.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok()
 }

@@ -15,6 +15,12 @@ pub struct Setting {
     pub help: &'static str,
 }
 
+/// An environment variable. One that is not UTF-8 counts as not set.
+#[must_use]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// A value that is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);

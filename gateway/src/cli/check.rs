@@ -2,9 +2,13 @@
 
 use std::process::ExitCode;
 
-use shared::{backbone::check::GATEWAY, cli::check, settings::Stop};
+use shared::{
+    backbone::check::GATEWAY,
+    cli::check,
+    settings::{Stop, variable},
+};
 
-use super::{block_on, variable};
+use super::block_on;
 use crate::settings::Settings;
 
 pub(super) fn run(args: impl Iterator<Item = String>) -> Result<ExitCode, Stop> {

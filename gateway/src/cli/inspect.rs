@@ -4,11 +4,9 @@ use std::process::ExitCode;
 
 use shared::{
     cli::inspect,
-    settings::{Setting, Stop},
+    settings::{Setting, Stop, variable},
     token::{Audience, WsClaims},
 };
-
-use super::variable;
 
 const TABLE: &[Setting] = &[Setting {
     name: "JWT_SECRET",

@@ -2,18 +2,15 @@
 
 use std::process::ExitCode;
 
-use shared::{http::probe, settings::Stop};
+use shared::{
+    cli::probe,
+    settings::{Stop, variable},
+};
 
-use super::variable;
+use super::block_on;
 use crate::settings::Settings;
 
 pub(super) fn run(args: impl Iterator<Item = String>) -> Result<ExitCode, Stop> {
     let settings = Settings::read(args, variable)?;
-    Ok(match probe::ready(settings.ops_listen) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("gateway: {error}");
-            ExitCode::FAILURE
-        }
-    })
+    Ok(block_on(probe::report("gateway", settings.ops_listen)))
 }

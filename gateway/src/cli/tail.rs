@@ -16,7 +16,7 @@ use shared::{
     cli::words,
     client::{Client, Event, Next, Turn},
     http::client::{Endpoint, Stream},
-    settings::{Secret, Setting, Settings, Stop},
+    settings::{Secret, Setting, Settings, Stop, variable},
     signals::Signals,
     time::unix_ms,
 };
@@ -27,7 +27,7 @@ use tokio_tungstenite::{
 };
 
 use self::show::Show;
-use super::{block_on, variable};
+use super::block_on;
 
 const TABLE: &[Setting] = &[
     Setting { name: "TOKEN", default: "", help: "a client's token; without it the gateway is asked for one" },

@@ -4,12 +4,10 @@ use std::{process::ExitCode, time::Duration};
 
 use shared::{
     MarketId,
-    settings::{Secret, Setting, Settings, Stop},
+    settings::{Secret, Setting, Settings, Stop, variable},
     time::unix_ms,
     token::{Audience, Keyring, MAX_TTL_S, MAX_USER_ID_CHARS, WsClaims},
 };
-
-use super::variable;
 
 const TABLE: &[Setting] = &[
     Setting { name: "SUB", default: "", help: "required: the user's id" },

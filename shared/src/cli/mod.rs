@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod inspect;
+pub mod probe;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,6 @@ pub mod client;
 pub mod openapi;
 pub mod ops;
 pub mod pages;
-pub mod probe;
 pub mod serve;
 
 use axum::{
