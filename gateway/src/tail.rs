@@ -17,6 +17,7 @@ use std::{
 use shared::{
     MarketId, Position, Update,
     backbone::{Backbone, BackboneError, Tails},
+    backoff::Backoff,
     telemetry::traces::{self, Parent, SpanKind},
     time::unix_ms,
 };
@@ -34,6 +35,9 @@ const MAX_READ_UPDATES: usize = 128;
 const MAX_LOAD_MARKETS: usize = 64;
 /// How often every followed market is read whether it rang or not.
 const SWEEP_EVERY: Duration = Duration::from_secs(3);
+
+/// After a failed read, load or look at the revocations.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// How the tail runs.
 #[derive(Clone, Copy, Debug)]
@@ -106,7 +110,7 @@ async fn read_loop(
         }
         while let Some((part, batch)) = markets.take_rung(MAX_READ_MARKETS, &busy) {
             busy.insert(part);
-            let mut backoff = idle.remove(&part).unwrap_or_default();
+            let mut backoff = idle.remove(&part).unwrap_or(BACKOFF);
             let (markets, backbone, health) =
                 (Arc::clone(&markets), Arc::clone(&backbone), Arc::clone(&health));
             reads.spawn(async move {
@@ -146,7 +150,7 @@ async fn read_part(
         }
         Some(error) => {
             health.failed(Part::Read(part), &error);
-            backoff.wait().await;
+            tokio::time::sleep(backoff.failed()).await;
             markets.mark(unread);
         }
     }
@@ -214,7 +218,7 @@ fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<Par
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     loop {
         markets.load_wanted.notified().await;
         loop {
@@ -231,7 +235,7 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
                 Err(error) => {
                     health.failed(Part::Load, &error);
                     markets.put_back_loads(&batch);
-                    backoff.wait().await;
+                    tokio::time::sleep(backoff.failed()).await;
                 }
             }
         }
@@ -270,25 +274,4 @@ async fn load(
     }
     metrics::counter!(names::MARKET_LOADS).increment(batch.len() as u64);
     Ok(())
-}
-
-/// Doubling waits with full jitter, so that pods that lost one Redis do not come back as one.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(2);
-
-    async fn wait(&mut self) {
-        let most = Self::FIRST.saturating_mul(1 << self.failures.min(10)).min(Self::LONGEST);
-        self.failures += 1;
-        tokio::time::sleep(most.mul_f64(rand::random_range(0.5..=1.0))).await;
-    }
-
-    fn reset(&mut self) {
-        self.failures = 0;
-    }
 }

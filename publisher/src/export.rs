@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use shared::{
     MarketId,
     backbone::{AuditEntry, AuditId, Backbone, BackboneError, Handed, RedisBackbone},
+    backoff::Backoff,
     time::unix_ms,
 };
 use tokio::time::{Instant, sleep};
@@ -29,10 +30,8 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(10);
 const MARKETS: usize = 256;
 /// Entries in one answer, about.
 const ENTRIES: usize = 512;
-/// Waiting after the first failure; twice as long after each further one, up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_millis(200);
-/// The longest wait after a failure.
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// After a failure.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 /// Entries that a request brings itself, when the exporter has not yet.
 const CAUGHT_UP: usize = 1000;
 
@@ -96,7 +95,7 @@ impl AuditCopy {
             swept_ms: unix_ms(),
             sweep_at: Instant::now(),
             refused: BTreeMap::new(),
-            trouble: Trouble::default(),
+            backoff: BACKOFF,
         };
         loop {
             exporter.hear();
@@ -119,7 +118,7 @@ struct Exporter {
     sweep_at: Instant,
     /// Markets that cannot be asked for, while others can, and since when, Unix ms. Looked at with all of them.
     refused: BTreeMap<MarketId, u64>,
-    trouble: Trouble,
+    backoff: Backoff,
 }
 
 impl Exporter {
@@ -145,7 +144,7 @@ impl Exporter {
             Some(error) => self.failed(&error, None).await,
             None => {
                 self.swept_ms = swept_ms.unwrap_or(self.swept_ms);
-                self.trouble.end();
+                self.succeeded();
             }
         }
     }
@@ -269,12 +268,24 @@ impl Exporter {
         Ok(newest.map_or(0, |newest| entry.position.seq.distance_from(newest.seq).saturating_sub(1)))
     }
 
+    /// Trouble is logged when it begins and when it ends.
+    fn succeeded(&mut self) {
+        let failures = self.backoff.failures();
+        if failures > 0 {
+            tracing::info!(failures, "the audit gets to postgres again");
+        }
+        self.backoff.reset();
+    }
+
     /// Notes a failure, and waits. `oldest_ms` is when the oldest entry in hand was accepted.
     async fn failed(&mut self, error: &CopyError, oldest_ms: Option<u64>) {
         count_failure(if matches!(error, CopyError::Backbone(_)) { "redis" } else { "postgres" });
         self.hear();
         self.tell_lag(oldest_ms);
-        sleep(self.trouble.note(error)).await;
+        if self.backoff.failures() == 0 {
+            tracing::error!(%error, "the audit does not get to postgres: overrides go on, and it is tried again");
+        }
+        sleep(self.backoff.failed()).await;
     }
 
     fn tell_lag(&self, oldest_ms: Option<u64>) {
@@ -301,29 +312,4 @@ fn as_ms(duration: Duration) -> u64 {
 fn ids(handed: &Handed) -> impl Iterator<Item = AuditId> {
     let entries = handed.entries.iter().map(|entry| entry.id.clone());
     entries.chain(handed.malformed.iter().map(|(id, _)| id.clone()))
-}
-
-/// Trouble is logged when it begins and when it ends, and met ever more slowly.
-#[derive(Default)]
-struct Trouble {
-    failures: u32,
-}
-
-impl Trouble {
-    /// How long to wait now.
-    fn note(&mut self, error: &CopyError) -> Duration {
-        if self.failures == 0 {
-            tracing::error!(%error, "the audit does not get to postgres: overrides go on, and it is tried again");
-        }
-        let backoff = MIN_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
-        self.failures += 1;
-        backoff.mul_f64(rand::random_range(0.5..=1.0))
-    }
-
-    fn end(&mut self) {
-        if self.failures > 0 {
-            tracing::info!(failures = self.failures, "the audit gets to postgres again");
-        }
-        self.failures = 0;
-    }
 }

@@ -4,6 +4,7 @@
 //! This crate knows neither service. Imports run one way: both services use `shared`, never the reverse.
 
 pub mod backbone;
+pub mod backoff;
 pub mod cli;
 pub mod client;
 pub mod http;

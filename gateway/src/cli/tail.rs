@@ -13,6 +13,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use shared::{
     MarketId,
+    backoff::Backoff,
     cli::words,
     client::{Client, Event, Next, Turn},
     http::client::{Endpoint, Stream},
@@ -55,8 +56,7 @@ const MAX_MARKETS: usize = 200;
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
 /// Waiting to be sent: a few requests and pongs.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
-const BACKOFF: Duration = Duration::from_millis(500);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 /// A connection that lived this long was a good one: the next backoff starts anew.
 const STABLE: Duration = Duration::from_secs(10);
 /// The gateway's heartbeats come more often.
@@ -135,7 +135,7 @@ impl Tail {
             Err(problem) => return End::Failed(problem),
         };
         let mut client = Client::new(markets);
-        let mut attempts = 0;
+        let mut backoff = BACKOFF;
         loop {
             let begun = Instant::now();
             let lost = match self.connection(&mut client, &mut token).await {
@@ -143,7 +143,7 @@ impl Tail {
                 Err(end) => return end,
             };
             if begun.elapsed() >= STABLE {
-                attempts = 0;
+                backoff.reset();
             }
             let (why, least_wait) = match lost {
                 Lost::Refused(why) => (why, Duration::ZERO),
@@ -162,9 +162,7 @@ impl Tail {
                     }
                 },
             };
-            let most = BACKOFF_MAX.min(BACKOFF * 2_u32.saturating_pow(attempts));
-            attempts += 1;
-            let wait = least_wait + most.mul_f64(rand::random_range(0.5..1.0));
+            let wait = least_wait + backoff.failed();
             self.show.say(&format!("{why}; connecting again in {:.1} s", wait.as_secs_f64()));
             tokio::time::sleep(wait).await;
         }

@@ -6,7 +6,7 @@ use shared::{Position, backbone::Backbone, time::unix_ms};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    Backoff,
+    BACKOFF,
     health::{Health, Part},
 };
 use crate::tokens::Tokens;
@@ -23,7 +23,7 @@ pub async fn follow_revocations(
     tell: impl Fn() + Send,
 ) {
     let mut known = Position::ORIGIN;
-    let mut backoff = Backoff::default();
+    let mut backoff = BACKOFF;
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -44,7 +44,7 @@ pub async fn follow_revocations(
                 health.failed(Part::Revocations, &error);
                 // Whoever answers next may have others, of which the newest is the same.
                 known = Position::ORIGIN;
-                backoff.wait().await;
+                tokio::time::sleep(backoff.failed()).await;
             }
         }
     }
