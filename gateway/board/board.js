@@ -4,7 +4,7 @@
 // frame's worth of drawing, and a page that nobody sees draws nothing.
 
 import { Card, SAMPLES } from './card.js';
-import { byId, element, write } from './dom.js';
+import { el, find, put } from './dom.js';
 import { Texts } from './i18n.js';
 import { Link } from './link.js';
 import { CONSOLE } from './place.js';
@@ -67,15 +67,15 @@ async function freshToken() {
 /** This gateway gives the page none: the reader may have one. */
 function ask() {
     client.close();
-    byId('ask').hidden = false;
-    byId('curl').textContent = `curl ${new URL('api/ws/token', here)} -H 'Authorization: Bearer <TOKEN_API_KEY>' -d '{"userId":"me"}'`;
-    byId('token').focus();
+    find('ask').hidden = false;
+    find('curl').textContent = `curl ${new URL('api/ws/token', here)} -H 'Authorization: Bearer <TOKEN_API_KEY>' -d '{"userId":"me"}'`;
+    find('token').focus();
     drawSoon();
 }
 
-byId('ask').addEventListener('submit', (event) => {
+find('ask').addEventListener('submit', (event) => {
     event.preventDefault();
-    sessionStorage.setItem(TOKEN_KEY, byId('token').value.trim());
+    sessionStorage.setItem(TOKEN_KEY, find('token').value.trim());
     location.reload();
 });
 
@@ -106,7 +106,7 @@ async function lookForMarkets() {
         if (status === 200 && !chosen) {
             // One that is listed no longer stays: a list may have holes for a while, a board should not.
             JSON.parse(text).markets.filter((id) => !cards.has(id)).slice(0, MAX_MARKETS - cards.size).forEach(show);
-            byId('empty').hidden = cards.size > 0;
+            find('empty').hidden = cards.size > 0;
         }
     } catch { /* the connection's own state says it */ }
 }
@@ -116,9 +116,9 @@ function show(id) {
     const card = new Card(id, texts, (gone) => choose([...cards.keys()].filter((other) => other !== gone)));
     cards.set(id, card);
     const after = [...cards.keys()].filter((other) => other > id).sort((a, b) => a - b)[0];
-    byId('cards').insertBefore(card.root, after ? cards.get(after).root : null);
+    find('cards').insertBefore(card.root, after ? cards.get(after).root : null);
     client.subscribe(id);
-    byId('empty').hidden = true;
+    find('empty').hidden = true;
     drawSoon(id);
 }
 
@@ -139,23 +139,23 @@ function choose(ids) {
     history.replaceState(null, '', address);
     [...cards.keys()].filter((id) => !ids?.includes(id)).forEach(hide);
     ids?.forEach(show);
-    byId('all').hidden = !chosen;
+    find('all').hidden = !chosen;
     lookForMarkets();
 }
 
-byId('add').addEventListener('submit', (event) => {
+find('add').addEventListener('submit', (event) => {
     event.preventDefault();
-    const ids = idsIn(byId('id').value);
+    const ids = idsIn(find('id').value);
     const all = new Set([...cards.keys(), ...(ids ?? [])]);
     const wrong = !ids ? texts.of('badIds') : all.size > MAX_MARKETS ? texts.of('tooMany', { max: MAX_MARKETS }) : '';
-    byId('wrong').textContent = wrong;
-    byId('wrong').hidden = !wrong;
-    byId('id').setAttribute('aria-invalid', String(Boolean(wrong)));
+    find('wrong').textContent = wrong;
+    find('wrong').hidden = !wrong;
+    find('id').setAttribute('aria-invalid', String(Boolean(wrong)));
     if (wrong) return;
-    byId('id').value = '';
+    find('id').value = '';
     choose([...all].sort((a, b) => a - b));
 });
-byId('all').addEventListener('click', () => choose(null));
+find('all').addEventListener('click', () => choose(null));
 
 // ---- what comes ----
 
@@ -242,19 +242,19 @@ function reportResume(report) {
 
 // ---- what the reader does to the connection ----
 
-byId('drop').addEventListener('click', () => {
+find('drop').addEventListener('click', () => {
     ending = ['logDropped'];
     link.cut('DROPPED');
     ending = null;
 });
 
-byId('offline').addEventListener('click', () => {
-    byId('offline').disabled = true;
+find('offline').addEventListener('click', () => {
+    find('offline').disabled = true;
     ending = ['logOffline', { s: OFFLINE_MS / 1000 }];
     link.goOffline('OFFLINE');
     ending = null;
     setTimeout(() => {
-        byId('offline').disabled = false;
+        find('offline').disabled = false;
         note('', 'logOnline');
         link.goOnline();
     }, OFFLINE_MS);
@@ -264,13 +264,13 @@ byId('offline').addEventListener('click', () => {
 
 /** `name` of a text, so that the language may change later; `detail` is the same in all. */
 function note(kind, name, values = {}, detail = '') {
-    const text = element('span', 'what');
+    const text = el('span.what');
     text.dataset.name = name;
     text.dataset.values = JSON.stringify(values);
-    const entry = element('li', kind, element('time', 'mono faint', new Date().toTimeString().slice(0, 8)), text);
-    if (detail) entry.append(element('span', 'detail faint', detail));
-    byId('journal').prepend(entry);
-    while (byId('journal').children.length > JOURNAL_LENGTH) byId('journal').lastChild.remove();
+    const entry = el(kind ? `li.${kind}` : 'li', {}, el('time.mono.faint', {}, new Date().toTimeString().slice(0, 8)), text);
+    if (detail) entry.append(el('span.detail.faint', {}, detail));
+    find('journal').prepend(entry);
+    while (find('journal').children.length > JOURNAL_LENGTH) find('journal').lastChild.remove();
     word(text);
 }
 
@@ -298,17 +298,17 @@ const KINDS = { open: 'good', connecting: 'accent', waiting: 'warn', stopped: 'b
 
 function drawConnection() {
     const name = state.state;
-    write(byId('state'), texts.of(name));
-    byId('state').className = `badge ${KINDS[name] ?? ''}`;
+    put(find('state'), texts.of(name));
+    find('state').className = `badge ${KINDS[name] ?? ''}`;
     document.body.dataset.state = name;
     const left = Math.max(0, retryAt - Date.now());
-    const why = name !== 'waiting' ? '' : byId('offline').disabled || !navigator.onLine ? texts.of('offlineNow') : texts.of('retryIn', { s: (left / 1000).toFixed(1) });
-    write(byId('why'), why);
-    byId('drop').disabled = byId('offline').disabled || name !== 'open';
-    write(byId('total'), updates.toLocaleString('en'));
-    write(byId('holes'), String(holes));
-    byId('holes').className = holes ? 'bad' : '';
-    write(byId('count'), cards.size ? String(cards.size) : '');
+    const why = name !== 'waiting' ? '' : find('offline').disabled || !navigator.onLine ? texts.of('offlineNow') : texts.of('retryIn', { s: (left / 1000).toFixed(1) });
+    put(find('why'), why);
+    find('drop').disabled = find('offline').disabled || name !== 'open';
+    put(find('total'), updates.toLocaleString('en'));
+    put(find('holes'), String(holes));
+    find('holes').className = holes ? 'bad' : '';
+    put(find('count'), cards.size ? String(cards.size) : '');
     drawBanner();
 }
 
@@ -317,9 +317,9 @@ function drawBanner() {
     const [kind, text] = state.state === 'stopped' ? ['bad', texts.of('stoppedBanner', { code, reason })]
         : client.stale ? ['warn', texts.of('staleBanner', { s: Math.max(0, Math.round((serverNow() - client.stale.since) / 1000)) })]
             : ['', ''];
-    write(byId('banner'), text);
-    byId('banner').className = `banner ${kind}`;
-    byId('banner').hidden = !text;
+    put(find('banner'), text);
+    find('banner').className = `banner ${kind}`;
+    find('banner').hidden = !text;
 }
 
 const serverNow = () => Date.now() + (client.clock.offsetMs ?? 0);
@@ -330,9 +330,9 @@ setInterval(() => {
     if (ticks.length > RATE_TICKS) ticks.shift();
     if (document.hidden) return;
     const perSecond = ticks.reduce((sum, count) => sum + count, 0) * 1000 / (ticks.length * TICK_MS);
-    write(byId('rate'), perSecond < 100 ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString('en'));
+    put(find('rate'), perSecond < 100 ? perSecond.toFixed(1) : Math.round(perSecond).toLocaleString('en'));
     const { rttMs } = client.clock;
-    write(byId('rtt'), rttMs === null ? '–' : rttMs < 1 ? '< 1 ms' : `${Math.round(rttMs)} ms`);
+    put(find('rtt'), rttMs === null ? '–' : rttMs < 1 ? '< 1 ms' : `${Math.round(rttMs)} ms`);
     for (const card of cards.values()) card.drawAge(card.ts && Math.max(0, serverNow() - card.ts));
     drawConnection();
 }, TICK_MS);
@@ -342,19 +342,19 @@ setInterval(lookForMarkets, LOOK_FOR_MARKETS_MS);
 
 function speak() {
     document.title = texts.of('title');
-    byId('journal').querySelectorAll('.what').forEach(word);
+    find('journal').querySelectorAll('.what').forEach(word);
     cards.forEach((card) => card.label());
     drawSoon(...cards.keys());
 }
 
-byId('language').addEventListener('click', () => texts.choose(texts.language === 'zh' ? 'en' : 'zh'));
+find('language').addEventListener('click', () => texts.choose(texts.language === 'zh' ? 'en' : 'zh'));
 texts.onChange(speak);
 speak();
 
 if (CONSOLE) {
-    byId('console').href = new URL(CONSOLE, here);
-    byId('console').hidden = false;
+    find('console').href = new URL(CONSOLE, here);
+    find('console').hidden = false;
 }
-byId('all').hidden = !chosen;
+find('all').hidden = !chosen;
 chosen?.forEach(show);
 client.start();

@@ -1,6 +1,6 @@
 // One market on the board. `take` is called for every update, and keeps it; `draw` at most once a frame, and shows it.
 
-import { element, svg, write } from './dom.js';
+import { el, put } from './dom.js';
 
 /** Updates that the chart goes back. */
 export const SAMPLES = 60;
@@ -22,6 +22,12 @@ const POINTS = new Set(['line', 'points', 'handicap']);
 
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
 
+function svg(tag, attributes) {
+    const made = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+}
+
 export class Card {
     #texts; #market = null; #shape = null; #rejected = null;
     #cells = new Map(); // line and selection → {text, price, at}
@@ -34,21 +40,19 @@ export class Card {
     constructor(id, texts, remove) {
         this.id = id;
         this.#texts = texts;
-        this.badge = element('span', 'badge');
-        this.play = element('span', 'badge accent');
-        this.age = element('span', 'age faint');
-        this.seq = element('span', 'seq faint');
-        this.removal = element('button', 'quiet remove', '×');
-        this.removal.type = 'button';
-        this.removal.addEventListener('click', () => remove(id));
+        this.badge = el('span.badge');
+        this.play = el('span.badge.accent');
+        this.age = el('span.age.faint');
+        this.seq = el('span.seq.faint');
+        this.removal = el('button.quiet.remove', { type: 'button', onclick: () => remove(id) }, '×');
         this.chart = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', class: 'chart' });
         this.baseline = svg('line', { x1: 0, x2: WIDTH, y1: HEIGHT / 2, y2: HEIGHT / 2, class: 'baseline' });
         this.series = Array.from({ length: SERIES }, (_, n) => svg('polyline', { class: `series-${n}`, points: '' }));
         this.chart.append(this.baseline, ...this.series);
-        this.body = element('div', 'lines');
-        this.root = element('article', 'card panel',
-            element('header', '', element('h3', 'mono', String(id)), this.badge, this.play, element('span', 'fill'), this.removal),
-            element('div', 'facts', this.seq, this.age), this.chart, this.body);
+        this.body = el('div.lines');
+        this.root = el('article.card.panel', {},
+            el('header', {}, el('h3.mono', {}, String(id)), this.badge, this.play, el('span.fill'), this.removal),
+            el('div.facts', {}, this.seq, this.age), this.chart, this.body);
         this.root.dataset.market = id;
         this.label();
     }
@@ -90,7 +94,7 @@ export class Card {
         const market = this.#market;
         this.#drawState(fresh);
         if (!market) return;
-        write(this.seq, `${this.#texts.of('seq')} ${market.seq}`);
+        put(this.seq, `${this.#texts.of('seq')} ${market.seq}`);
         this.root.dataset.seq = market.seq;
         const shape = JSON.stringify(shapeOf(market.lines));
         if (shape !== this.#shape) {
@@ -98,7 +102,7 @@ export class Card {
             this.#shape = shape;
         }
         for (const [key, cell] of this.#cells) {
-            write(cell.text, asText(market.lines[cell.line][cell.selection]));
+            put(cell.text, asText(market.lines[cell.line][cell.selection]));
             cell.price.dataset.went = this.#went.get(key) ?? '';
             if (this.#moved.has(key)) flash(cell, this.#went.get(key));
         }
@@ -110,7 +114,7 @@ export class Card {
     }
 
     /** `ageMs`: of its last update, or null. */
-    drawAge(ageMs) { write(this.age, ageMs === null ? '' : ageText(this.#texts, ageMs)); }
+    drawAge(ageMs) { put(this.age, ageMs === null ? '' : ageText(this.#texts, ageMs)); }
 
     get ts() { return this.#market?.ts || null; }
 
@@ -121,10 +125,10 @@ export class Card {
                 : state === 'closed' ? ['finished', 'bad']
                     : state === 'suspended' ? ['suspended', 'warn']
                         : fresh ? ['live', 'good'] : ['notFresh', ''];
-        write(this.badge, this.#texts.of(name));
+        put(this.badge, this.#texts.of(name));
         this.badge.className = `badge ${kind}`;
         this.play.hidden = inPlay !== true;
-        write(this.play, this.#texts.of('inPlay'));
+        put(this.play, this.#texts.of('inPlay'));
         this.root.classList.toggle('shut', state === 'closed' || state === 'suspended');
         this.root.classList.toggle('old', !fresh);
     }
@@ -134,20 +138,20 @@ export class Card {
         this.#went = new Map([...this.#went].filter(([key]) => keysOf(lines).has(key)));
         this.body.replaceChildren(...shapeOf(lines).map(([line, selections]) => {
             const points = selections.filter((name) => POINTS.has(name));
-            const title = element('h4', '', element('span', 'name', wording(this.#texts, line)));
+            const title = el('h4', {}, el('span.name', {}, wording(this.#texts, line)));
             for (const name of points) title.append(this.#cell(line, name, 'points'));
             const prices = selections.filter((name) => !POINTS.has(name)).map((selection) => {
                 const nth = line === shapeOf(lines)[0][0] ? this.#names.indexOf(selection) : -1;
-                const name = element('span', 'name', wording(this.#texts, selection));
-                return element('div', `selection${nth < 0 ? '' : ` series-${nth}`}`, name, this.#cell(line, selection, 'price'));
+                const name = el('span.name', {}, wording(this.#texts, selection));
+                return el(`div.selection${nth < 0 ? '' : `.series-${nth}`}`, {}, name, this.#cell(line, selection, 'price'));
             });
-            return element('section', prices.length > 2 ? 'many' : '', title, element('div', 'selections', ...prices));
+            return el(prices.length > 2 ? 'section.many' : 'section', {}, title, el('div.selections', {}, ...prices));
         }));
     }
 
     #cell(line, selection, className) {
-        const text = element('span', '');
-        const price = element('span', className, text);
+        const text = el('span');
+        const price = el(`span.${className}`, {}, text);
         price.dataset.selection = selection;
         price.dataset.line = line;
         this.#cells.set(keyOf(line, selection), { line, selection, text, price, flashing: null });

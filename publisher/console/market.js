@@ -3,7 +3,8 @@
 import { Refused, statusOf } from './api.js';
 import { confirm } from './dialogs.js';
 import { body, movedLines, plan, reasonProblem } from './diff.js';
-import { el, find, keepingFocus, put } from './dom.js';
+import { el, find, put } from './dom.js';
+import { keepingFocus } from './focus.js';
 import { Decimal, parse, show } from './json.js';
 import { change, diffList } from './rows.js';
 import { age } from './time.js';

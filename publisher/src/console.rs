@@ -1,7 +1,7 @@
 //! The trading console: a page for the desk, which does all it does through the admin API.
 
 use axum::Router;
-use shared::http::pages::{self, BASE_CSS, File, I18N_JS, ICON_SVG};
+use shared::http::pages::{self, BASE_CSS, DOM_JS, File, I18N_JS, ICON_SVG};
 
 /// A script of the page, under its own name.
 macro_rules! js {
@@ -10,12 +10,13 @@ macro_rules! js {
     };
 }
 
-const FILES: [File; 22] = [
+const FILES: [File; 23] = [
     File::html("/console", include_str!("../console/index.html")),
     File::html("/console/", include_str!("../console/index.html")),
     File::css("/console/console.css", include_str!("../console/console.css")),
     File::css("/console/base.css", BASE_CSS),
     File::svg("/console/icon.svg", ICON_SVG),
+    File::js("/console/dom.js", DOM_JS),
     File::js("/console/i18n.js", I18N_JS),
     js!("main.js"),
     js!("api.js"),
@@ -23,7 +24,7 @@ const FILES: [File; 22] = [
     js!("decimal.js"),
     js!("dialogs.js"),
     js!("diff.js"),
-    js!("dom.js"),
+    js!("focus.js"),
     js!("json.js"),
     js!("list.js"),
     js!("market.js"),

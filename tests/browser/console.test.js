@@ -116,7 +116,8 @@ test('an override is seen before it is sent, and sent exactly as it was typed', 
     assert.equal(await price(page, 'moneyline', 'home').inputValue(), '');
 });
 
-test('a price that moved is shown against what was seen, and asked about again', async (t) => {
+/** A desk that publishes home at 1.90 when somebody else has just set `payload`. */
+async function overtaken(t, payload) {
     const system_ = await system(t);
     const page = await desk(t, system_, { expected: answered(409) });
     await choose(page, 1001);
@@ -124,10 +125,15 @@ test('a price that moved is shown against what was seen, and asked about again',
     await page.locator('#reason').fill('mine');
     // The page cannot have heard of it yet when it sends.
     await page.route('**/admin/odds/override', async (route) => {
-        await system_.set(1001, '{"moneyline":{"home":1.87,"away":2.05,"draw":3.40}}');
+        await system_.set(1001, payload);
         await route.continue();
     }, { times: 1 });
     await publish(page);
+    return { system_, page };
+}
+
+test('a price that moved is shown against what was seen, and asked about again', async (t) => {
+    const { system_, page } = await overtaken(t, '{"moneyline":{"home":1.87,"away":2.05,"draw":3.40}}');
     await dialog(page).getByText('The price has moved').waitFor();
     const cells = (await dialog(page).locator('tbody tr').allTextContents()).sort();
     assert.deepEqual(cells, ['moneyline away2.102.052.05', 'moneyline home1.8501.871.90']);
@@ -142,16 +148,7 @@ test('a price that moved is shown against what was seen, and asked about again',
 }, { timeout: 60_000 });
 
 test('a change elsewhere in the market holds nobody up', async (t) => {
-    const system_ = await system(t);
-    const page = await desk(t, system_, { expected: answered(409) });
-    await choose(page, 1001);
-    await price(page, 'moneyline', 'home').fill('1.90');
-    await page.locator('#reason').fill('mine');
-    await page.route('**/admin/odds/override', async (route) => {
-        await system_.set(1001, '{"total":{"over":1.99}}');
-        await route.continue();
-    }, { times: 1 });
-    await publish(page);
+    const { page } = await overtaken(t, '{"total":{"over":1.99}}');
     await said(page, 'published as seq 3');
 });
 

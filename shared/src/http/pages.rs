@@ -20,6 +20,8 @@ use sha2::{Digest, Sha256};
 
 /// The look that all pages share; each serves it under a path of its own.
 pub const BASE_CSS: &str = include_str!("../../web/base.css");
+/// Making elements, for all pages.
+pub const DOM_JS: &str = include_str!("../../web/dom.js");
 /// Texts in the reader's language, for all pages.
 pub const I18N_JS: &str = include_str!("../../web/i18n.js");
 /// What a page is known by among others, for all pages.

@@ -1,4 +1,4 @@
-// Elements, made of text only.
+// Elements, made of text only: what comes from a log is never markup.
 
 /** `tag` may have a class: `button.primary`. An attribute `on…` is a listener; `false`, `null` and `undefined` leave one out. */
 export function el(tag, attributes = {}, ...children) {
@@ -16,20 +16,7 @@ export function el(tag, attributes = {}, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
-/** Only what differs is touched, so that nobody's selection or screen reader is disturbed. */
+/** Only what differs is touched: it costs a layout, and disturbs selections and screen readers. */
 export function put(element, text) {
     if (element.textContent !== text) element.textContent = text;
-}
-
-/** Runs `redraw`, and leaves the focus and the cursor in the field that has the same `data-key`. */
-export function keepingFocus(root, redraw) {
-    const active = root.contains(document.activeElement) ? document.activeElement : null;
-    const key = active?.dataset.key;
-    const [from, to] = [active?.selectionStart, active?.selectionEnd];
-    redraw();
-    if (!key) return;
-    const again = [...root.querySelectorAll('[data-key]')].find((element) => element.dataset.key === key);
-    if (!again || again === document.activeElement) return;
-    again.focus({ preventScroll: true });
-    if (typeof from === 'number' && again.setSelectionRange) again.setSelectionRange(from, to);
 }
