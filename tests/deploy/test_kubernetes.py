@@ -1,6 +1,6 @@
 """k8s/, rendered by kubectl's kustomize, judged by the published schemas and by what the services say of themselves."""
 
-import functools, re, shutil, tempfile, unittest
+import base64, functools, re, shutil, tempfile, unittest
 from pathlib import Path
 
 import kubernetes_validate
@@ -9,7 +9,8 @@ from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 
 from common import ROOT, TOOLS, is_setting, make_secrets, port, run, seconds, settings
 
-OVERLAYS = ["dev", "production"]
+# The last one is `production` with what its file has commented out.
+OVERLAYS = ["dev", "production", "production with traces"]
 SERVICES = ["gateway", "publisher"]
 COMPONENT = "app.kubernetes.io/component"
 # The oldest that has what is used (a preStop that sleeps needs no feature gate), and the newest whose schemas are here.
@@ -17,13 +18,26 @@ VERSIONS = ["1.30", "1.34", kubernetes_validate.latest_version()]
 
 
 @functools.cache
-def rendered(overlay):
-    """The overlay's objects; for `dev` with secrets that were made for it."""
+def secrets():
+    """The files of secrets that the overlay `dev` is rendered with."""
     with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory, "k8s")
+        return {file.name: file.read_bytes() for file in make_secrets(directory).iterdir()}
+
+
+@functools.cache
+def rendered(overlay):
+    """The overlay's objects."""
+    directory, *with_traces = overlay.split(" ", 1)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary, "k8s")
         shutil.copytree(ROOT / "k8s", copy, ignore=shutil.ignore_patterns("secrets"))
-        make_secrets(copy / "overlays/dev/secrets")
-        text = run(TOOLS / "kubectl", "kustomize", copy / "overlays" / overlay)
+        (copy / "overlays/dev/secrets").mkdir()
+        for name, content in secrets().items():
+            (copy / "overlays/dev/secrets" / name).write_bytes(content)
+        if with_traces:
+            file = copy / "overlays" / directory / "kustomization.yaml"
+            file.write_text(re.sub(r"(?m)^# (components:|  - \.\./\.\./components/)", r"\1", file.read_text()))
+        text = run(TOOLS / "kubectl", "kustomize", copy / "overlays" / directory)
     return list(yaml.safe_load_all(text))
 
 
@@ -128,13 +142,21 @@ class Names(unittest.TestCase):
                 (mount,) = [mount for mount in container(pod)["volumeMounts"] if mount["name"] == volume["name"]]
                 self.assertIs(mount["readOnly"], True)
                 secret = volume["secret"]["secretName"]
+                # Each has what the file of its name has; whose Redis it is, is in that name.
+                file_of = lambda key: {"redis_url": f"redis_{name}_url", "users.acl": "redis_users.acl"}.get(key, key)
                 if overlay == "dev":
-                    keys = set(of_kind(overlay, "Secret")[secret]["data"])
+                    data = of_kind(overlay, "Secret")[secret]["data"]
+                    for key, value in data.items():
+                        self.assertEqual(base64.b64decode(value), secrets()[file_of(key)], f"{secret}: {key}")
+                    keys = set(data)
                 else:
                     # They are made by hand, as the README says.
                     command = re.search(rf"create secret generic {secret} .*?(?=\n\S)", readme, re.S)[0]
-                    given = re.findall(r"--from-file=(\S+)", command)
-                    keys = {one.split("=")[0] if "=" in one else Path(one).name for one in given}
+                    given = re.findall(r"--from-file=(?:([\w.]+)=)?secrets/(\S+)", command)
+                    for key, file in given:
+                        self.assertEqual(file, file_of(key or file), secret)
+                        self.assertIn(file, secrets())
+                    keys = {key or file for key, file in given}
                 values = [variable["value"] for variable in container(pod).get("env", [])] + container(pod).get("args", [])
                 read = {value.rsplit("/", 1)[1] for value in values if value.startswith("/run/secrets/")}
                 self.assertTrue(all(value.startswith(mount["mountPath"] + "/") for value in values if "/run/secrets/" in value))
@@ -150,7 +172,9 @@ class Names(unittest.TestCase):
                     if kind == "Service":
                         selector = {"matchLabels": selector}
                     chosen = {pod for pod in labels if selects(selector, labels[pod])}
-                    expected = {"kmarket": set(SERVICES), "default-deny": set(labels), "names": set(labels)}.get(name, {name})
+                    expected = {
+                        "kmarket": set(SERVICES), "traces": set(SERVICES), "default-deny": set(labels), "names": set(labels),
+                    }.get(name, {name})
                     self.assertEqual(chosen, expected, f"{overlay}: {kind} {name}")
             for name, pod in pods(overlay).items():
                 for spread in pod["spec"].get("topologySpreadConstraints", []):
@@ -275,10 +299,20 @@ class Network(unittest.TestCase):
             self.assertEqual(self.opened(overlay, "gateway", "ingress"), {"clients": controller, "operators": prometheus})
             self.assertEqual(self.opened(overlay, "publisher", "ingress"), {"admin": [{"kmarket/publishes": "true"}], "operators": prometheus})
             for service in SERVICES:
-                postgres = {5432: [{"app.kubernetes.io/name": "postgresql"}]} if (overlay, service) == ("production", "publisher") else {}
+                has_postgres = overlay != "dev" and service == "publisher"
+                postgres = {5432: [{"app.kubernetes.io/name": "postgresql"}]} if has_postgres else {}
                 self.assertEqual(self.opened(overlay, service, "egress"), {6379: redis, 26379: redis, **postgres})
             self.assertEqual(set(self.opened(overlay, "names", "egress")), {53})
+            self.assertEqual("traces" in of_kind(overlay, "NetworkPolicy"), overlay == "production with traces")
         self.assertTrue(selects({"matchLabels": redis[0]}, pods("dev")["redis"]["metadata"]["labels"]))
+
+    def test_traces_get_out_to_the_collector_that_they_are_sent_to(self):
+        overlay = "production with traces"
+        ((number, (collector,)),) = self.opened(overlay, "traces", "egress").items()
+        name, namespace = collector["app.kubernetes.io/name"], collector["kubernetes.io/metadata.name"]
+        for service in SERVICES:
+            (endpoint,) = [one["value"] for one in container(pods(overlay)[service])["env"] if one["name"] == "OTLP_ENDPOINT"]
+            self.assertEqual(endpoint, f"http://{name}.{namespace}:{number}")
 
     def test_the_ingress_leads_where_nginx_does(self):
         routes = (ROOT / "docker/nginx/routes.conf").read_text()
