@@ -10,13 +10,14 @@ use shared::{
     token::{AdminClaims, Audience, Keyring, Role},
 };
 use tests::{
-    Admin, Desk, Http, Launch, Postgres, Redis, Service,
+    Admin, Certificates, Desk, Http, Launch, Postgres, Redis, Service,
     admin::{AuditPage, numbered},
     eventually, fresh_market,
-    postgres::{Database, PASSWORD},
+    postgres::{Database, PASSWORDS},
     process::Stream,
     tokens,
 };
+use sqlx::Row;
 use tokio::time::Instant;
 
 /// What one publisher that has died was given is another one's after 10 s, which are looked for every 5 s.
@@ -312,9 +313,47 @@ async fn a_wrong_password_stops_no_override_and_is_mended_by_another_file() {
     std::fs::write(&file, database.url()).unwrap();
     expect_same(&redis, &database, &[market]).await;
     let said = publisher.process.said(Stream::Err);
-    for secret in ["not-the-password", PASSWORD, "the-tests'-p%40ssword"] {
+    for secret in ["not-the-password"].iter().chain(&PASSWORDS) {
         assert!(!said.contains(secret), "{secret}");
     }
+}
+
+#[tokio::test]
+async fn over_tls_the_password_is_shown_to_nobody_but_the_database_that_the_url_names() {
+    let (redis, ours, others) = (Redis::start(), Certificates::make(), Certificates::make());
+    let postgres = Postgres::with_tls(&ours);
+    let database = postgres.database().await;
+    let market = fresh_market();
+    let verified = |authority: &Certificates, host: &str| {
+        let url = database.url().replace("127.0.0.1", host);
+        let url = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.ca_file().display());
+        Launch::publisher(&redis).env("DATABASE_URL", &url).start()
+    };
+    // An authority that has not signed it, and a name that is not in it.
+    for (published, authority, host) in [(0, &others, "127.0.0.1"), (3, &ours, "localhost")] {
+        let publisher = verified(authority, host);
+        trader(&publisher).publish_many(market, published, 3).await;
+        publisher.process.expect_line("why", |line| {
+            (line.contains("does not get to postgres") && line.contains("certificate")).then_some(())
+        });
+    }
+    assert!(database.audit().await.is_empty());
+
+    let publisher = verified(&ours, "127.0.0.1");
+    expect_same(&redis, &database, &[market]).await;
+    let connections = database
+        .rows("SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'kmarket-publisher'")
+        .await;
+    assert!(!connections.is_empty() && connections.iter().all(|row| row.get("ssl")));
+    drop(publisher);
+
+    // One that speaks no TLS is not spoken to either.
+    let plain = Postgres::shared();
+    let url = format!("{}?sslmode=require", plain.database().await.url());
+    let publisher = Launch::publisher(&redis).env("DATABASE_URL", &url).start();
+    publisher.process.expect_line("why", |line| {
+        (line.contains("does not get to postgres") && line.contains("TLS")).then_some(())
+    });
 }
 
 #[tokio::test]

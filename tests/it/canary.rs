@@ -7,8 +7,8 @@ use shared::{
     token::{Audience, Keyring, Role},
 };
 use tests::{
-    Answer, Collector, Http, Launch, Redis, Service, Socket, eventually, fresh_market, fresh_user,
-    process::Stream, tokens, within,
+    Answer, Collector, Http, Launch, Postgres, Redis, Service, Socket, eventually, fresh_market, fresh_user,
+    postgres::PASSWORDS, process::Stream, tokens, within,
 };
 
 const JWT: &str = "canary-jwt-0123456789abcdef0123456789abcdef";
@@ -17,7 +17,7 @@ const API_KEY: &str = "canary-api-key-0123456789abcdef";
 /// What is no token, but stands where one belongs.
 const NO_TOKEN: &str = "canary-no-token-0123456789abcdef";
 /// The password of `Redis::with_user`, as it is and as the URL has it.
-const PASSWORDS: [&str; 2] = ["p@ss/word", "p%40ss%2Fword"];
+const REDIS_PASSWORDS: [&str; 2] = ["p@ss/word", "p%40ss%2Fword"];
 
 /// Everything that comes out.
 #[derive(Default)]
@@ -40,7 +40,8 @@ impl Seen {
 
 #[tokio::test]
 async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
-    let (redis, collector) = (Redis::with_user(), Collector::start().await);
+    let (redis, collector, postgres) = (Redis::with_user(), Collector::start().await, Postgres::shared());
+    let database = postgres.database().await;
     let traces = [("OTLP_ENDPOINT", &*collector.endpoint()), ("OTLP_SAMPLE_RATIO", "1")];
     let gateway = Launch::gateway(&redis)
         .env("RUST_LOG", "trace")
@@ -52,6 +53,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
     let publisher = Launch::publisher(&redis)
         .env("RUST_LOG", "trace")
         .env("ADMIN_JWT_SECRET", ADMIN_JWT)
+        .env("DATABASE_URL", database.url())
         .envs(&traces)
         .start();
     let (http, mut seen) = (Http::default(), Seen::default());
@@ -117,35 +119,42 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
         seen.answer("the audit", &http.get_with(&url, &[("authorization", &bearer)]).await);
     }
 
+    publisher.process.expect_line("the database's use", |line| line.contains("are up to date").then_some(()));
+
     // What refuses to start says why, and not more.
     for finished in [
         Launch::gateway(&redis).env("JWT_SECRET", &format!("{JWT},{JWT}")).run(),
         Launch::gateway(&redis).env("JWT_SECRET", &JWT[..31]).run(),
         Launch::publisher(&redis).env("ADMIN_JWT_SECRET", &ADMIN_JWT[..31]).run(),
-        Launch::gateway(&redis).env("REDIS_URL", &format!("http://desk:{}@h", PASSWORDS[1])).run(),
-        Launch::gateway(&redis).env("REDIS_URL", &format!("redis://desk:{}@:x/y", PASSWORDS[1])).run(),
+        Launch::gateway(&redis).env("REDIS_URL", &format!("http://desk:{}@h", REDIS_PASSWORDS[1])).run(),
+        Launch::gateway(&redis).env("REDIS_URL", &format!("redis://desk:{}@:x/y", REDIS_PASSWORDS[1])).run(),
+        Launch::publisher(&redis).env("DATABASE_URL", &database.url().replace("postgres:", "http:")).run(),
+        Launch::publisher(&redis).env("DATABASE_URL", &format!("{}?sslmode=x", database.url())).run(),
     ] {
         assert!(!finished.status.success());
         seen.0.push(("a refusal to start".to_owned(), finished.err + &finished.out));
     }
-    // A Redis that does not know us.
+    // A Redis that does not know us, and a Postgres.
     let stranger = Launch::gateway(&redis).env("RUST_LOG", "trace");
-    let wrong = redis.access().url.replace(PASSWORDS[1], NO_TOKEN);
+    let wrong = redis.access().url.replace(REDIS_PASSWORDS[1], NO_TOKEN);
     let stranger = stranger.env("REDIS_URL", &wrong).start_unready();
     stranger.process.expect_line("trouble", |line| line.contains("does not answer").then_some(()));
+    let unarchived = Launch::publisher(&redis).env("RUST_LOG", "trace");
+    let unarchived = unarchived.env("DATABASE_URL", &database.url_with_password(NO_TOKEN)).start();
+    unarchived.process.expect_line("trouble", |line| line.contains("does not get to").then_some(()));
 
     // The last request is the last one to be told of.
     let told = || collector.spans().iter().filter(|span| span.name == "GET /admin/audit").count();
     eventually("a trace of each read of the audit", async || (told() >= 3).then_some(())).await;
     seen.0.push(("a trace".to_owned(), collector.said()));
 
-    for service in [gateway, publisher, stranger] {
+    for service in [gateway, publisher, stranger, unarchived] {
         end(&mut seen, service).await;
     }
     let signature = token.rsplit_once('.').unwrap().1;
     let admin_signature = admin_token.rsplit_once('.').unwrap().1;
     let secrets = [&JWT[..31], &ADMIN_JWT[..31], API_KEY, NO_TOKEN, signature, admin_signature];
-    seen.expect_none_of(&[&secrets[..], &PASSWORDS].concat());
+    seen.expect_none_of(&[&secrets[..], &REDIS_PASSWORDS, &PASSWORDS].concat());
 }
 
 /// A token in the place of each member that a request may have.

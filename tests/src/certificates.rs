@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use crate::redis::directory;
 
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
+
 /// A certificate of 127.0.0.1, and the authority of its own that signed it.
 #[derive(Debug)]
 pub struct Certificates {
@@ -24,7 +27,7 @@ impl Certificates {
         let signed = ["-CA", "ca.crt", "-CAkey", "ca.key"];
         let names =
             ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
-        make_certificate(dir.path(), "redis", &[signed.as_slice(), &names].concat());
+        make_certificate(dir.path(), "server", &[signed.as_slice(), &names].concat());
         Self { dir }
     }
 
@@ -39,13 +42,19 @@ impl Certificates {
     pub fn settings(&self) -> [(&'static str, String); 6] {
         let file = |name: &str| self.file(name).display().to_string();
         [
-            ("tls-cert-file", file("redis.crt")),
-            ("tls-key-file", file("redis.key")),
+            ("tls-cert-file", file(CERTIFICATE)),
+            ("tls-key-file", file(KEY)),
             ("tls-ca-cert-file", file("ca.crt")),
             ("tls-auth-clients", "no".to_owned()),
             ("tls-replication", "yes".to_owned()),
             ("tls-cluster", "yes".to_owned()),
         ]
+    }
+
+    /// The server's certificate and its key.
+    #[must_use]
+    pub fn server_files(&self) -> [PathBuf; 2] {
+        [self.file(CERTIFICATE), self.file(KEY)]
     }
 
     fn file(&self, name: &str) -> PathBuf {

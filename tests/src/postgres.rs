@@ -1,8 +1,11 @@
 //! A real PostgreSQL, alone on a free port.
 
 use std::{
-    fs,
-    os::unix::{fs::chown, process::CommandExt},
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -16,6 +19,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgRow};
 use tempfile::TempDir;
 
 use crate::{
+    certificates::Certificates,
     ports::Port,
     process::Process,
     redis::{directory, until},
@@ -25,9 +29,11 @@ use crate::{
 
 /// Something that is no test of ours may be faster than Postgres to take a port that was free.
 const PORT_ATTEMPTS: usize = 10;
-/// Everybody's password, which needs percent-encoding in a URL.
-pub const PASSWORD: &str = "the-tests'-p@ssword/%";
+/// Everybody's password.
+const PASSWORD: &str = "the-tests'-p@ssword/%";
 const PASSWORD_IN_URL: &str = "the-tests'-p%40ssword%2F%25";
+/// The password as it is and as the URL has it, without what a message may have of it by chance.
+pub const PASSWORDS: [&str; 2] = ["the-tests'-p@ssword", "the-tests'-p%40ssword"];
 
 /// A cluster that keeps its files until it is dropped; ended then.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ pub struct Postgres {
     /// Whom it runs as: it refuses to be root.
     user: Option<(u32, u32)>,
     dir: TempDir,
+    settings: Vec<String>,
     databases: AtomicU64,
 }
 
@@ -57,6 +64,17 @@ impl Postgres {
     /// Starts one; panics with what to install when there is none.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts one that also speaks TLS, as 127.0.0.1, to whoever asks for it.
+    #[must_use]
+    pub fn with_tls(certificates: &Certificates) -> Self {
+        Self::start_with(&certificates.server_files())
+    }
+
+    /// Starts one; with a certificate and its key, if there are any.
+    fn start_with(tls: &[PathBuf]) -> Self {
         let (dir, user) = (directory(), somebody());
         if let Some((uid, gid)) = user {
             chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
@@ -69,10 +87,11 @@ impl Postgres {
         make.args(["--locale", "C", "--no-sync"]);
         let made = make.output().expect("initdb runs");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let settings = tls_settings(tls, &dir, user);
         for _ in 0..PORT_ATTEMPTS {
             let port = Port::free();
-            if let Some(process) = run(&port, &dir, user) {
-                return Self { process, port, user, dir, databases: AtomicU64::new(0) };
+            if let Some(process) = run(&port, &dir, &settings, user) {
+                return Self { process, port, user, dir, settings, databases: AtomicU64::new(0) };
             }
         }
         panic!("postgres found its port taken {PORT_ATTEMPTS} times in a row");
@@ -113,7 +132,7 @@ impl Postgres {
     pub fn restart(&mut self) {
         self.kill();
         // It does not start before the last child of the one that was killed has noticed.
-        self.process = until("postgres starts again", || run(&self.port, &self.dir, self.user));
+        self.process = until("postgres starts again", || run(&self.port, &self.dir, &self.settings, self.user));
     }
 }
 
@@ -211,12 +230,27 @@ fn somebody() -> Option<(u32, u32)> {
     Some(ids("postgres").or_else(|| ids("nobody")).expect("there is somebody besides root"))
 }
 
+/// What lets it speak TLS: with files of its own, as it takes no key that others could read.
+fn tls_settings(files: &[PathBuf], dir: &TempDir, user: Option<(u32, u32)>) -> Vec<String> {
+    let [certificate, key] = files else { return Vec::new() };
+    let copied = |setting: &str, file: &PathBuf| {
+        let own = data(dir).join(setting);
+        fs::copy(file, &own).expect("the directory is writable");
+        fs::set_permissions(&own, Permissions::from_mode(0o600)).expect("the file is ours");
+        if let Some((uid, gid)) = user {
+            chown(&own, Some(uid), Some(gid)).expect("root may give a file away");
+        }
+        format!("{setting}={}", own.display())
+    };
+    vec!["ssl=on".to_owned(), copied("ssl_cert_file", certificate), copied("ssl_key_file", key)]
+}
+
 fn data(dir: &TempDir) -> PathBuf {
     dir.path().join("data")
 }
 
 /// Starts a server; `None` when it ends before it is ready.
-fn run(port: &Port, dir: &TempDir, user: Option<(u32, u32)>) -> Option<Process> {
+fn run(port: &Port, dir: &TempDir, settings: &[String], user: Option<(u32, u32)>) -> Option<Process> {
     let mut command = command("postgres", user);
     command.arg("-D").arg(data(dir));
     let port = format!("port={}", port.number());
@@ -230,7 +264,10 @@ fn run(port: &Port, dir: &TempDir, user: Option<(u32, u32)>) -> Option<Process> 
         "shared_buffers=16MB",
         "max_connections=50",
         "autovacuum=off",
-    ] {
+    ]
+    .into_iter()
+    .chain(settings.iter().map(String::as_str))
+    {
         command.args(["-c", setting]);
     }
     let process = Process::spawn("postgres", &mut command);
