@@ -9,6 +9,7 @@ use shared::{
     settings::Secret,
     token::{AdminClaims, Audience, Keyring, Role},
 };
+use sqlx::Row;
 use tests::{
     Admin, Certificates, Desk, Http, Launch, Postgres, Redis, Service,
     admin::{AuditPage, numbered},
@@ -17,7 +18,6 @@ use tests::{
     process::Stream,
     tokens,
 };
-use sqlx::Row;
 use tokio::time::Instant;
 
 /// What one publisher that has died was given is another one's after 10 s, which are looked for every 5 s.

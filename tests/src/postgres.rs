@@ -132,7 +132,8 @@ impl Postgres {
     pub fn restart(&mut self) {
         self.kill();
         // It does not start before the last child of the one that was killed has noticed.
-        self.process = until("postgres starts again", || run(&self.port, &self.dir, &self.settings, self.user));
+        self.process =
+            until("postgres starts again", || run(&self.port, &self.dir, &self.settings, self.user));
     }
 }
 
