@@ -8,7 +8,9 @@ use shared::{
 };
 use tests::{
     Answer, Collector, Http, Launch, Postgres, Redis, Service, Socket, eventually, fresh_market, fresh_user,
-    postgres::PASSWORDS, process::Stream, tokens, within,
+    postgres::{Database, PASSWORDS},
+    process::Stream,
+    tokens, within,
 };
 
 const JWT: &str = "canary-jwt-0123456789abcdef0123456789abcdef";
@@ -121,19 +123,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
 
     publisher.process.expect_line("the database's use", |line| line.contains("are up to date").then_some(()));
 
-    // What refuses to start says why, and not more.
-    for finished in [
-        Launch::gateway(&redis).env("JWT_SECRET", &format!("{JWT},{JWT}")).run(),
-        Launch::gateway(&redis).env("JWT_SECRET", &JWT[..31]).run(),
-        Launch::publisher(&redis).env("ADMIN_JWT_SECRET", &ADMIN_JWT[..31]).run(),
-        Launch::gateway(&redis).env("REDIS_URL", &format!("http://desk:{}@h", REDIS_PASSWORDS[1])).run(),
-        Launch::gateway(&redis).env("REDIS_URL", &format!("redis://desk:{}@:x/y", REDIS_PASSWORDS[1])).run(),
-        Launch::publisher(&redis).env("DATABASE_URL", &database.url().replace("postgres:", "http:")).run(),
-        Launch::publisher(&redis).env("DATABASE_URL", &format!("{}?sslmode=x", database.url())).run(),
-    ] {
-        assert!(!finished.status.success());
-        seen.0.push(("a refusal to start".to_owned(), finished.err + &finished.out));
-    }
+    refusals(&mut seen, &redis, &database);
     // A Redis that does not know us, and a Postgres.
     let stranger = Launch::gateway(&redis).env("RUST_LOG", "trace");
     let wrong = redis.access().url.replace(REDIS_PASSWORDS[1], NO_TOKEN);
@@ -155,6 +145,22 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
     let admin_signature = admin_token.rsplit_once('.').unwrap().1;
     let secrets = [&JWT[..31], &ADMIN_JWT[..31], API_KEY, NO_TOKEN, signature, admin_signature];
     seen.expect_none_of(&[&secrets[..], &REDIS_PASSWORDS, &PASSWORDS].concat());
+}
+
+/// What refuses to start says why, and not more.
+fn refusals(seen: &mut Seen, redis: &Redis, database: &Database) {
+    for finished in [
+        Launch::gateway(redis).env("JWT_SECRET", &format!("{JWT},{JWT}")).run(),
+        Launch::gateway(redis).env("JWT_SECRET", &JWT[..31]).run(),
+        Launch::publisher(redis).env("ADMIN_JWT_SECRET", &ADMIN_JWT[..31]).run(),
+        Launch::gateway(redis).env("REDIS_URL", &format!("http://desk:{}@h", REDIS_PASSWORDS[1])).run(),
+        Launch::gateway(redis).env("REDIS_URL", &format!("redis://desk:{}@:x/y", REDIS_PASSWORDS[1])).run(),
+        Launch::publisher(redis).env("DATABASE_URL", &database.url().replace("postgres:", "http:")).run(),
+        Launch::publisher(redis).env("DATABASE_URL", &format!("{}?sslmode=x", database.url())).run(),
+    ] {
+        assert!(!finished.status.success());
+        seen.0.push(("a refusal to start".to_owned(), finished.err + &finished.out));
+    }
 }
 
 /// A token in the place of each member that a request may have.

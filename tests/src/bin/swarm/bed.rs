@@ -150,26 +150,34 @@ fn number_after(text: &str, line: &str, word: &str) -> Option<u64> {
 /// # Errors
 /// When it has not within 30 s.
 pub(crate) fn await_connections(gateway: &Service, wanted: u64) -> Result<()> {
+    await_metric(gateway, "gateway_connections", wanted)
+}
+
+/// Waits until a service's metric has this value.
+///
+/// # Errors
+/// When it has not within 30 s.
+pub(crate) fn await_metric(service: &Service, name: &str, wanted: u64) -> Result<()> {
     let runtime = runtime()?;
     let give_up_us = now_us() + 30_000_000;
     loop {
-        let connections = runtime.block_on(counter(slice::from_ref(gateway), "gateway_connections"))?;
-        if connections == wanted {
+        let found = runtime.block_on(counter(slice::from_ref(service), name))?;
+        if found == wanted {
             return Ok(());
         }
-        ensure!(now_us() < give_up_us, "the gateway has {connections} connections instead of {wanted}");
+        ensure!(now_us() < give_up_us, "{name} is {found} instead of {wanted}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Adds up a counter without labels over these gateways' metrics.
+/// Adds up a metric over these services. `name` is as Prometheus writes it, with its labels.
 ///
 /// # Errors
 /// When one does not answer.
-pub(crate) async fn counter(gateways: &[Service], name: &str) -> Result<u64> {
+pub(crate) async fn counter(services: &[Service], name: &str) -> Result<u64> {
     let mut total = 0;
-    for gateway in gateways {
-        let answer = Http::new(&Endpoint::from(gateway.ops), None).get("/metrics").await?;
+    for service in services {
+        let answer = Http::new(&Endpoint::from(service.ops), None).get("/metrics").await?;
         let text = String::from_utf8_lossy(&answer.body);
         let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<u64>().ok();
         total += text.lines().find_map(value).unwrap_or_default();

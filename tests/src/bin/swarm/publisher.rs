@@ -1,23 +1,24 @@
 //! `swarm publisher`: overrides a second, as a share of what the bare append script does.
 
 use std::process::Command;
+use std::slice;
 use std::time::Duration;
 
 use ::tests::tokens::admin;
-use ::tests::{Launch, Redis};
+use ::tests::{Launch, Postgres, Redis, Service};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use shared::backbone::Retention;
 use shared::token::Role;
 
-use crate::bed::{Cores, prepare};
+use crate::bed::{Cores, await_metric, counter, prepare};
 use crate::clock::now_us;
-use crate::http::Endpoint;
+use crate::http::{Endpoint, runtime};
 use crate::message::{payload, payload_bytes};
 use crate::options::{counted, duration};
 use crate::overrides::{self, Overridden};
-use crate::report::{Bound, Report, Table, median};
+use crate::report::{Bound, Report, Table, median, per_second};
 
 /// Flags of `swarm publisher`.
 #[derive(Args)]
@@ -50,14 +51,20 @@ pub(crate) struct Options {
     /// How often each is taken, in turn; the median of the ratios counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(1, 9))]
     rounds: usize,
+
+    /// Single overrides also with a publisher that copies its audit to a PostgreSQL
+    #[arg(long)]
+    postgres: bool,
 }
 
 const EXAMPLES: &str = "\
 Starts a redis-server on the first core and a publisher on any; the clients, and redis-benchmark in its turn, have the
 others. redis-benchmark calls the publisher's append script with the same kind of arguments, 16 calls in a pipeline.
+With --postgres also another publisher, with a redis-server on the first core and a PostgreSQL on any.
 
 Examples:
   swarm publisher
+  swarm publisher --postgres
   swarm publisher --batch 1000 --batch-connections 4";
 
 /// What `swarm publisher` found.
@@ -75,6 +82,15 @@ struct Round {
     script_per_second: f64,
     single: Overridden,
     batches: Overridden,
+    copied: Option<Copied>,
+}
+
+/// Single overrides whose audit is copied to a PostgreSQL.
+#[derive(Serialize)]
+struct Copied {
+    single: Overridden,
+    /// Rows that were there when the last override was accepted, and then until all were, a second.
+    rows_per_second: [f64; 2],
 }
 
 /// Runs it.
@@ -86,22 +102,14 @@ pub(crate) fn run(options: &Options) -> Result<Published> {
     let cores = Cores::divide()?;
     let redis = cores.measured(Redis::start)?;
     let publisher = cores.all(|| Launch::publisher(&redis).start())?;
-    let endpoint = Endpoint::from(publisher.api);
-    let overrides = |connections, batch| {
-        let target = overrides::Target {
-            endpoint: endpoint.clone(),
-            admin_token: admin(Role::Trader),
-            pid: publisher.process.id(),
-            markets: options.markets,
-        };
-        overrides::run(&overrides::Options::at(target, connections, batch, options.duration))
-    };
+    let copying = options.postgres.then(|| Copying::start(&cores)).transpose()?;
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
         rounds.push(Round {
             script_per_second: options.script(&redis)?,
-            single: overrides(options.connections, 1)?,
-            batches: overrides(options.batch_connections, options.batch)?,
+            single: options.overrides(&publisher, options.connections, 1)?,
+            batches: options.overrides(&publisher, options.batch_connections, options.batch)?,
+            copied: copying.as_ref().map(|copying| copying.overrides(options)).transpose()?,
         });
     }
     let Options { connections, batch, batch_connections, .. } = *options;
@@ -113,7 +121,51 @@ const APPEND: &str = include_str!("../../../../shared/src/backbone/append.lua");
 /// Calls in one pipeline of redis-benchmark.
 const PIPELINED: usize = 16;
 
+/// A publisher that copies its audit, alone with its Redis.
+struct Copying {
+    publisher: Service,
+    _redis: Redis,
+    _postgres: Postgres,
+}
+
+impl Copying {
+    fn start(cores: &Cores) -> Result<Self> {
+        let redis = cores.measured(Redis::start)?;
+        let postgres = cores.all(Postgres::start)?;
+        let database = runtime()?.block_on(postgres.database());
+        let launch = Launch::publisher(&redis).env("DATABASE_URL", database.url());
+        Ok(Self { publisher: cores.all(|| launch.start())?, _redis: redis, _postgres: postgres })
+    }
+
+    fn overrides(&self, options: &Options) -> Result<Copied> {
+        let count = |name| runtime()?.block_on(counter(slice::from_ref(&self.publisher), name));
+        let (before, began_us) = (count(ROWS)?, now_us());
+        let single = options.overrides(&self.publisher, options.connections, 1)?;
+        let (while_busy, ended_us) = (count(ROWS)?, now_us());
+        let accepted = count(ACCEPTED)?;
+        await_metric(&self.publisher, ROWS, accepted)?;
+        let rows_per_second = [
+            per_second(while_busy - before, ended_us - began_us),
+            per_second(accepted - while_busy, now_us() - ended_us),
+        ];
+        Ok(Copied { single, rows_per_second })
+    }
+}
+
+const ACCEPTED: &str = r#"publisher_overrides_total{outcome="appended"}"#;
+const ROWS: &str = "publisher_audit_exported_total";
+
 impl Options {
+    fn overrides(&self, publisher: &Service, connections: usize, batch: usize) -> Result<Overridden> {
+        let target = overrides::Target {
+            endpoint: Endpoint::from(publisher.api),
+            admin_token: admin(Role::Trader),
+            pid: publisher.process.id(),
+            markets: self.markets,
+        };
+        overrides::run(&overrides::Options::at(target, connections, batch, self.duration))
+    }
+
     /// Appends a second of the bare script.
     fn script(&self, redis: &Redis) -> Result<f64> {
         let mut connection = redis::Client::open(redis.url())?.get_connection()?;
@@ -162,14 +214,24 @@ fn bounds(rounds: &[Round]) -> Vec<Bound> {
     };
     let single = "single overrides a second, × the bare script".to_owned();
     let batches = "overrides a second in batches, × the bare script".to_owned();
-    vec![
+    let mut bounds = vec![
         Bound::at_least(single, share(|round| &round.single), SINGLE),
         Bound::at_least(batches, share(|round| &round.batches), BATCHES),
-    ]
+    ];
+    let copied: Vec<f64> = rounds
+        .iter()
+        .filter_map(|round| Some(round.copied.as_ref()?.single.per_second() / round.single.per_second()))
+        .collect();
+    if !copied.is_empty() {
+        let what = "single overrides a second with the audit copied, × without".to_owned();
+        bounds.push(Bound::at_least(what, median(copied.into_iter()), COPIED));
+    }
+    bounds
 }
 
 const SINGLE: f64 = 0.4;
 const BATCHES: f64 = 0.7;
+const COPIED: f64 = 0.5;
 
 impl Report for Published {
     fn table(&self, table: &mut Table) {
@@ -183,13 +245,21 @@ impl Report for Published {
         table.row("the bare script", row(&|round| round.script_per_second));
         table.row("single overrides", row(&|round| round.single.per_second()));
         table.row("in batches", row(&|round| round.batches.per_second()));
+        if self.rounds.iter().all(|round| round.copied.is_some()) {
+            let row = |of: &dyn Fn(&Copied) -> f64| row(&|round| round.copied.as_ref().map_or(f64::NAN, of));
+            table.row("single, copied", row(&|copied| copied.single.per_second()));
+            table.row("rows meanwhile", row(&|copied| copied.rows_per_second[0]));
+            table.row("rows afterwards", row(&|copied| copied.rows_per_second[1]));
+        }
         table.bounds(&self.bounds);
     }
 
     fn failures(&self) -> Vec<String> {
         let mut failures: Vec<String> = self.bounds.iter().filter_map(Bound::failure).collect();
         for round in &self.rounds {
-            failures.extend(round.single.failures().into_iter().chain(round.batches.failures()));
+            let copied = round.copied.as_ref().map(|copied| &copied.single);
+            let all = [&round.single, &round.batches].into_iter().chain(copied);
+            failures.extend(all.flat_map(Overridden::failures));
         }
         failures
     }
