@@ -479,7 +479,6 @@ impl NotAppended {
                         error.is_connection_refusal()
                             || error.code().is_some_and(|code| REFUSED_WHOLE.contains(&code))
                     }
-                    BackboneError::Pool(_) => true,
                     BackboneError::Malformed { .. } => false,
                 };
                 if never_sent { Self::Unreachable } else { Self::Unknown { keyed } }

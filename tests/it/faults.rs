@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use redis::Value;
 use tests::{
     Access, Admin, Desk, Follower, Launch, Redis, Rest, Services,
@@ -102,6 +103,23 @@ async fn connections_that_are_half_open_are_noticed_and_replaced() {
     follower.reach_all_of(&desk).await;
     follower.expect_as_in(&redis, market);
     assert_eq!(follower.known(market).resets, 0);
+}
+
+/// Each connection that waited for reads would be found out by itself, one after the other.
+#[tokio::test]
+async fn however_many_connections_are_half_open_a_gateway_is_back_within_the_time_of_one() {
+    let redis = Redis::start();
+    let chaos = Chaos::before(&redis);
+    let gateways = Services::start(&chaos, &[("STALE_AFTER", "1s")], &[]);
+    let gateway = gateways.gateway(0);
+    let rest = Rest::of(gateway);
+    // As many as there may be, since none of these reads ends before all of them have begun.
+    chaos.set(Weather::Slow(Duration::from_millis(100)));
+    join_all((0..32).map(|_| rest.updates(fresh_market(), "since_seq=0"))).await;
+    chaos.set(Weather::Fair);
+    chaos.swallow();
+    gateway.expect_readiness(503).await;
+    gateway.expect_readiness(200).await;
 }
 
 #[tokio::test]

@@ -370,9 +370,6 @@ pub enum BackboneError {
     /// It is unreachable, or refused the command.
     #[error("redis: {0}")]
     Redis(#[from] ::redis::RedisError),
-    /// No pooled connection could be had.
-    #[error("redis pool: {0}")]
-    Pool(#[from] deadpool_redis::PoolError),
     /// It holds something that this version does not understand.
     #[error("{key}: {problem}")]
     Malformed {
@@ -389,7 +386,6 @@ impl BackboneError {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Redis(error) => redis::is_outage(error),
-            Self::Pool(_) => true,
             Self::Malformed { .. } => false,
         }
     }

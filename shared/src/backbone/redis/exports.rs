@@ -11,7 +11,6 @@ use std::{
 };
 
 use ::redis::{FromRedisValue, Pipeline, RedisError, RedisResult, Value, cmd};
-use deadpool_redis::PoolError;
 
 use super::{
     RedisBackbone,
@@ -226,11 +225,7 @@ impl RedisBackbone {
     /// Asks a node all of it in one round trip. Each may be refused on its own.
     async fn ask_each(&self, node: &Node, mut commands: Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
         commands.ignore_errors();
-        let answers = match node.reads.get().await {
-            Ok(mut connection) => commands.query_async(&mut connection).await,
-            Err(PoolError::Backend(error)) => Err(error),
-            Err(error) => Err(std::io::Error::other(error).into()),
-        };
+        let answers = node.ask(&commands).await;
         self.nodes.note_each(node, answers)
     }
 }

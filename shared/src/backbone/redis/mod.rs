@@ -22,7 +22,6 @@ use ::redis::{
     pipe,
 };
 use async_trait::async_trait;
-use deadpool_redis::PoolError;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 
@@ -155,7 +154,8 @@ impl RedisBackbone {
             self.nodes.note_each(&node, answers).map(|answers| (answers, 0))
         } else {
             pipeline.cmd("WAIT").arg(self.min_replicas).arg(WAIT_MS);
-            let answers = query_alone(&node, &pipeline).await;
+            // It blocks the connection, which is nobody else's.
+            let answers = node.ask(&pipeline).await;
             self.nodes.note_each(&node, answers).and_then(count_replicas)
         };
         let unknown = |answer: &RedisResult<Value>| matches!(answer, Err(error) if error.kind() == ServerErrorKind::NoScript.into());
@@ -445,16 +445,6 @@ impl Backbone for RedisBackbone {
         try_join_all(map.nodes().iter().map(|node| self.ping_node(node))).await?;
         Ok(())
     }
-}
-
-/// Runs a pipeline that ends with `WAIT` on a connection of its own, which alone it blocks.
-async fn query_alone(node: &Node, pipeline: &Pipeline) -> RedisResult<Vec<RedisResult<Value>>> {
-    let mut connection = match node.reads.get().await {
-        Ok(connection) => connection,
-        Err(PoolError::Backend(error)) => return Err(error),
-        Err(error) => return Err(std::io::Error::other(error).into()),
-    };
-    pipeline.query_async(&mut connection).await
 }
 
 /// Takes what `WAIT` said, the last of these answers, from the others.

@@ -41,6 +41,9 @@ const RESOLVE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Connections a node for reads that a request waits for (REST, audit, market loads): each serves one at a time, so
 /// that this also bounds the reads in flight.
 const POOL_SIZE: usize = 8;
+/// How long a connection of these may take to show that it is alive before it is given up. One after the other is
+/// tried, and where one is half-open all are: together they take less than one answer may.
+const RECYCLE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long to wait before a command is asked again that a node refused without carrying it out: because another
 /// holds the slot, the slot is on its way, or a failover is. After the last, the refusal is the answer.
 pub(super) const RETRY_AFTER_MS: [u64; 7] = [0, 10, 25, 50, 100, 200, 400];
@@ -84,7 +87,7 @@ pub(super) struct Node {
     /// Reads of the tail.
     pub(super) tails: ConnectionManager,
     /// Reads that a request waits for.
-    pub(super) reads: Pool,
+    reads: Pool,
     /// A call timed out: its connection may be half-open, which redis-rs does not take for lost.
     is_worn: AtomicBool,
     /// Of a primary that is tailed at a replica: how far it was.
@@ -161,11 +164,7 @@ impl Nodes {
         let mut pauses = RETRY_AFTER_MS.into_iter();
         loop {
             let node = self.at(slot).await?;
-            let result = match node.reads.get().await {
-                Ok(mut connection) => commands.query_async(&mut connection).await,
-                Err(PoolError::Backend(error)) => Err(error),
-                Err(error) => return Err(error.into()),
-            };
+            let result = node.ask(commands).await;
             match (self.note(&node, result), pauses.next()) {
                 (Err(error), Some(pause_ms)) if is_misdirected(&error) => {
                     sleep(Duration::from_millis(pause_ms)).await;
@@ -454,8 +453,7 @@ impl Node {
             .max_size(POOL_SIZE)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(RESPONSE_TIMEOUT))
-            .create_timeout(Some(CONNECT_TIMEOUT))
-            .recycle_timeout(Some(RESPONSE_TIMEOUT))
+            .recycle_timeout(Some(RECYCLE_TIMEOUT))
             .build()
             .map_err(|error| RedisError::from(std::io::Error::other(error)))?;
         Ok(Self {
@@ -468,6 +466,16 @@ impl Node {
             is_worn: AtomicBool::new(false),
             written: Mutex::default(),
         })
+    }
+
+    /// Asks it all of this in one round trip, on a connection that nobody else uses meanwhile.
+    pub(super) async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
+        let mut connection = match self.reads.get().await {
+            Ok(connection) => connection,
+            Err(PoolError::Backend(error)) => return Err(error),
+            Err(error) => return Err((ErrorKind::Client, "no connection for it", error.to_string()).into()),
+        };
+        commands.query_async(&mut connection).await
     }
 }
 
