@@ -63,6 +63,7 @@ impl AuditCopy {
     /// The copy of this audit there.
     #[must_use]
     pub fn new(redis: Arc<RedisBackbone>, archive: Archive) -> Self {
+        metrics::begin_audit_copy();
         Self { redis, archive }
     }
 

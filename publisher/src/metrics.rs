@@ -16,12 +16,16 @@ pub const APPEND_SECONDS: &str = "publisher_append_seconds";
 pub const HTTP_REQUESTS: &str = "publisher_http_requests_total";
 /// Audit entries that this publisher was the one to bring to Postgres.
 pub const AUDIT_EXPORTED: &str = "publisher_audit_exported_total";
-/// Attempts to bring audit entries to Postgres that failed, by `cause`: `postgres`, `redis`.
+/// Attempts to bring audit entries to Postgres that failed, by `cause`: [`AUDIT_EXPORT_CAUSES`].
 pub const AUDIT_EXPORT_FAILURES: &str = "publisher_audit_export_failures_total";
+/// Who may have failed.
+pub const AUDIT_EXPORT_CAUSES: [&str; 2] = ["postgres", "redis"];
 /// Age of the oldest audit entry that this publisher knows of and that may not be in Postgres yet.
 pub const AUDIT_EXPORT_LAG_SECONDS: &str = "publisher_audit_export_lag_seconds";
-/// Audit entries that will not come to Postgres, by `cause`: `trimmed`, `malformed`, `displaced`.
+/// Audit entries that will not come to Postgres, by `cause`: [`AUDIT_LOST_CAUSES`].
 pub const AUDIT_LOST: &str = "publisher_audit_lost_total";
+/// Why one may not.
+pub const AUDIT_LOST_CAUSES: [&str; 3] = ["trimmed", "malformed", "displaced"];
 /// From a request's head to its answer, by `route`.
 pub const HTTP_SECONDS: &str = "publisher_http_request_seconds";
 
@@ -54,6 +58,14 @@ pub fn describe() {
     describe_counter!(TRACE_SPANS, Unit::Count, "Spans of traces, by what became of them");
     start_counters(TRACE_SPANS, "outcome", SPAN_OUTCOMES);
     start_counters(OVERRIDES, "outcome", OVERRIDE_OUTCOMES);
+}
+
+/// Begins what is counted where the audit is copied to Postgres.
+pub(crate) fn begin_audit_copy() {
+    metrics::counter!(AUDIT_EXPORTED).increment(0);
+    start_counters(AUDIT_EXPORT_FAILURES, "cause", AUDIT_EXPORT_CAUSES);
+    start_counters(AUDIT_LOST, "cause", AUDIT_LOST_CAUSES);
+    metrics::gauge!(AUDIT_EXPORT_LAG_SECONDS).set(0.0);
 }
 
 /// Counts one override.

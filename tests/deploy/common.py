@@ -23,9 +23,9 @@ def run(*command, **options):
 
 
 @functools.cache
-def usage(service):
-    """What a service says of itself."""
-    return run(BINARIES / service, "--help")
+def usage(service, *command):
+    """What a service, or a command of it, says of itself."""
+    return run(BINARIES / service, *command, "--help")
 
 
 def settings(service):

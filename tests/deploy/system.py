@@ -1,6 +1,7 @@
 """The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
 
-import asyncio, base64, fcntl, functools, json, logging, os, re, secrets, shutil, socket, ssl, subprocess, tempfile, time
+import asyncio, base64, fcntl, functools, glob, json, logging, os, pwd, re, secrets, shutil, signal, socket, ssl, subprocess
+import tempfile, time
 import urllib.error, urllib.parse, urllib.request
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class System:
 
     def __init__(self, upstreams=None, worker_shutdown_timeout="1h"):
         self.dir = Path(tempfile.mkdtemp(prefix="kmarket-deploy-"))
+        # Postgres, which refuses to be root, has a directory in it.
+        self.dir.chmod(0o711)
         self.processes = {}
         self.environments = {}
         self.worker_shutdown_timeout = worker_shutdown_timeout
@@ -34,7 +37,7 @@ class System:
             if upstreams:
                 self.ports["gateway-1"], self.ports["gateway-2"] = upstreams
             else:
-                for name in ["redis", "publisher", "gateway-1", "gateway-2"]:
+                for name in ["redis", "postgres", "publisher", "gateway-1", "gateway-2"]:
                     getattr(self, "start_" + name.split("-")[0])(name)
                 for name in ["publisher", "gateway-1", "gateway-2"]:
                     self.wait_ready(name)
@@ -51,19 +54,19 @@ class System:
 
     def stop(self):
         for name, process in self.processes.items():
-            # nginx' workers would outlive it.
-            process.terminate() if name == "nginx" else process.kill()
+            # nginx' workers would outlive it, and Postgres' shared memory.
+            process.send_signal(signal.SIGINT if name in ("nginx", "postgres") else signal.SIGKILL)
         for process in self.processes.values():
             process.wait()
         shutil.rmtree(self.dir)
         self.held.close()
 
-    def start(self, name, command, environment=None):
+    def start(self, name, command, environment=None, **options):
         self.environments[name] = environment or {}
         with open(self.dir / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
                 [str(part) for part in command], env={"PATH": os.environ["PATH"], **(environment or {})},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir, **options,
             )
 
     def log(self, name):
@@ -83,6 +86,27 @@ class System:
         url = (self.secrets / "redis_gateway_url").read_text()
         wait_for(lambda: "PONG" in subprocess.run(["redis-cli", "-u", url, "ping"], text=True, capture_output=True).stdout,
                  "Redis answers")
+
+    def start_postgres(self, name="postgres"):
+        """As the image's entrypoint does: a cluster, the database that the environment names, and then the server."""
+        environment = self.environment(name)
+        home, somebody = self.dir / "postgres", {}
+        home.mkdir(mode=0o700)
+        password = shutil.copy(environment["POSTGRES_PASSWORD_FILE"], home)
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            somebody = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            for path in (home, password):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        data, options = home / "data", {"cwd": home, "env": {**os.environ, "LC_ALL": "C"}, **somebody}
+        run(postgres("initdb"), "--pgdata", data, "--username", environment["POSTGRES_USER"], "--pwfile", password,
+            "--no-sync", *environment["POSTGRES_INITDB_ARGS"].split(), **options)
+        run(postgres("postgres"), "--single", "-F", "-D", data, "postgres",
+            input=f'CREATE DATABASE {environment["POSTGRES_DB"]}\n', **options)
+        given = {"port": self.ports[name], "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        self.start(name, [postgres("postgres"), "-D", data, *(f"--{key}={value}" for key, value in given.items())],
+                   {"LC_ALL": "C"}, **somebody)
+        wait_for(lambda: "ready to accept connections" in self.log(name), "Postgres answers", self.processes[name])
 
     def start_publisher(self, name):
         self.start_service(name, "publisher")
@@ -337,6 +361,11 @@ async def gather_some(coroutines, at_once=50):
             return await coroutine
 
     return await asyncio.gather(*map(one, coroutines))
+
+
+def postgres(program):
+    """Where Debian has it, beside the path; else in the path."""
+    return max(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"), default=program)
 
 
 class Ports:

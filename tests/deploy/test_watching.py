@@ -12,18 +12,8 @@ from system import DEADLINE_S, Ports, System, wait_for
 RULES = ROOT / "docker/prometheus/rules/kmarket.yml"
 DASHBOARD = ROOT / "docker/grafana/dashboards/kmarket.json"
 NAME = r"\b(?:gateway|publisher|process)_[a-z_]+"
-# Metrics that this system rightly does not have.
-NOT_HERE = dict.fromkeys(
-    ["publisher_audit_exported_total", "publisher_audit_export_failures_total", "publisher_audit_export_lag_seconds",
-     "publisher_audit_lost_total"],
-    "the audit is exported where there is a database to export it to",
-)
 # Alerts whose expressions have no value even when it does not matter which.
-EMPTY = {
-    "KMarketServiceAbsent": "it asks for what is absent, and nothing is",
-    "KMarketAuditExportBehind": NOT_HERE["publisher_audit_export_lag_seconds"],
-    "KMarketAuditLost": NOT_HERE["publisher_audit_lost_total"],
-}
+EMPTY = {"KMarketServiceAbsent": "it asks for what is absent, and nothing is"}
 
 
 def rules():
@@ -197,7 +187,7 @@ class Watched(unittest.IsolatedAsyncioTestCase):
         end = asyncio.get_running_loop().time() + DEADLINE_S
         while True:
             types = exported(await self.scrape("gateway-1") + await self.scrape("publisher"))
-            missing = set(documented()) - set(types) - set(NOT_HERE)
+            missing = set(documented()) - set(types)
             if not missing:
                 break
             self.assertLess(asyncio.get_running_loop().time(), end, missing)
@@ -206,13 +196,11 @@ class Watched(unittest.IsolatedAsyncioTestCase):
         for place, text in {
             "rules": RULES.read_text(), "dashboard": DASHBOARD.read_text(), "docs": (ROOT / "docs/operations.md").read_text(),
         }.items():
-            self.assertLessEqual(set(named(text, types)) - set(NOT_HERE), set(types), place)
+            self.assertLessEqual(set(named(text, types)), set(types), place)
 
     async def test_what_can_be_counted_is_there_from_the_start(self):
         fresh = "".join(self.fresh.values())
         for name, (_, labels) in documented().items():
-            if name in NOT_HERE:
-                continue
             for label, values in re.findall(r"`(\w+)`: ([\w, ]+)", labels):
                 if " " not in values.replace(", ", ""):
                     for value in values.split(", "):
@@ -220,8 +208,6 @@ class Watched(unittest.IsolatedAsyncioTestCase):
         # An increase is seen only of what was there before.
         for alert in alerts():
             for name, matcher in re.findall(rf"increase\(({NAME})(\{{.*?\}})?\[", alert["expr"]):
-                if name in NOT_HERE:
-                    continue
                 label, values = re.fullmatch(r'\{(\w+)=~?"(.*)"\}', matcher).groups() if matcher else (None, "")
                 for value in values.split("|"):
                     self.assertIn(f'{name}{{{label}="{value}"}} ' if label else f"\n{name}", fresh)

@@ -1,0 +1,101 @@
+"""Whatever documents and configuration name is there: settings, routes and ports. (Metrics: test_watching.py.)"""
+
+import re, unittest
+
+from common import ROOT, port, usage
+from system import System
+
+DOCUMENTS = [ROOT.glob("*.md"), ROOT.glob("docs/**/*.md"), ROOT.glob("k8s/*.md"), ROOT.glob("sdk/*.md")]
+CONFIGURATION = [ROOT.glob("docker-compose.yml"), ROOT.glob("docker/**/*"), ROOT.glob("k8s/**/*.yaml"), ROOT.glob("k8s/**/*.env")]
+SECRETS = ("docker/secrets", "docker/tls", "k8s/overlays/dev/secrets")
+# What is no setting of ours, and where it is read or written; None: of Linux, Rust, glibc or an image that is not ours.
+OTHER_NAMES = {
+    "RUST_LOG": "shared/src/telemetry.rs", "KMARKET_COMMIT": "shared/src/telemetry.rs",
+    "FAULT_SEED": "tests/it/fault_sequences.rs", "FAULT_SEEDS": "tests/it/fault_sequences.rs",
+    "FAULT_SOAK": "tests/it/fault_sequences.rs", "UPDATE_OPENAPI": "tests/it/openapi.rs",
+    "GATEWAY_1": "docker/nginx/host.conf.template", "GATEWAY_2": "docker/nginx/host.conf.template",
+    "LISTEN_HTTPS": "docker/nginx/host.conf.template", "TLS_CERTIFICATE": "docker/nginx/host.conf.template",
+    "TLS_KEY": "docker/nginx/host.conf.template", "REDIS_ADDRESS": "docker/make-secrets",
+    "POSTGRES_ADDRESS": "docker/make-secrets", "GATEWAY_PASSWORD": "docs/operations.md",
+    "PUBLISHER_PASSWORD": "docs/operations.md", "GATEWAY_URL": "docs/tutorial.zh-CN.md",
+    "RENDER_EVERY_MS": "docs/tutorial.zh-CN.md", "ADMIN_TOKEN": "publisher/src/cli/send.rs",
+    "ADMIN_TOKEN_FILE": "publisher/src/cli/send.rs",
+    "RUSTC_BOOTSTRAP": None, "MALLOC_ARENA_MAX": None, "SSL_CERT_FILE": None, "TCP_NOTSENT_LOWAT": None,
+    "NGINX_ENVSUBST_OUTPUT_DIR": None,
+}
+OF_OTHER_IMAGES = r"(GF|POSTGRES)_\w+"
+COMMANDS = {
+    "gateway": ["check", "token", "inspect", "tail", "probe"],
+    "publisher": ["check", "token", "inspect", "override", "replay", "probe"],
+}
+# Of Redis, Sentinel, Postgres, a collector, and what docker-compose.yml publishes beside ours.
+OTHER_PORTS = {6379, 26379, 5432, 4318, 8443, 9090, 3000}
+# Ports that one document's own commands open, all of which are run by a test.
+OWN_PORTS = {
+    "README.md": {6390, 7000, 7001, 8082, 9182}, "README.zh-CN.md": {6390, 7000, 7001, 8082, 9182},
+    "docs/tutorial.zh-CN.md": {8088}, "docs/operations.md": {7000, 7001},
+}
+
+
+def texts(*patterns):
+    """By path."""
+    found = {}
+    for pattern in patterns:
+        for file in pattern:
+            path = str(file.relative_to(ROOT))
+            if file.is_file() and not path.startswith(SECRETS):
+                found[path] = file.read_text()
+    return found
+
+
+class Names(unittest.IsolatedAsyncioTestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.texts = texts(*DOCUMENTS, *CONFIGURATION)
+        assert len(cls.texts) > 30, cls.texts.keys()
+
+    def test_settings(self):
+        known = set()
+        for service, commands in COMMANDS.items():
+            for said in [usage(service), *(usage(service, command) for command in commands)]:
+                named = re.findall(r"^  --\S+ \((\w+)\)\n(.*)$", said, re.M)
+                known |= {name for name, help in named if "(flag only)" not in help}
+        known |= {f"{name}_FILE" for name in known}
+        known |= set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
+        for code in [*(ROOT / "shared/src/protocol").glob("*.rs"), ROOT / "shared/src/http/ops.rs"]:
+            known |= set(re.findall(r'"([A-Z_0-9]+)"', code.read_text()))
+        for name, place in OTHER_NAMES.items():
+            self.assertTrue(place is None or name in (ROOT / place).read_text(), f"{name} is not in {place}")
+        for path, text in self.texts.items():
+            for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", text):
+                if name not in OTHER_NAMES and not re.fullmatch(OF_OTHER_IMAGES, name):
+                    self.assertIn(name, known, path)
+
+    async def test_routes(self):
+        found = {}
+        for path, text in self.texts.items():
+            for method, route in re.findall(
+                r"(?:\b(GET|POST|PUT|PATCH|DELETE) )?(?<![\w.:/~*}])(/(?:api|admin|ws|console|livez|readyz|metrics)\b[\w/{}.-]*)", text
+            ):
+                found.setdefault((method or None, route.rstrip(".")), path)
+        self.assertGreater(len(found), 20)
+        with System() as system:
+            ports = [system.ports[name] for name in ["gateway-1", "gateway-1-ops", "publisher", "publisher-ops"]]
+            for (method, route), path in found.items():
+                # Everything that is asked for in the clear, in front of which nginx names what it keeps out.
+                target = "/admin/markets" if route in ("/admin", "/admin/") else route.replace("{id}", "1")
+                statuses = [
+                    (await system.request(each, target, port=number))[0]
+                    for number in ports for each in ([method] if method else ["GET", "POST"])
+                ]
+                self.assertTrue(set(statuses) - {404, 405}, f"{path}: {method or ''} {route} is nowhere")
+
+    def test_ports(self):
+        known = {port(service, name) for service in COMMANDS for name in ["LISTEN", "OPS_LISTEN"]} | OTHER_PORTS
+        for path, text in self.texts.items():
+            for number in re.findall(r"(?:localhost|\b[a-z][\w.-]*|\d\.\d+|\]):(\d{4,5})\b(?![:.])", text):
+                self.assertIn(int(number), known | OWN_PORTS.get(path, set()), path)
+
+
+if __name__ == "__main__":
+    unittest.main()
