@@ -5,50 +5,48 @@
 //! its cursors where they are and goes on from the log when it takes bytes again.
 
 mod connection;
+mod handle;
 mod heartbeat;
+mod reading;
 mod spread;
+mod subscribing;
 mod subscriptions;
+mod writing;
 
 use std::{
-    collections::VecDeque,
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, Waker};
 use shared::{
-    MarketId, Position,
-    protocol::{
-        client::MessageId,
-        close::CloseCode,
-        error::Refusal,
-        server::{self, Ack, Subscribed},
-    },
-    telemetry::traces::{self, Parent, SpanKind},
-    time::{unix_ms, unix_us},
+    protocol::{close::CloseCode, server},
+    time::unix_ms,
     token::WsClaims,
 };
 use slab::Slab;
 
-pub use self::connection::Timing;
+pub use self::{connection::Timing, handle::ShardHandle};
 use self::{
-    connection::{Connection, Deadlines, Phase, Waiting},
+    connection::{Connection, Deadlines, Phase},
+    handle::{Input, Traced},
     heartbeat::Wheel,
     spread::closing_times,
     subscriptions::{Ages, Batch, Subscriptions},
+    writing::ToWrite,
 };
 use crate::{
-    frame::{self, Encoded, Message},
+    frame::{self, Encoded},
     limits::{Place, is_roomy},
-    market::{Begin, Markets, Start, Wanted, Watcher},
+    market::Markets,
     metrics as names,
-    session::{Action, Rules, Session, Subscribe},
+    session::{Rules, Session},
     tokens::Known,
 };
 
@@ -56,23 +54,10 @@ use crate::{
 const WAKER: Token = Token(usize::MAX);
 /// Bytes read at once; one buffer a shard.
 const READ_BYTES: usize = 64 * 1024;
-/// Reads of one socket in a round: a flood waits for its next turn.
-const READS_A_ROUND: usize = 4;
-/// Bytes written to one connection in a round, about: a client far behind waits for its next turn.
-const WRITE_BYTES: usize = 64 * 1024;
-/// Connections written to in a round: beyond it the sockets, the clock and other threads come first again.
-const WRITES_A_ROUND: usize = 1024;
-/// Connections whose memory is fetched together before they are written to: many enough that most of the waiting is
-/// shared, few enough that the kernel's work on one does not evict the last.
-const WARM_AT_ONCE: usize = 32;
-/// How long a request may wait for the backbone before its client is sent elsewhere.
-const REQUEST_TIMEOUT_MS: u64 = 5_000;
 /// How long a closed connection may take to read its bye and close its side.
 const CLOSE_LINGER_MS: u64 = 5_000;
 /// Traced updates that are looked after until somebody has them; further ones end their trace unread.
 const MAX_TRACED: usize = 16;
-/// How long they are.
-const TRACED_MS: u64 = 5_000;
 /// The longest wait that a draining pod asks its clients to spread their reconnects over.
 const MAX_DRAIN_SPREAD_MS: u64 = 3_000;
 
@@ -112,86 +97,6 @@ pub struct Accepted {
     pub place: Place,
 }
 
-/// What other threads bring. Bounded: connections by the pod's places, rings by one a market, the rest by hand.
-enum Input {
-    Connection(Box<Accepted>),
-    Rung(MarketId),
-    Traced(Box<Traced>),
-    Status { stale: bool, message: Encoded },
-    Revocations,
-    Drain(Duration),
-}
-
-/// A traced update on its way to clients.
-struct Traced {
-    market: MarketId,
-    position: Position,
-    /// How it came into memory.
-    read: Parent,
-    since: SystemTime,
-    /// The same in the shard's time; 0 until it is there.
-    since_ms: u64,
-}
-
-/// How other threads reach a shard.
-pub struct ShardHandle {
-    sender: mpsc::Sender<Input>,
-    waker: Waker,
-    /// Something was sent since the last wake-up.
-    unflushed: AtomicBool,
-}
-
-impl ShardHandle {
-    /// Hands a connection over. It is dropped if the shard has ended.
-    pub fn adopt(&self, accepted: Accepted) {
-        self.send(Input::Connection(Box::new(accepted)));
-        self.flush();
-    }
-
-    /// Tells every client whether prices are fresh, now and when it connects later.
-    pub fn announce(&self, stale: bool, message: &Encoded) {
-        self.send(Input::Status { stale, message: Encoded::clone(message) });
-        self.flush();
-    }
-
-    /// Closes every connection whose token is revoked by now.
-    pub fn review_tokens(&self) {
-        self.send(Input::Revocations);
-        self.flush();
-    }
-
-    /// Closes every connection within `over`, spread evenly (`closing_times`), and ends the shard after the last.
-    pub fn drain(&self, over: Duration) {
-        self.send(Input::Drain(over));
-        self.flush();
-    }
-
-    fn send(&self, input: Input) {
-        // A shard that has ended wants nothing any more.
-        let _ = self.sender.send(input);
-        self.unflushed.store(true, Ordering::Release);
-    }
-}
-
-impl Watcher for ShardHandle {
-    fn ring(&self, market: MarketId) {
-        self.send(Input::Rung(market));
-    }
-
-    fn trace(&self, market: MarketId, position: Position, read: Parent) {
-        let since = SystemTime::now();
-        self.send(Input::Traced(Box::new(Traced { market, position, read, since, since_ms: 0 })));
-    }
-
-    fn flush(&self) {
-        if self.unflushed.swap(false, Ordering::AcqRel)
-            && let Err(error) = self.waker.wake()
-        {
-            tracing::error!(%error, "cannot wake a shard");
-        }
-    }
-}
-
 /// Starts shard number `index` on a thread of its own.
 ///
 /// # Errors
@@ -205,7 +110,7 @@ pub fn start(
     let poll = Poll::new()?;
     let waker = Waker::new(poll.registry(), WAKER)?;
     let (sender, inbox) = mpsc::channel();
-    let handle = Arc::new(ShardHandle { sender, waker, unflushed: AtomicBool::new(false) });
+    let handle = Arc::new(ShardHandle::new(sender, waker));
     let shard = Shard {
         index,
         poll,
@@ -417,361 +322,6 @@ impl Shard {
         self.schedule(key);
     }
 
-    // Reading.
-
-    fn readable(&mut self, key: usize, ends: bool) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.readable = true;
-            connection.read_ends |= ends;
-            self.read(key);
-        }
-    }
-
-    fn read(&mut self, key: usize) {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        self.read_into(key, &mut buffer);
-        self.read_buffer = buffer;
-    }
-
-    fn read_into(&mut self, key: usize, buffer: &mut [u8]) {
-        for _ in 0..READS_A_ROUND {
-            let Some(connection) = self.connections.get_mut(key) else { return };
-            if !connection.readable || connection.is_paused() {
-                return;
-            }
-            match connection.read(buffer) {
-                Ok(Some(0)) | Err(_) => return self.remove(key, "gone"),
-                Ok(None) => {
-                    connection.readable = false;
-                    return;
-                }
-                Ok(Some(count)) => {
-                    connection.deadlines.heard_ms = self.now_ms;
-                    // A short read has emptied the socket: what comes later, its end included, is another event.
-                    connection.readable = count == buffer.len() || connection.read_ends;
-                    if !connection.is_open() {
-                        continue;
-                    }
-                    let bytes = &mut buffer[..count];
-                    if connection.unread.is_empty() {
-                        let taken = self.work_off(key, bytes);
-                        if let Some(connection) = self.connections.get_mut(key) {
-                            connection.unread = bytes[taken..].to_vec();
-                        }
-                    } else {
-                        connection.unread.extend_from_slice(bytes);
-                        self.work_off_unread(key);
-                    }
-                }
-            }
-        }
-        self.to_read.push(key);
-    }
-
-    fn work_off_unread(&mut self, key: usize) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        let mut bytes = std::mem::take(&mut connection.unread);
-        let taken = self.work_off(key, &mut bytes);
-        if let Some(connection) = self.connections.get_mut(key) {
-            // A frame that comes in very many pieces is not copied at each.
-            connection.unread = if taken == 0 { bytes } else { bytes[taken..].to_vec() };
-        }
-    }
-
-    /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
-    /// many bytes that were.
-    fn work_off(&mut self, key: usize, bytes: &mut [u8]) -> usize {
-        let max_bytes = self.settings.max_message_bytes;
-        let mut taken = 0;
-        while let Some(connection) = self.connections.get_mut(key)
-            && connection.is_open()
-        {
-            if connection.is_paused() {
-                return taken;
-            }
-            let mut joined = Vec::new();
-            match connection.reader.read(&mut bytes[taken..], max_bytes, &mut joined) {
-                Ok(Some((count, message))) => {
-                    taken += count;
-                    if let Some(message) = message {
-                        self.message(key, &message);
-                    }
-                }
-                Ok(None) => return taken,
-                Err(code) => self.close(key, code),
-            }
-        }
-        bytes.len()
-    }
-
-    fn message(&mut self, key: usize, message: &Message<'_>) {
-        let connection = &mut self.connections[key];
-        let rules = &self.settings.rules;
-        match *message {
-            Message::Text(text) => {
-                let subscribed = self.subscriptions.of(key);
-                let Connection { session, place, .. } = connection;
-                let action = session.text(text, place.user(), &subscribed, rules, self.now_ms);
-                self.act(key, action);
-            }
-            Message::Ping(payload) => match connection.session.control(rules, self.now_ms) {
-                Ok(true) => {
-                    frame::append_pong(&mut connection.out, payload);
-                    self.queue_write(key);
-                }
-                Ok(false) => {}
-                Err(code) => self.close(key, code),
-            },
-            Message::Pong | Message::EmptyFragment => {
-                if let Err(code) = connection.session.control(rules, self.now_ms) {
-                    self.close(key, code);
-                }
-            }
-            Message::Close(code) => {
-                frame::append_close_answer(&mut connection.out, code);
-                self.begin_close(key, CloseCode::Normal);
-            }
-        }
-    }
-
-    fn act(&mut self, key: usize, action: Action) {
-        match action {
-            Action::Nothing => {}
-            Action::Send(json) => self.say(key, &json),
-            Action::Close(code) => self.close(key, code),
-            Action::Subscribe(subscribe) => {
-                let until_ms = self.now_ms + REQUEST_TIMEOUT_MS;
-                self.connections[key].waiting = Some(Box::new(Waiting { subscribe, until_ms }));
-                self.try_subscribe(key);
-            }
-            Action::Unsubscribe { id, markets } => {
-                for &market in &markets {
-                    self.subscriptions.unsubscribe(key, market);
-                }
-                self.ack(key, &Ack { id, unsubscribed: Some(markets), ..Ack::default() });
-            }
-            Action::Refreshed { id } => self.refreshed(key, id),
-        }
-    }
-
-    fn refreshed(&mut self, key: usize, id: Option<MessageId>) {
-        let session = &self.connections[key].session;
-        let expires_ms = self.now_ms + session.expires_at_ms().saturating_sub(unix_ms());
-        let lost: Vec<MarketId> =
-            self.subscriptions.of(key).markets().filter(|&id| !session.allows(id)).collect();
-        for &market in &lost {
-            self.subscriptions.unsubscribe(key, market);
-        }
-        self.connections[key].deadlines.expires_ms = expires_ms;
-        self.schedule(key);
-        let rejected = lost.into_iter().map(|market| (market, Refusal::Forbidden)).collect();
-        self.ack(key, &Ack { id, rejected, ..Ack::default() });
-    }
-
-    // Subscribing: one path for subscribe and resume, live and replay, keyed by position.
-
-    /// Begins delivery of what connection `key` waits for once all of it is there; whether it did.
-    fn try_subscribe(&mut self, key: usize) -> bool {
-        let Some(mut waiting) =
-            self.connections.get_mut(key).and_then(|connection| connection.waiting.take())
-        else {
-            return false;
-        };
-        let mut begins = Vec::with_capacity(waiting.subscribe.wanted.len());
-        let mut missing = Vec::new();
-        for wanted in &mut waiting.subscribe.wanted {
-            match self.begin(key, wanted) {
-                Some(begin) => begins.push(begin),
-                None => missing.push(wanted.market),
-            }
-        }
-        if missing.is_empty() {
-            self.subscribe(key, waiting.subscribe, begins);
-            return true;
-        }
-        for market in missing {
-            self.subscriptions.wait(key, market);
-        }
-        self.connections[key].waiting = Some(waiting);
-        self.schedule(key);
-        false
-    }
-
-    fn begin(&mut self, key: usize, wanted: &mut Wanted) -> Option<Begin> {
-        let market = self.subscriptions.open(wanted.market);
-        match self.subscriptions.cursor(key, wanted.market) {
-            Some(cursor) if wanted.start == Start::Live => {
-                Some(Begin { cursor, top: cursor, snapshot: None, incarnation: 0 })
-            }
-            _ => self.markets.begin(&market, wanted, self.settings.resume_max),
-        }
-    }
-
-    fn subscribe(&mut self, key: usize, subscribe: Subscribe, begins: Vec<Begin>) {
-        let Subscribe { id, resume, wanted, rejected } = subscribe;
-        let mut subscribed = Vec::with_capacity(wanted.len());
-        for (wanted, begin) in wanted.into_iter().zip(begins) {
-            let market = wanted.market;
-            if wanted.start != Start::Live || self.subscriptions.cursor(key, market).is_none() {
-                self.subscriptions.subscribe(key, market, begin);
-            }
-            self.subscriptions.stop_waiting(key, market);
-            let recovered = resume.then_some(begin.snapshot.is_none());
-            if let Some(recovered) = recovered {
-                let outcome = if recovered { "recovered" } else { "reset" };
-                metrics::counter!(names::RESUMES, "outcome" => outcome).increment(1);
-            }
-            subscribed.push(Subscribed { market, position: begin.top, recovered });
-        }
-        self.ack(key, &Ack { id, subscribed, rejected, with_positions: true, unsubscribed: None });
-    }
-
-    fn rung(&mut self, market: MarketId) {
-        let Self { subscriptions, connections, to_write, .. } = self;
-        let waiters = subscriptions.look(market, |key| queue(connections, to_write, key));
-        for key in waiters {
-            if self.try_subscribe(key) {
-                self.unpause(key);
-            }
-        }
-        self.subscriptions.close_unused(market);
-    }
-
-    // Writing.
-
-    fn say(&mut self, key: usize, json: &str) {
-        self.connections[key].say(json);
-        self.queue_write(key);
-    }
-
-    fn ack(&mut self, key: usize, ack: &Ack) {
-        self.say(key, &ack.json());
-    }
-
-    fn queue_write(&mut self, key: usize) {
-        queue(&mut self.connections, &mut self.to_write, key);
-    }
-
-    fn writable(&mut self, key: usize) {
-        if let Some(connection) = self.connections.get_mut(key)
-            && connection.blocked_since.take().is_some()
-        {
-            self.queue_write(key);
-        }
-    }
-
-    fn write_round(&mut self) {
-        let count = self.to_write.due(self.settings.flush_interval).min(WRITES_A_ROUND);
-        for index in 0..count {
-            if index % WARM_AT_ONCE == 0 {
-                self.warm((count - index).min(WARM_AT_ONCE));
-                self.ages.now_us = unix_us();
-            }
-            let Some((key, _)) = self.to_write.keys.pop_front() else { break };
-            self.write(key);
-        }
-        if self.writes > 0 {
-            self.stats.messages_sent.fetch_add(self.messages, Ordering::Relaxed);
-            metrics::counter!(names::MESSAGES_SENT).increment(std::mem::take(&mut self.messages));
-            metrics::counter!(names::WRITES).increment(std::mem::take(&mut self.writes));
-            names::UPDATE_AGE.add(&std::mem::take(&mut self.ages.counts));
-            if !self.traced.is_empty() {
-                self.end_traced();
-            }
-        }
-    }
-
-    /// Ends the traces of updates that somebody has as of this round, and says how many do.
-    fn end_traced(&mut self) {
-        let Self { index, traced, subscriptions, now_ms, .. } = self;
-        traced.retain(|&Traced { market, position, read, since, since_ms }| {
-            let sockets = subscriptions.reached(market, position);
-            if sockets == 0 {
-                return *now_ms < since_ms + TRACED_MS;
-            }
-            if let Some(mut span) = traces::child(read, "deliver", SpanKind::Producer, since) {
-                span.set("kmarket.market", market.to_string());
-                span.set("kmarket.seq", position.seq.to_string());
-                span.set("kmarket.shard", i64::try_from(*index).unwrap_or(i64::MAX));
-                span.set("kmarket.sockets", i64::try_from(sockets).unwrap_or(i64::MAX));
-            }
-            false
-        });
-    }
-
-    /// Has the next `count` connections' memory fetched. Between two writes the kernel has used the caches for itself, and
-    /// waiting for memory would cost one connection as much as everything else here.
-    fn warm(&self, count: usize) {
-        let mut seen = 0;
-        for &(key, _) in self.to_write.keys.iter().take(count) {
-            seen ^= self.subscriptions.warm(key);
-            seen ^= self.connections.get(key).map_or(0, Connection::warm);
-        }
-        std::hint::black_box(seen);
-    }
-
-    /// One write of what the connection is owed.
-    fn write(&mut self, key: usize) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
-        connection.queued = false;
-        if connection.blocked_since.is_some() {
-            return;
-        }
-        self.batch.begin(&connection.out, WRITE_BYTES);
-        self.subscriptions.gather(key, &mut self.batch);
-        let bytes = self.batch.bytes();
-        if bytes.is_empty() {
-            return self.written(key);
-        }
-        self.writes += 1;
-        let Ok(count) = connection.write(bytes) else { return self.remove(key, "gone") };
-        let committed = self.subscriptions.commit(key, &self.batch, count, &mut self.ages);
-        self.messages += committed.messages;
-        let sent_answers = count.min(connection.out.len());
-        let cut = committed.cut_end.map_or(&[][..], |end| &bytes[count..end]);
-        if sent_answers == connection.out.len() && cut.is_empty() {
-            connection.out = Vec::new();
-        } else {
-            connection.out.drain(..sent_answers);
-            connection.out.extend_from_slice(cut);
-        }
-        if count < bytes.len() {
-            connection.blocked_since = Some(self.now_ms);
-            self.schedule(key);
-        } else if self.subscriptions.is_pending(key) {
-            self.queue_write(key);
-        }
-        self.written(key);
-    }
-
-    /// What follows a write: a closing connection whose bye is out shuts its side; a paused one may read again.
-    fn written(&mut self, key: usize) {
-        let connection = &mut self.connections[key];
-        match &mut connection.phase {
-            Phase::Closing { shut, .. } => {
-                if connection.out.is_empty() && !std::mem::replace(shut, true) {
-                    // When it is gone already, the next read says so.
-                    let _ = connection.socket.shutdown(std::net::Shutdown::Write);
-                }
-            }
-            Phase::Open => {
-                if !connection.unread.is_empty() || connection.readable {
-                    self.unpause(key);
-                }
-            }
-        }
-    }
-
-    /// Goes on with what the client said while it was not listened to.
-    fn unpause(&mut self, key: usize) {
-        if self.connections.get(key).is_some_and(|connection| !connection.is_paused()) {
-            self.work_off_unread(key);
-            if self.connections.get(key).is_some_and(|connection| connection.readable) {
-                self.to_read.push(key);
-            }
-        }
-    }
-
     // Time.
 
     fn schedule(&mut self, key: usize) {
@@ -878,36 +428,6 @@ impl Shard {
                 self.subscriptions.stop_waiting(key, wanted.market);
             }
         }
-    }
-}
-
-/// Connections that are owed something and whose sockets take it, each once, in the order they came to be so.
-#[derive(Default)]
-struct ToWrite {
-    /// With the time since the shard's start at which they were queued.
-    keys: VecDeque<(usize, Duration)>,
-    /// As of this round.
-    now: Duration,
-}
-
-impl ToWrite {
-    /// How many have waited for `interval`. Each waits for itself: updates that come meanwhile go with the first, and
-    /// writes are spread over time.
-    fn due(&self, interval: Duration) -> usize {
-        if interval.is_zero() {
-            return self.keys.len();
-        }
-        self.keys.partition_point(|(_, since)| *since + interval <= self.now)
-    }
-}
-
-fn queue(connections: &mut Slab<Connection>, to_write: &mut ToWrite, key: usize) {
-    if let Some(connection) = connections.get_mut(key)
-        && !connection.queued
-        && connection.blocked_since.is_none()
-    {
-        connection.queued = true;
-        to_write.keys.push_back((key, to_write.now));
     }
 }
 
