@@ -87,6 +87,15 @@ async fn postgres_may_be_away_for_a_while_and_has_exactly_the_same_rows_in_the_e
         })
         .await;
         assert!(metric(publisher, r#"publisher_audit_lost_total{cause="trimmed"}"#).await == 0.0);
+        // Once for each outage, whatever was tried meanwhile.
+        eventually("the end of each outage is said", async || {
+            let said = publisher.process.said(Stream::Err);
+            let count = |of| said.matches(of).count();
+            let begun = count("the audit does not get to postgres");
+            assert!((1..=2).contains(&begun), "{said}");
+            (count("the audit gets to postgres again") == begun).then_some(())
+        })
+        .await;
     }
 }
 

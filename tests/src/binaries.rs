@@ -10,6 +10,9 @@ use std::{
 /// Where to take the binaries from instead of building them.
 pub const BIN_DIR_VARIABLE: &str = "KMARKET_BIN_DIR";
 
+/// How the variables begin in which cargo describes a package to what it runs.
+const OF_THIS_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+
 /// The path of `gateway` or `publisher`.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
@@ -31,7 +34,15 @@ fn build() -> Result<PathBuf, String> {
         None => panic!("{} does not lie in target/PROFILE", this.display()),
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
-    let output = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    // What the cargo that runs this says of the package is not true of those to be built, and ring is compiled anew, with
+    // all that uses it, whenever it differs from what the last cargo said.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_THIS_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo
         .args([
             "build",
             "--quiet",

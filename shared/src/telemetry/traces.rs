@@ -163,7 +163,16 @@ impl Drop for Traces {
 /// Begins to send traces as `service`, and to count their spans as `counter`. Once a process.
 #[must_use]
 pub fn init_traces(service: &'static str, counter: &'static str, settings: Option<&TraceSettings>) -> Traces {
-    let Some(TraceSettings { endpoint, ratio }) = settings else { return Traces(None) };
+    let Some(settings) = settings else { return Traces(None) };
+    let provider = provider(service, counter, settings);
+    let _ = TRACER.set(provider.tracer(service));
+    let TraceSettings { endpoint, ratio } = settings;
+    tracing::info!(host = endpoint.host, port = endpoint.port, ratio, "traces are sent to a collector");
+    Traces(Some(provider))
+}
+
+fn provider(service: &'static str, counter: &'static str, settings: &TraceSettings) -> SdkTracerProvider {
+    let TraceSettings { endpoint, ratio } = settings;
     let queued = Arc::new(AtomicUsize::new(0));
     let collector = Collector {
         endpoint: endpoint.clone(),
@@ -179,14 +188,11 @@ pub fn init_traces(service: &'static str, counter: &'static str, settings: Optio
         .build();
     let batches = BatchSpanProcessor::builder(collector).with_batch_config(config).build();
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let provider = SdkTracerProvider::builder()
+    SdkTracerProvider::builder()
         .with_resource(Resource::builder_empty().with_service_name(service).with_attribute(version).build())
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(*ratio))))
         .with_span_processor(Bounded { batches, counter, queued })
-        .build();
-    let _ = TRACER.set(provider.tracer(service));
-    tracing::info!(host = endpoint.host, port = endpoint.port, ratio, "traces are sent to a collector");
-    Traces(Some(provider))
+        .build()
 }
 
 /// A span of a sampled trace, for another one to be its child; as text a W3C `traceparent`.
@@ -363,6 +369,10 @@ fn count(counter: &'static str, outcome: &'static str, spans: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
 
     const SAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -400,6 +410,23 @@ mod tests {
             let problem = parsed(wrong).unwrap_err();
             assert!(!problem.contains("secret"), "{problem}");
         }
+    }
+
+    #[test]
+    fn further_spans_than_may_wait_are_lost_and_counted() {
+        // It never answers, so that nothing leaves the queue.
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Endpoint::parse(&format!("http://{}", collector.local_addr().unwrap())).unwrap();
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let provider = provider("a service", "spans_total", &TraceSettings { endpoint, ratio: 1.0 });
+        let tracer = provider.tracer("a service");
+        metrics::with_local_recorder(&recorder, || {
+            for _ in 0..MAX_QUEUED + 10 {
+                tracer.start("a span").end();
+            }
+        });
+        drop(collector);
+        assert!(recorder.handle().render().contains("spans_total{outcome=\"lost\"} 10\n"));
     }
 
     #[test]
