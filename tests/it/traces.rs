@@ -198,6 +198,17 @@ async fn a_collector_that_is_away_costs_nothing_and_is_missed_once() {
 }
 
 #[tokio::test]
+async fn what_has_not_been_sent_is_sent_when_the_service_ends() {
+    let (redis, collector) = (Redis::start(), Collector::start().await);
+    let publisher = Launch::publisher(&redis).env("OTLP_ENDPOINT", &collector.endpoint()).start();
+    let (admin, parent) = (Admin::new(publisher.url("")), Parent::new());
+    publish(&admin, fresh_market(), &parent.header("01")).await;
+    publisher.process.terminate();
+    assert!(publisher.process.wait().success());
+    collector.trace(&parent.trace, ["POST /admin/odds/override", "append"]).await;
+}
+
+#[tokio::test]
 async fn a_collector_that_never_answers_holds_up_neither_overrides_nor_the_end() {
     let (redis, silent) = (Redis::start(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
