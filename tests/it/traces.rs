@@ -198,6 +198,24 @@ async fn a_collector_that_is_away_costs_nothing_and_is_missed_once() {
 }
 
 #[tokio::test]
+async fn what_went_wrong_says_so() {
+    let (redis, collector) = (Redis::start(), Collector::start().await);
+    let publisher = Launch::publisher(&redis).env("OTLP_ENDPOINT", &collector.endpoint()).start();
+    let (admin, market) = (Admin::new(publisher.url("")), fresh_market());
+    let names = ["POST /admin/odds/override", "append"];
+    let (good, bad) = (Parent::new(), Parent::new());
+    publish(&admin, market, &good.header("01")).await;
+    redis.kill();
+    let headers = [("traceparent", &*bad.header("01"))];
+    let answer = admin.post("/admin/odds/override", &headers, &override_body(market, PAYLOAD)).await;
+    answer.expect_error(503, "SERVICE_UNAVAILABLE");
+    for (parent, failed) in [(good, false), (bad, true)] {
+        let spans = collector.trace(&parent.trace, names).await;
+        assert_eq!(spans.map(|span| span.failed), [failed; 2]);
+    }
+}
+
+#[tokio::test]
 async fn what_has_not_been_sent_is_sent_when_the_service_ends() {
     let (redis, collector) = (Redis::start(), Collector::start().await);
     let publisher = Launch::publisher(&redis).env("OTLP_ENDPOINT", &collector.endpoint()).start();

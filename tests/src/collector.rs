@@ -53,6 +53,8 @@ pub struct Span {
     pub attributes: BTreeMap<String, String>,
     /// When it began and ended, Unix nanoseconds.
     pub time_ns: (u64, u64),
+    /// It says that what it stands for went wrong.
+    pub failed: bool,
 }
 
 impl Collector {
@@ -136,6 +138,7 @@ fn read(service: String, span: v1::Span) -> Span {
         name: span.name,
         attributes: attributes(span.attributes),
         time_ns: (span.start_time_unix_nano, span.end_time_unix_nano),
+        failed: span.status.is_some_and(|status| status.code() == v1::status::StatusCode::Error),
     }
 }
 
