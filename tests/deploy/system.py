@@ -94,7 +94,7 @@ class System:
         home.mkdir(mode=0o700)
         password = shutil.copy(environment["POSTGRES_PASSWORD_FILE"], home)
         if os.geteuid() == 0:
-            user = pwd.getpwnam("postgres")
+            user = next(one for one in pwd.getpwall() if one.pw_name in ("postgres", "nobody"))
             somebody = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             for path in (home, password):
                 os.chown(path, user.pw_uid, user.pw_gid)

@@ -30,7 +30,7 @@ COMMANDS = {
 }
 # Of Redis, Sentinel, Postgres, a collector, and what docker-compose.yml publishes beside ours.
 OTHER_PORTS = {6379, 26379, 5432, 4318, 8443, 9090, 3000}
-# Ports that one document's own commands open, all of which are run by a test.
+# Ports of one document's own examples.
 OWN_PORTS = {
     "README.md": {6390, 7000, 7001, 8082, 9182}, "README.zh-CN.md": {6390, 7000, 7001, 8082, 9182},
     "docs/tutorial.zh-CN.md": {8088}, "docs/operations.md": {7000, 7001},

@@ -112,16 +112,11 @@ async fn what_a_killed_publisher_had_in_hand_another_one_brings() {
     expect_same(&redis, &database, &markets).await;
     // Each is given what Postgres does not take.
     let lock = database.lock_audit().await;
-    let in_hand = |market: u64| {
-        let (pending, ..): (u64, Option<String>, Option<String>, redis::Value) =
-            redis.tell(&format!("XPENDING odds:audit:{{{market}}} postgres"));
-        pending
-    };
     for &market in &markets {
         admin.publish_many(market, 20, 20).await;
     }
     eventually("some of it is in somebody's hand", async || {
-        markets.iter().any(|market| in_hand(*market) > 0).then_some(())
+        markets.iter().any(|market| in_hand(&redis, *market) > 0).then_some(())
     })
     .await;
     publishers[0].process.kill();
@@ -131,7 +126,7 @@ async fn what_a_killed_publisher_had_in_hand_another_one_brings() {
     expect_same_within(TAKEN_OVER_WITHIN, &redis, &database, &markets).await;
     assert_eq!(database.audit().await.len(), 5 * 40 + 20);
     eventually("all of it is acknowledged", async || {
-        markets.iter().all(|market| in_hand(*market) == 0).then_some(())
+        markets.iter().all(|market| in_hand(&redis, *market) == 0).then_some(())
     })
     .await;
 }
@@ -177,6 +172,42 @@ async fn what_was_trimmed_before_it_was_brought_is_counted_and_logged() {
     let missing = (1050 - all) as f64;
     assert!((lost - missing).abs() < 0.5, "{lost} counted, {missing} missing");
     publisher.process.expect_line("the loss", |line| line.contains("were trimmed from Redis").then_some(()));
+}
+
+#[tokio::test]
+async fn what_was_trimmed_while_a_publisher_that_died_had_it_in_hand_is_counted() {
+    let (redis, mut postgres) = (Redis::start(), Postgres::start());
+    let database = postgres.database().await;
+    let (first, market) = (exporting(&redis, &database), fresh_market());
+    let admin = trader(&first);
+    admin.publish_many(market, 0, 5).await;
+    expect_same(&redis, &database, &[market]).await;
+    // It is given what Postgres does not take.
+    let lock = database.lock_audit().await;
+    admin.publish_many(market, 5, 20).await;
+    let given = eventually("some of it is in its hand", async || {
+        Some(in_hand(&redis, market)).filter(|given| *given > 0)
+    })
+    .await;
+    first.process.kill();
+    postgres.kill();
+    drop(lock);
+    redis.tell::<u64>(&format!("XTRIM odds:audit:{{{market}}} MAXLEN 0"));
+    postgres.restart();
+    let second = exporting(&redis, &database);
+    let lost = r#"publisher_audit_lost_total{cause="trimmed"}"#;
+    let deadline = Instant::now() + TAKEN_OVER_WITHIN;
+    let lost = loop {
+        match metric(&second, lost).await {
+            0.0 => assert!(Instant::now() < deadline, "nothing is counted"),
+            lost => break lost,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    #[expect(clippy::cast_precision_loss, reason = "twenty")]
+    let given = given as f64;
+    assert!((lost - given).abs() < 0.5, "{lost} counted, {given} were given");
+    assert_eq!(database.audit().await.len(), 5);
 }
 
 #[tokio::test]
@@ -538,6 +569,13 @@ async fn pages(admin: &Admin, query: &str) -> Vec<String> {
             None => return ids,
         }
     }
+}
+
+/// How many entries somebody was given who has not said that they are in Postgres.
+fn in_hand(redis: &Redis, market: u64) -> u64 {
+    let (pending, ..): (u64, Option<String>, Option<String>, redis::Value) =
+        redis.tell(&format!("XPENDING odds:audit:{{{market}}} postgres"));
+    pending
 }
 
 /// A publisher that copies its audit there.
