@@ -28,9 +28,9 @@ def usage(service, *command):
     return run(BINARIES / service, *command, "--help")
 
 
-def settings(service):
-    """The names of a service's settings and their defaults."""
-    return dict(re.findall(r"^  --\S+ \((\w+)\)\n.*\[(.*)\]$", usage(service), re.M))
+def settings(service, *command):
+    """The names of the settings of a service, or a command of it, and their defaults; without those that are flags only."""
+    return dict(re.findall(r"^  --\S+ \((\w+)\)\n(?!.*\(flag only\)).*\[(.*)\]$", usage(service, *command), re.M))
 
 
 def is_setting(service, name):

@@ -266,14 +266,12 @@ class System:
 
     async def sockets(self, names, expected):
         """How many each of these gateways has, once all of them together have as many as expected."""
-        end = time.monotonic() + DEADLINE_S
-        while True:
+        async def look():
             texts = [(await self.request("GET", "/metrics", port=self.ports[name + "-ops"]))[2].decode() for name in names]
             found = [int(re.search(r"^gateway_connections (\d+)$", text, re.M)[1]) for text in texts]
-            if sum(found) == expected:
-                return found
-            assert time.monotonic() < end, found
-            await asyncio.sleep(0.1)
+            return found, sum(found) == expected
+
+        return await eventually(look, f"sockets, {expected} in all")
 
 
 class Crowd:
@@ -397,6 +395,17 @@ class Ports:
 def listens(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def eventually(look, what):
+    """Looks again and again, until what `look` finds is what was waited for: it answers (found, whether it is)."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        found, is_it = await look()
+        if is_it:
+            return found
+        assert time.monotonic() < end, f"{what}: {found}"
+        await asyncio.sleep(0.1)
 
 
 def wait_for(holds, what, process=None):

@@ -2,7 +2,7 @@
 
 import re, unittest
 
-from common import ROOT, port, usage
+from common import ROOT, port, settings
 from system import System
 
 DOCUMENTS = [ROOT.glob("*.md"), ROOT.glob("docs/**/*.md"), ROOT.glob("k8s/*.md"), ROOT.glob("sdk/*.md")]
@@ -57,9 +57,7 @@ class Names(unittest.IsolatedAsyncioTestCase):
     def test_settings(self):
         known = set()
         for service, commands in COMMANDS.items():
-            for said in [usage(service), *(usage(service, command) for command in commands)]:
-                named = re.findall(r"^  --\S+ \((\w+)\)\n(.*)$", said, re.M)
-                known |= {name for name, help in named if "(flag only)" not in help}
+            known |= set(settings(service)).union(*(settings(service, command) for command in commands))
         known |= {f"{name}_FILE" for name in known}
         known |= set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
         for code in [*(ROOT / "shared/src/protocol").glob("*.rs"), ROOT / "shared/src/http/ops.rs"]:

@@ -4,7 +4,7 @@ the files that docker-compose.yml uses."""
 import asyncio, json, re, signal, ssl, unittest, warnings
 
 from common import ROOT, run, seconds, settings
-from system import DEADLINE_S, UPGRADE, Crowd, Ports, System, gather_some, wait_for
+from system import UPGRADE, Crowd, Ports, System, eventually, gather_some, wait_for
 
 
 class Test(unittest.IsolatedAsyncioTestCase):
@@ -46,17 +46,15 @@ class ThroughNginx(Test):
         market = 2003
         await self.system.override(market, 1.85)
         desk = {"Authorization": f"Bearer {self.system.desk}"}
-        end = asyncio.get_running_loop().time() + DEADLINE_S
-        while True:
+
+        async def look():
             status, headers, answer = await self.system.request(
                 "GET", f"/admin/audit?marketId={market}", desk, port=self.system.ports["publisher"])
             self.assertEqual(status, 200)
             # Redis answers until the publisher has made its tables.
-            if headers["x-audit-source"] == "postgres":
-                break
-            self.assertLess(asyncio.get_running_loop().time(), end)
-            await asyncio.sleep(0.1)
-        (entry,) = json.loads(answer)["entries"]
+            return answer, headers["x-audit-source"] == "postgres"
+
+        (entry,) = json.loads(await eventually(look, "an answer from Postgres"))["entries"]
         self.assertEqual((entry["actor"], entry["after"]["moneyline"]["home"]), ("desk-1", 1.85))
 
     async def test_nobody_gets_a_token_without_the_key(self):

@@ -196,14 +196,10 @@ async fn what_was_trimmed_while_a_publisher_that_died_had_it_in_hand_is_counted(
     postgres.restart();
     let second = exporting(&redis, &database);
     let lost = r#"publisher_audit_lost_total{cause="trimmed"}"#;
-    let deadline = Instant::now() + TAKEN_OVER_WITHIN;
-    let lost = loop {
-        match metric(&second, lost).await {
-            0.0 => assert!(Instant::now() < deadline, "nothing is counted"),
-            lost => break lost,
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let lost = eventually("what is lost is counted", async || {
+        Some(metric(&second, lost).await).filter(|lost| *lost > 0.0)
+    })
+    .await;
     #[expect(clippy::cast_precision_loss, reason = "twenty")]
     let given = given as f64;
     assert!((lost - given).abs() < 0.5, "{lost} counted, {given} were given");

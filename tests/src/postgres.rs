@@ -64,21 +64,18 @@ impl Postgres {
     /// Starts one; panics with what to install when there is none.
     #[must_use]
     pub fn start() -> Self {
-        Self::start_with(&[])
+        Self::start_with(None)
     }
 
     /// Starts one that also speaks TLS, as 127.0.0.1, to whoever asks for it.
     #[must_use]
     pub fn with_tls(certificates: &Certificates) -> Self {
-        Self::start_with(&certificates.server_files())
+        Self::start_with(Some(certificates))
     }
 
-    /// Starts one; with a certificate and its key, if there are any.
-    fn start_with(tls: &[PathBuf]) -> Self {
+    fn start_with(certificates: Option<&Certificates>) -> Self {
         let (dir, user) = (directory(), somebody());
-        if let Some((uid, gid)) = user {
-            chown(dir.path(), Some(uid), Some(gid)).expect("root may give a directory away");
-        }
+        give(dir.path(), user);
         let password_file = dir.path().join("password");
         fs::write(&password_file, PASSWORD).expect("the directory is writable");
         let mut make = command("initdb", user);
@@ -87,7 +84,7 @@ impl Postgres {
         make.args(["--locale", "C", "--no-sync"]);
         let made = make.output().expect("initdb runs");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let settings = tls_settings(tls, &dir, user);
+        let settings = certificates.map_or(Vec::new(), |certificates| tls_settings(certificates, &dir, user));
         for _ in 0..PORT_ATTEMPTS {
             let port = Port::free();
             if let Some(process) = run(&port, &dir, &settings, user) {
@@ -232,18 +229,23 @@ fn somebody() -> Option<(u32, u32)> {
 }
 
 /// What lets it speak TLS: with files of its own, as it takes no key that others could read.
-fn tls_settings(files: &[PathBuf], dir: &TempDir, user: Option<(u32, u32)>) -> Vec<String> {
-    let [certificate, key] = files else { return Vec::new() };
-    let copied = |setting: &str, file: &PathBuf| {
+fn tls_settings(certificates: &Certificates, dir: &TempDir, user: Option<(u32, u32)>) -> Vec<String> {
+    let [certificate, key] = certificates.server_files();
+    let copied = |setting: &str, file: PathBuf| {
         let own = data(dir).join(setting);
         fs::copy(file, &own).expect("the directory is writable");
         fs::set_permissions(&own, Permissions::from_mode(0o600)).expect("the file is ours");
-        if let Some((uid, gid)) = user {
-            chown(&own, Some(uid), Some(gid)).expect("root may give a file away");
-        }
+        give(&own, user);
         format!("{setting}={}", own.display())
     };
     vec!["ssl=on".to_owned(), copied("ssl_cert_file", certificate), copied("ssl_key_file", key)]
+}
+
+/// Makes it that user's, if there is one.
+fn give(path: &Path, user: Option<(u32, u32)>) {
+    if let Some((uid, gid)) = user {
+        chown(path, Some(uid), Some(gid)).expect("root may give a file away");
+    }
 }
 
 fn data(dir: &TempDir) -> PathBuf {

@@ -233,23 +233,25 @@ const SINGLE: f64 = 0.4;
 const BATCHES: f64 = 0.7;
 const COPIED: f64 = 0.5;
 
+fn rates(figures: impl Iterator<Item = f64>) -> String {
+    figures.map(|figure| format!("{figure:7.0}/s")).collect::<Vec<_>>().join("  ")
+}
+
 impl Report for Published {
     fn table(&self, table: &mut Table) {
         table.section(&format!(
             "publisher: single overrides over {} connections, batches of {} over {}; rounds in order",
             self.connections, self.batch, self.batch_connections
         ));
-        let row = |of: &dyn Fn(&Round) -> f64| {
-            self.rounds.iter().map(|round| format!("{:7.0}/s", of(round))).collect::<Vec<_>>().join("  ")
-        };
-        table.row("the bare script", row(&|round| round.script_per_second));
-        table.row("single overrides", row(&|round| round.single.per_second()));
-        table.row("in batches", row(&|round| round.batches.per_second()));
-        if self.rounds.iter().all(|round| round.copied.is_some()) {
-            let row = |of: &dyn Fn(&Copied) -> f64| row(&|round| round.copied.as_ref().map_or(f64::NAN, of));
-            table.row("single, copied", row(&|copied| copied.single.per_second()));
-            table.row("rows meanwhile", row(&|copied| copied.rows_per_second[0]));
-            table.row("rows afterwards", row(&|copied| copied.rows_per_second[1]));
+        let rounds = || self.rounds.iter();
+        table.row("the bare script", rates(rounds().map(|round| round.script_per_second)));
+        table.row("single overrides", rates(rounds().map(|round| round.single.per_second())));
+        table.row("in batches", rates(rounds().map(|round| round.batches.per_second())));
+        let copied: Vec<&Copied> = rounds().filter_map(|round| round.copied.as_ref()).collect();
+        if !copied.is_empty() {
+            table.row("single, copied", rates(copied.iter().map(|copied| copied.single.per_second())));
+            table.row("rows meanwhile", rates(copied.iter().map(|copied| copied.rows_per_second[0])));
+            table.row("rows afterwards", rates(copied.iter().map(|copied| copied.rows_per_second[1])));
         }
         table.bounds(&self.bounds);
     }
