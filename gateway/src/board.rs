@@ -1,7 +1,7 @@
 //! The live board: a page that shows markets as clients see them, over the SDK that clients use.
 
 use axum::Router;
-use shared::http::pages::{self, File};
+use service::http::pages::{self, File};
 
 /// What the page and its modules are; its look and language switch are shared with other pages.
 const FILES: &[File] = &[

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::protocol::close::CloseCode;
+use protocol::close::CloseCode;
 
 /// A server frame, encoded once and shared by everyone it is sent to.
 pub type Encoded = Arc<[u8]>;

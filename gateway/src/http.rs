@@ -24,13 +24,12 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use backbone::Backbone;
 use governor::Quota;
-use shared::{
-    backbone::Backbone,
+use protocol::{Secret, error::ErrorCode};
+use service::{
     http::{openapi as documents, refusal, serve::Peer},
-    protocol::error::ErrorCode,
     rotation::Live,
-    settings::Secret,
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 

@@ -5,7 +5,6 @@
 //! clients asked for within the [`limits`]. [`http`] is how clients come in.
 
 pub mod board;
-pub mod cli;
 pub mod drain;
 pub mod frame;
 pub mod http;

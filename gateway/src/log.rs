@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use shared::{Epoch, Position, Seq};
+use protocol::{Epoch, Position, Seq};
 
 use crate::frame::Encoded;
 

@@ -12,14 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shared::{
-    MarketId, MarketState, Payload, Position, Seq, Update,
-    backbone::Loaded,
-    protocol::{
-        client::Offset,
-        server::{self, SnapshotCause},
-    },
-    telemetry::traces::Parent,
+use backbone::Loaded;
+use protocol::{
+    MarketId, MarketState, Payload, Position, Seq, TraceContext, Update,
+    client_message::Offset,
+    server_message::{self, SnapshotCause},
 };
 use tokio::sync::Notify;
 
@@ -36,7 +33,7 @@ pub trait Watcher: Send + Sync + 'static {
     /// The market has something new. At most one ring a market is outstanding.
     fn ring(&self, market: MarketId);
     /// The market's update at `position`, for which it is about to be rung, is traced; `read` is the span so far.
-    fn trace(&self, market: MarketId, position: Position, read: Parent);
+    fn trace(&self, market: MarketId, position: Position, read: TraceContext);
     /// Everything of this batch has been rung.
     fn flush(&self);
 }
@@ -479,11 +476,11 @@ impl Markets {
             }
             inner.apply(id, update);
             new += 1;
-            traced.extend(update.trace.map(|read| (update.position, read)));
+            traced.extend(update.trace.clone().map(|read| (update.position, read)));
         }
         drop(inner);
         for (position, read) in traced {
-            self.watchers_of(&market).for_each(|(_, watcher)| watcher.trace(id, position, read));
+            self.watchers_of(&market).for_each(|(_, watcher)| watcher.trace(id, position, read.clone()));
         }
         if new > 0 {
             self.ring(&market);
@@ -641,8 +638,9 @@ impl Market {
         let mut inner = self.lock();
         let Inner { snapshots, state, log, .. } = &mut *inner;
         let another = view.catch_up(log);
-        let frame =
-            snapshots.entry(cause).or_insert_with(|| frame::text(&server::snapshot(self.id, state, cause)));
+        let frame = snapshots
+            .entry(cause)
+            .or_insert_with(|| frame::text(&server_message::snapshot(self.id, state, cause)));
         (Encoded::clone(frame), another)
     }
 
@@ -672,7 +670,7 @@ impl Market {
 }
 
 fn kept(id: MarketId, update: &Update) -> Kept {
-    Kept { frame: frame::text(&server::odds_update(id, update)), ts: update.ts }
+    Kept { frame: frame::text(&server_message::odds_update(id, update)), ts: update.ts }
 }
 
 /// Nothing panics while one of these locks is held, so that a poisoned one is still whole.
@@ -682,7 +680,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use shared::Epoch;
+    use protocol::Epoch;
 
     use super::*;
 
@@ -809,7 +807,7 @@ mod tests {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
 
-            fn trace(&self, _: MarketId, _: Position, _: Parent) {}
+            fn trace(&self, _: MarketId, _: Position, _: TraceContext) {}
 
             fn flush(&self) {}
         }

@@ -1,10 +1,8 @@
 //! The names of every metric this service exports: one table.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-use shared::{
-    protocol::{close::CloseCode, error::Refusal},
-    telemetry::{Tally, export_build_info, start_counters, traces::SPAN_OUTCOMES},
-};
+use protocol::{close::CloseCode, error::Refusal};
+use service::telemetry::{Tally, export_build_info, start_counters, traces::SPAN_OUTCOMES};
 
 /// Which build this is.
 pub const BUILD_INFO: &str = "gateway_build_info";

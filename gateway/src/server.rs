@@ -3,28 +3,32 @@
 use std::{
     io,
     net::SocketAddr,
+    process::ExitCode,
     sync::{Arc, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
 };
 
+use anyhow::Context;
 use async_trait::async_trait;
 use axum::Router;
+use backbone::{Backbone, RedisBackbone, Retention};
 use metrics_exporter_prometheus::PrometheusHandle;
-use shared::{
-    backbone::Backbone,
+use protocol::{server_message, time::unix_ms};
+use service::{
     http::{
         ops::{self, Readiness},
         serve::{Limits, serve},
     },
-    protocol::server,
-    time::unix_ms,
+    rotation,
+    signals::Signals,
+    telemetry,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    frame,
+    board, drain, frame,
     http::{Gateway, router},
     log::Bound,
     market::{Markets, Watcher},
@@ -32,6 +36,7 @@ use crate::{
     session::Rules,
     settings::Settings,
     shard::{self, ShardSettings, Stats, Timing},
+    standalone::{self, demo::Demo},
     tail::{self, Health, TailSettings},
     tokens::Tokens,
 };
@@ -64,6 +69,57 @@ pub struct Running {
     stop: watch::Sender<bool>,
     /// Listeners, tail and ticks; they end with it.
     tasks: JoinSet<()>,
+}
+
+/// Serves until a signal ends the gateway.
+#[must_use]
+pub fn run(settings: &Settings) -> ExitCode {
+    telemetry::init_logs(settings.log_format);
+    let served = tokio::runtime::Runtime::new().context("threads").and_then(|runtime| {
+        let served = runtime.block_on(serve_until_signal(settings));
+        // A second signal leaves tasks behind. The process does not wait for them.
+        runtime.shutdown_background();
+        served
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_until_signal(settings: &Settings) -> anyhow::Result<()> {
+    let metrics = telemetry::init_metrics().context("metrics")?;
+    let _traces =
+        telemetry::traces::init_traces("kmarket-gateway", names::TRACE_SPANS, settings.traces.as_ref());
+    let signals = Signals::listen().context("signals")?;
+    let (backbone, mut more): (Arc<dyn Backbone>, Router) = match &settings.redis {
+        None => standalone::embed(settings),
+        Some(config) => {
+            let retention = Retention { history_len: settings.history_len, ..Retention::default() };
+            (Arc::new(RedisBackbone::new(config, retention).context("REDIS_URL")?), Router::new())
+        }
+    };
+    rotation::follow(settings.secret_files.clone()).context("signals")?;
+    if settings.board {
+        more = more.merge(board::router(settings.redis.is_none()));
+    }
+    let demo = settings.demo.then(Demo::default);
+    if let Some(demo) = &demo {
+        // The demo publishes before any client can look.
+        demo.open(&backbone).await;
+    }
+    let running = start(settings, Arc::clone(&backbone), more, metrics).await?;
+    if settings.redis.is_none() {
+        standalone::introduce(settings, running.address);
+    }
+    if let Some(demo) = demo {
+        tokio::spawn(demo.run(backbone));
+    }
+    drain::run(signals, settings.drain, running.drain(settings.drain)).await;
+    Ok(())
 }
 
 /// Starts a gateway over `backbone`, with `more` routes beside its own.
@@ -207,7 +263,7 @@ async fn tick(gateway: Arc<Gateway>) {
         let now = ticks.tick().await;
         if let Some((stale, since_ms)) = gateway.health.review() {
             tracing::warn!(stale, since_ms, "clients are told whether prices are fresh");
-            let message = frame::text(&server::status(stale, ops::BACKBONE_UNREACHABLE, since_ms));
+            let message = frame::text(&server_message::status(stale, ops::BACKBONE_UNREACHABLE, since_ms));
             for shard in &gateway.shards {
                 shard.announce(stale, &message);
             }

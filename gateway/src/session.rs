@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use shared::{
+use protocol::{
     MarketId,
-    protocol::{
-        client::{ClientMessage, ClientRequest, MessageId},
-        close::CloseCode,
-        error::Refusal,
-        server,
-    },
-    token::{WsClaims, ends_ms},
+    client_message::{ClientMessage, ClientRequest, MessageId},
+    close::CloseCode,
+    error::Refusal,
+    server_message,
 };
+use service::token::{WsClaims, ends_ms};
 
 use crate::{
     limits::{Bucket, Rate},
@@ -156,7 +154,7 @@ impl Session {
             Err(bad) => return refuse(id.as_ref(), Refusal::BadMessage, &bad.message),
         };
         match request {
-            ClientRequest::Ping { ts } => Action::Send(server::pong(id.as_ref(), ts.as_deref())),
+            ClientRequest::Ping { ts } => Action::Send(server_message::pong(id.as_ref(), ts.as_deref())),
             ClientRequest::Pong => Action::Nothing,
             ClientRequest::Unsubscribe { markets } => Action::Unsubscribe { id, markets },
             ClientRequest::Subscribe { markets, snapshot } => {
@@ -243,7 +241,7 @@ impl Scope {
 
 fn refuse(id: Option<&MessageId>, refusal: Refusal, message: &str) -> Action {
     metrics::counter!(crate::metrics::REFUSED, "code" => refusal.as_str()).increment(1);
-    Action::Send(server::error(id, refusal, message))
+    Action::Send(server_message::error(id, refusal, message))
 }
 
 #[cfg(test)]
@@ -251,7 +249,7 @@ mod tests {
     use std::collections::HashSet;
 
     use proptest::prelude::*;
-    use shared::token::{Audience, Keyring, LEEWAY_S};
+    use service::token::{Audience, Keyring, LEEWAY_S};
 
     use super::*;
 
@@ -354,7 +352,7 @@ mod tests {
     #[test]
     fn only_the_same_user_s_good_token_refreshes() {
         let rules = rules();
-        let far = shared::time::unix_ms() / 1000 + 1000;
+        let far = protocol::time::unix_ms() / 1000 + 1000;
         let mut session = Session::new(&claims("1", None, 10), &rules, 0);
         let refresh =
             |claims: &WsClaims| format!(r#"{{"type":"refresh","token":"{}"}}"#, rules.tokens.sign(claims));

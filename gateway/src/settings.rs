@@ -6,16 +6,19 @@ use std::{
 };
 
 use axum::http::HeaderValue;
+use backbone::{RedisConfig, TailFrom};
 use ipnet::IpNet;
-use shared::{
-    backbone::RedisConfig,
+use protocol::Secret;
+use service::{
+    http::ops::OPS_LISTEN as OPS,
+    redis_settings::{self, REDIS_CA},
     rotation::{Live, SecretFile},
-    settings::{FromSetting, Secret, Setting, Settings as Source, Stop},
+    settings::{FromSetting, Row, Setting, Settings as Source, Stop},
     telemetry::{
-        LogFormat,
+        LOG_FORMAT, LogFormat,
         traces::{OTLP_ENDPOINT, OTLP_SAMPLE_RATIO, TraceSettings},
     },
-    token::{Audience, Keyring},
+    token::{self, Audience, JWT_SECRET, Keyring},
 };
 
 use crate::limits::Rate;
@@ -103,77 +106,121 @@ pub enum Origins {
     Only(Vec<HeaderValue>),
 }
 
-const fn row(name: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { name, default, help }
-}
+const LISTEN: Setting<SocketAddr> = Setting::new("LISTEN", "127.0.0.1:8080", "address for clients");
+const OPS_LISTEN: Setting<SocketAddr> = OPS.with("127.0.0.1:9180", OPS.row().help);
+const REDIS_URL: Setting<Secret> = redis_settings::REDIS_URL.with("", "redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001; not set = embedded: one process, in memory, admin API included");
+const ADMIN_JWT_SECRET: Setting<Secret> = token::ADMIN_JWT_SECRET
+    .with("", "embedded only: signs admin tokens; not set = random, and a token is printed");
+const DEMO: Setting<bool> = Setting::new("DEMO", "false", "embedded only: publish a few invented markets");
+const BOARD: Setting<bool> = Setting::new(
+    "BOARD",
+    "(true when embedded, else false)",
+    "serve the live board, a page for browsers, at /",
+);
+const TOKEN_API_KEY: Setting<Secret> =
+    Setting::new("TOKEN_API_KEY", "", "the bearer key that POST /api/ws/token asks for");
+const ALLOW_OPEN_TOKENS: Setting<bool> = Setting::new(
+    "ALLOW_OPEN_TOKENS",
+    "false",
+    "let anyone ask for tokens on a listener that is not loopback",
+);
+const TOKEN_RATE_LIMIT: Setting<u32> =
+    Setting::new("TOKEN_RATE_LIMIT", "10", "tokens a minute and user, 0 = no limit");
+const READ_AUTH: Setting<ReadAuth> =
+    Setting::new("READ_AUTH", "none", "none, or token: REST reads need a token");
+const CORS_ORIGINS: Setting<Origins> =
+    Setting::new("CORS_ORIGINS", "", "origins whose pages may read REST answers, comma-separated, or *");
+const ALLOWED_ORIGINS: Setting<Origins> =
+    Setting::new("ALLOWED_ORIGINS", "*", "origins whose pages may open sockets, comma-separated, or *");
+const TRUSTED_PROXIES: Setting<Proxies> =
+    Setting::new("TRUSTED_PROXIES", "", "networks whose X-Forwarded-For is believed, such as 10.0.0.0/8");
+const WORKERS: Setting<usize> = Setting::new("WORKERS", "(number of cores)", "threads that own connections");
+const FLUSH_INTERVAL: Setting<Duration> =
+    Setting::new("FLUSH_INTERVAL", "0ms", "collect updates this long before writing them to sockets");
+const TAIL_FROM: Setting<TailFrom> = Setting::new(
+    "TAIL_FROM",
+    "primary",
+    "primary, or replica: follow logs at a replica of each primary while one keeps up",
+);
+const TAIL_LINGER: Setting<Duration> =
+    Setting::new("TAIL_LINGER", "0ms", "collect changes this long before reading them from Redis");
+const HISTORY_LEN: Setting<usize> = redis_settings::HISTORY_LEN.with("1000", "updates kept per market");
+const RESUME_MAX: Setting<usize> = Setting::new("RESUME_MAX", "500", "updates that a resume replays at most");
+const HEARTBEAT_INTERVAL: Setting<Duration> = Setting::new("HEARTBEAT_INTERVAL", "15s", "between heartbeats");
+const HEARTBEAT_TIMEOUT: Setting<Duration> =
+    Setting::new("HEARTBEAT_TIMEOUT", "60s", "silence after which a client is closed");
+const SLOW_AFTER: Setting<Duration> =
+    Setting::new("SLOW_AFTER", "30s", "time without taking a byte after which a client is closed");
+const DRAIN_SECONDS: Setting<Duration> =
+    Setting::new("DRAIN_SECONDS", "20", "time over which a drain closes connections");
+const STALE_AFTER: Setting<Duration> =
+    Setting::new("STALE_AFTER", "10s", "time without the backbone after which prices are called stale");
+const MAX_MESSAGE_BYTES: Setting<usize> =
+    Setting::new("MAX_MESSAGE_BYTES", "16384", "longest message of a client");
+const MAX_MARKETS_PER_CONNECTION: Setting<usize> =
+    Setting::new("MAX_MARKETS_PER_CONNECTION", "200", "markets one connection may subscribe to");
+const MAX_CONNECTIONS_PER_USER: Setting<usize> =
+    Setting::new("MAX_CONNECTIONS_PER_USER", "10", "open connections of one user, on this pod");
+const MAX_CONNECTIONS: Setting<usize> = Setting::new(
+    "MAX_CONNECTIONS",
+    "100000",
+    "open connections of this pod; never above what the open-file limit allows",
+);
+const MAX_HTTP_CONNECTIONS: Setting<usize> = Setting::new(
+    "MAX_HTTP_CONNECTIONS",
+    "4096",
+    "open HTTP connections of this pod, handshakes under way included; a fifth of the open-file limit at most",
+);
+const MESSAGE_BURST: Setting<u32> = Setting::new("MESSAGE_BURST", "20", "messages a client may send at once");
+const MESSAGE_RATE: Setting<u32> =
+    Setting::new("MESSAGE_RATE", "5", "messages a second it may send after that");
+const HANDSHAKE_TIMEOUT: Setting<Duration> =
+    Setting::new("HANDSHAKE_TIMEOUT", "5s", "time from accept to the end of the handshake");
+const HANDSHAKE_RATE_LIMIT: Setting<u32> = Setting::new(
+    "HANDSHAKE_RATE_LIMIT",
+    "20",
+    "handshakes a second and client address, and requests for tokens without TOKEN_API_KEY; 0 = no limit",
+);
 
-const TABLE: &[Setting] = &[
-    row("LISTEN", "127.0.0.1:8080", "address for clients"),
-    row("OPS_LISTEN", "127.0.0.1:9180", "address of /livez, /readyz and /metrics"),
-    row(
-        "REDIS_URL",
-        "",
-        "redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001; not set = embedded: one process, in memory, admin API included",
-    ),
-    row("REDIS_CA", "", "PEM of the authorities to trust instead of the system's, for rediss://"),
-    row(
-        "JWT_SECRET",
-        "",
-        "signs tokens, 32 bytes or more; several: kid1:secret1,kid2:secret2, the first signs; embedded: random",
-    ),
-    row(
-        "ADMIN_JWT_SECRET",
-        "",
-        "embedded only: signs admin tokens; not set = random, and a token is printed",
-    ),
-    row("DEMO", "false", "embedded only: publish a few invented markets"),
-    row("BOARD", "(true when embedded, else false)", "serve the live board, a page for browsers, at /"),
-    row("TOKEN_API_KEY", "", "the bearer key that POST /api/ws/token asks for"),
-    row("ALLOW_OPEN_TOKENS", "false", "let anyone ask for tokens on a listener that is not loopback"),
-    row("TOKEN_RATE_LIMIT", "10", "tokens a minute and user, 0 = no limit"),
-    row("READ_AUTH", "none", "none, or token: REST reads need a token"),
-    row("CORS_ORIGINS", "", "origins whose pages may read REST answers, comma-separated, or *"),
-    row("ALLOWED_ORIGINS", "*", "origins whose pages may open sockets, comma-separated, or *"),
-    row("TRUSTED_PROXIES", "", "networks whose X-Forwarded-For is believed, such as 10.0.0.0/8"),
-    row("WORKERS", "(number of cores)", "threads that own connections"),
-    row("FLUSH_INTERVAL", "0ms", "collect updates this long before writing them to sockets"),
-    row(
-        "TAIL_FROM",
-        "primary",
-        "primary, or replica: follow logs at a replica of each primary while one keeps up",
-    ),
-    row("TAIL_LINGER", "0ms", "collect changes this long before reading them from Redis"),
-    row("HISTORY_LEN", "1000", "updates kept per market"),
-    row("RESUME_MAX", "500", "updates that a resume replays at most"),
-    row("HEARTBEAT_INTERVAL", "15s", "between heartbeats"),
-    row("HEARTBEAT_TIMEOUT", "60s", "silence after which a client is closed"),
-    row("SLOW_AFTER", "30s", "time without taking a byte after which a client is closed"),
-    row("DRAIN_SECONDS", "20", "time over which a drain closes connections"),
-    row("STALE_AFTER", "10s", "time without the backbone after which prices are called stale"),
-    row("MAX_MESSAGE_BYTES", "16384", "longest message of a client"),
-    row("MAX_MARKETS_PER_CONNECTION", "200", "markets one connection may subscribe to"),
-    row("MAX_CONNECTIONS_PER_USER", "10", "open connections of one user, on this pod"),
-    row(
-        "MAX_CONNECTIONS",
-        "100000",
-        "open connections of this pod; never above what the open-file limit allows",
-    ),
-    row(
-        "MAX_HTTP_CONNECTIONS",
-        "4096",
-        "open HTTP connections of this pod, handshakes under way included; a fifth of the open-file limit at most",
-    ),
-    row("MESSAGE_BURST", "20", "messages a client may send at once"),
-    row("MESSAGE_RATE", "5", "messages a second it may send after that"),
-    row("HANDSHAKE_TIMEOUT", "5s", "time from accept to the end of the handshake"),
-    row(
-        "HANDSHAKE_RATE_LIMIT",
-        "20",
-        "handshakes a second and client address, and requests for tokens without TOKEN_API_KEY; 0 = no limit",
-    ),
-    row("LOG_FORMAT", "(text on a terminal, else json)", "text or json"),
-    OTLP_ENDPOINT,
-    OTLP_SAMPLE_RATIO,
+const TABLE: &[Row] = &[
+    LISTEN.row(),
+    OPS_LISTEN.row(),
+    REDIS_URL.row(),
+    REDIS_CA.row(),
+    JWT_SECRET.row(),
+    ADMIN_JWT_SECRET.row(),
+    DEMO.row(),
+    BOARD.row(),
+    TOKEN_API_KEY.row(),
+    ALLOW_OPEN_TOKENS.row(),
+    TOKEN_RATE_LIMIT.row(),
+    READ_AUTH.row(),
+    CORS_ORIGINS.row(),
+    ALLOWED_ORIGINS.row(),
+    TRUSTED_PROXIES.row(),
+    WORKERS.row(),
+    FLUSH_INTERVAL.row(),
+    TAIL_FROM.row(),
+    TAIL_LINGER.row(),
+    HISTORY_LEN.row(),
+    RESUME_MAX.row(),
+    HEARTBEAT_INTERVAL.row(),
+    HEARTBEAT_TIMEOUT.row(),
+    SLOW_AFTER.row(),
+    DRAIN_SECONDS.row(),
+    STALE_AFTER.row(),
+    MAX_MESSAGE_BYTES.row(),
+    MAX_MARKETS_PER_CONNECTION.row(),
+    MAX_CONNECTIONS_PER_USER.row(),
+    MAX_CONNECTIONS.row(),
+    MAX_HTTP_CONNECTIONS.row(),
+    MESSAGE_BURST.row(),
+    MESSAGE_RATE.row(),
+    HANDSHAKE_TIMEOUT.row(),
+    HANDSHAKE_RATE_LIMIT.row(),
+    LOG_FORMAT.row(),
+    OTLP_ENDPOINT.row(),
+    OTLP_SAMPLE_RATIO.row(),
 ];
 
 const USAGE: &str = "\
@@ -209,83 +256,85 @@ impl Settings {
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<(Self, String), Stop> {
         let mut source = Source::read(USAGE, TABLE, args, env)?;
-        let ca_pem = source.optional("REDIS_CA");
-        let tail_from = source.value("TAIL_FROM");
-        let redis = source.optional("REDIS_URL").map(|url| RedisConfig { url, ca_pem, tail_from });
+        let tail_from = source.value(&TAIL_FROM);
+        let redis = redis_settings::redis(&mut source, tail_from);
         let embedded = redis.is_none();
-        let listen: SocketAddr = source.value("LISTEN");
+        let listen: SocketAddr = source.value(&LISTEN);
         let mut secret_files = Vec::new();
         let token_api_key = token_api_key(&mut source, &mut secret_files);
-        let allow_open_tokens: bool = source.value("ALLOW_OPEN_TOKENS");
+        let allow_open_tokens: bool = source.value(&ALLOW_OPEN_TOKENS);
         if token_api_key.is_none() && !allow_open_tokens && !listen.ip().is_loopback() {
             source.problem(
-                "LISTEN",
+                LISTEN.name(),
                 "anyone who reaches it could mint tokens: set TOKEN_API_KEY, or ALLOW_OPEN_TOKENS=true",
             );
         }
-        let demo: bool = source.value("DEMO");
+        let demo: bool = source.value(&DEMO);
         if demo && !embedded {
             source.problem(
-                "DEMO",
+                DEMO.name(),
                 "invented prices do not belong into a shared Redis: leave REDIS_URL out, or DEMO",
             );
         }
-        let read_auth = match source.value::<ReadAuth>("READ_AUTH") {
+        let read_auth = match source.value(&READ_AUTH) {
             ReadAuth::None => false,
             ReadAuth::Token => true,
         };
-        let keys = keyring(&mut source, &mut secret_files, "JWT_SECRET", Audience::Ws, embedded);
-        let admin_keys = keyring(&mut source, &mut secret_files, "ADMIN_JWT_SECRET", Audience::Admin, true);
+        let keys = Keyring::read(&mut source, &JWT_SECRET, Audience::Ws, &mut secret_files);
+        if keys.is_none() && !embedded && !source.is_set(&JWT_SECRET) {
+            source.problem(JWT_SECRET.name(), "required with REDIS_URL; make one with: openssl rand -hex 32");
+        }
+        let admin_keys = Keyring::read(&mut source, &ADMIN_JWT_SECRET, Audience::Admin, &mut secret_files);
         let settings = Self {
             listen,
-            ops_listen: source.value("OPS_LISTEN"),
+            ops_listen: source.value(&OPS_LISTEN),
             redis,
-            keys,
-            admin_keys,
+            keys: keys.unwrap_or_else(|| Keyring::random(Audience::Ws)),
+            admin_keys: admin_keys.unwrap_or_else(|| Keyring::random(Audience::Admin)),
             demo,
-            board: source.optional("BOARD").unwrap_or(embedded),
+            board: source.optional(&BOARD).unwrap_or(embedded),
             token_api_key,
             secret_files,
-            token_rate_limit: source.value("TOKEN_RATE_LIMIT"),
+            token_rate_limit: source.value(&TOKEN_RATE_LIMIT),
             read_auth,
-            cors_origins: source.optional("CORS_ORIGINS").unwrap_or(Origins::Only(Vec::new())),
-            allowed_origins: source.value("ALLOWED_ORIGINS"),
-            trusted_proxies: source.value::<Proxies>("TRUSTED_PROXIES").0,
-            workers: source.optional("WORKERS").unwrap_or_else(cores),
-            flush_interval: source.value("FLUSH_INTERVAL"),
-            tail_linger: source.value("TAIL_LINGER"),
-            history_len: at_least_one(&mut source, "HISTORY_LEN"),
-            resume_max: source.value("RESUME_MAX"),
-            heartbeat_interval: source.value("HEARTBEAT_INTERVAL"),
-            heartbeat_timeout: source.value("HEARTBEAT_TIMEOUT"),
-            slow_after: source.value("SLOW_AFTER"),
-            drain: source.value("DRAIN_SECONDS"),
-            stale_after: source.value("STALE_AFTER"),
-            max_message_bytes: at_least_one(&mut source, "MAX_MESSAGE_BYTES"),
-            max_markets: source.value("MAX_MARKETS_PER_CONNECTION"),
-            max_connections_per_user: at_least_one(&mut source, "MAX_CONNECTIONS_PER_USER"),
-            max_connections: at_least_one(&mut source, "MAX_CONNECTIONS"),
-            max_http_connections: at_least_one(&mut source, "MAX_HTTP_CONNECTIONS"),
+            cors_origins: source.optional(&CORS_ORIGINS).unwrap_or(Origins::Only(Vec::new())),
+            allowed_origins: source.value(&ALLOWED_ORIGINS),
+            trusted_proxies: source.value(&TRUSTED_PROXIES).0,
+            workers: source.optional(&WORKERS).unwrap_or_else(cores),
+            flush_interval: source.value(&FLUSH_INTERVAL),
+            tail_linger: source.value(&TAIL_LINGER),
+            history_len: source.at_least_one(&HISTORY_LEN),
+            resume_max: source.value(&RESUME_MAX),
+            heartbeat_interval: source.value(&HEARTBEAT_INTERVAL),
+            heartbeat_timeout: source.value(&HEARTBEAT_TIMEOUT),
+            slow_after: source.value(&SLOW_AFTER),
+            drain: source.value(&DRAIN_SECONDS),
+            stale_after: source.value(&STALE_AFTER),
+            max_message_bytes: source.at_least_one(&MAX_MESSAGE_BYTES),
+            max_markets: source.value(&MAX_MARKETS_PER_CONNECTION),
+            max_connections_per_user: source.at_least_one(&MAX_CONNECTIONS_PER_USER),
+            max_connections: source.at_least_one(&MAX_CONNECTIONS),
+            max_http_connections: source.at_least_one(&MAX_HTTP_CONNECTIONS),
             message_rate: Rate {
-                burst: source.value("MESSAGE_BURST"),
-                per_second: source.value("MESSAGE_RATE"),
+                burst: source.value(&MESSAGE_BURST),
+                per_second: source.value(&MESSAGE_RATE),
             },
-            handshake_timeout: source.value("HANDSHAKE_TIMEOUT"),
-            handshake_rate_limit: source.value("HANDSHAKE_RATE_LIMIT"),
-            log_format: source.optional("LOG_FORMAT").unwrap_or_else(LogFormat::for_stderr),
+            handshake_timeout: source.value(&HANDSHAKE_TIMEOUT),
+            handshake_rate_limit: source.value(&HANDSHAKE_RATE_LIMIT),
+            log_format: LogFormat::read(&mut source),
             traces: TraceSettings::read(&mut source),
         };
         if !(1..=256).contains(&settings.workers) {
-            source.problem("WORKERS", "from 1 to 256");
+            source.problem(WORKERS.name(), "from 1 to 256");
         }
         if settings.heartbeat_interval.is_zero() || settings.heartbeat_timeout < settings.heartbeat_interval {
             source.problem(
-                "HEARTBEAT_TIMEOUT",
+                HEARTBEAT_TIMEOUT.name(),
                 "must not be shorter than HEARTBEAT_INTERVAL, which must not be 0",
             );
         }
         if settings.message_rate.burst == 0 {
-            source.problem("MESSAGE_BURST", "at least 1");
+            source.problem(MESSAGE_BURST.name(), "at least 1");
         }
         let summary = source.summary();
         source.finish()?;
@@ -341,54 +390,24 @@ impl FileBudget {
     }
 }
 
-fn keyring(
-    source: &mut Source,
-    files: &mut Vec<SecretFile>,
-    name: &'static str,
-    audience: Audience,
-    optional: bool,
-) -> Keyring {
-    match source.optional::<Secret>(name).map(|secret| Keyring::parse(&secret, audience)) {
-        Some(Ok(keys)) => {
-            files.extend(source.keys_file(name, &keys));
-            return keys;
-        }
-        Some(Err(error)) => source.problem(name, &error.to_string()),
-        None if !optional => {
-            source.problem(name, "required with REDIS_URL; make one with: openssl rand -hex 32");
-        }
-        None => {}
-    }
-    Keyring::random(audience)
-}
-
 fn token_api_key(source: &mut Source, files: &mut Vec<SecretFile>) -> Option<Live<Secret>> {
-    const NAME: &str = "TOKEN_API_KEY";
     // An empty key would let everyone in who sends an empty one.
     let check = |key: &Secret| match key.expose().trim() {
         "" => Err("must not be empty".to_owned()),
         _ => Ok(()),
     };
-    let key: Secret = source.optional(NAME)?;
+    let key: Secret = source.optional(&TOKEN_API_KEY)?;
     if let Err(problem) = check(&key) {
-        source.problem(NAME, &problem);
+        source.problem(TOKEN_API_KEY.name(), &problem);
     }
     let key = Live::new(key);
     let in_use = key.clone();
-    files.extend(source.secret_file(NAME, move |key| {
+    files.extend(source.secret_file(&TOKEN_API_KEY, move |key| {
         check(key)?;
         in_use.set(key.clone());
         Ok(())
     }));
     Some(key)
-}
-
-fn at_least_one(source: &mut Source, name: &'static str) -> usize {
-    let value = source.value(name);
-    if value == 0 {
-        source.problem(name, "at least 1");
-    }
-    value
 }
 
 fn cores() -> usize {

@@ -25,11 +25,8 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use shared::{
-    protocol::{close::CloseCode, server},
-    time::unix_ms,
-    token::WsClaims,
-};
+use protocol::{close::CloseCode, server_message, time::unix_ms};
+use service::token::WsClaims;
 use slab::Slab;
 
 pub use self::{connection::Timing, handle::ShardHandle};
@@ -367,7 +364,7 @@ impl Shard {
             connection.deadlines.heartbeat_ms = now_ms + timing.heartbeat_interval_ms;
             // A client that does not even take what it is owed needs no ping.
             if connection.blocked_since.is_none() {
-                connection.say(&server::ping(unix_ms()));
+                connection.say(&server_message::ping(unix_ms()));
                 connection.out.extend_from_slice(&frame::PING);
                 self.queue_write(key);
             }
@@ -382,7 +379,7 @@ impl Shard {
             let spread_ms =
                 if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
             let connection = &mut self.connections[key];
-            connection.say(&server::bye(code, code.after_ms() + spread_ms));
+            connection.say(&server_message::bye(code, code.after_ms() + spread_ms));
             frame::append_close(&mut connection.out, code);
             self.begin_close(key, code);
         }
@@ -438,10 +435,8 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    use shared::{
-        backbone::{Revocation, Revoked},
-        token::{Audience, Keyring},
-    };
+    use backbone::{Revocation, Revoked};
+    use service::token::{Audience, Keyring};
 
     use super::*;
     use crate::{

@@ -9,11 +9,11 @@ use std::{
 };
 
 use axum::Router;
-use publisher::{auth, http::Admin};
-use shared::{
-    backbone::{Backbone, MemoryBackbone, Retention},
+use backbone::{Backbone, MemoryBackbone, Retention};
+use publisher::state::Admin;
+use service::{
     telemetry::LogFormat,
-    token::Role,
+    token::{AdminClaims, Role},
 };
 
 use crate::settings::Settings;
@@ -33,7 +33,7 @@ pub fn embed(settings: &Settings) -> (Arc<dyn Backbone>, Router) {
 /// Says what a new user needs to know: where to look, a token for the admin API, and what does not last.
 pub fn introduce(settings: &Settings, address: SocketAddr) {
     let here = format!("http://{}", reachable(address));
-    let token = auth::mint(&settings.admin_keys, "local", Role::Admin, ADMIN_TOKEN_TTL);
+    let token = settings.admin_keys.sign(&AdminClaims::new("local", Role::Admin, ADMIN_TOKEN_TTL));
     // In the fragment, which browsers send to nobody.
     let (board, console) =
         (settings.board.then(|| format!("{here}/")), format!("{here}/console#token={token}"));

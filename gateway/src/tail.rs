@@ -14,12 +14,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use shared::{
-    MarketId, Position, Update,
-    backbone::{Backbone, BackboneError, Tails},
+use backbone::{Backbone, BackboneError, Tails};
+use protocol::{MarketId, Position, TraceContext, Update, time::unix_ms};
+use service::{
     backoff::Backoff,
-    telemetry::traces::{self, Parent, SpanKind},
-    time::unix_ms,
+    telemetry::traces::{self, SpanKind},
 };
 use tokio::task::JoinSet;
 
@@ -209,12 +208,16 @@ fn take_news(
 }
 
 /// The read of a traced update, which began at `started`, for its delivery to go on from.
-fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<Parent> {
-    let mut span =
-        traces::child(update.trace?, "read", SpanKind::Consumer, SystemTime::now() - started.elapsed())?;
+fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<TraceContext> {
+    let mut span = traces::child(
+        update.trace.as_ref()?,
+        "read",
+        SpanKind::Consumer,
+        SystemTime::now() - started.elapsed(),
+    )?;
     span.set("kmarket.market", market.to_string());
     span.set("kmarket.seq", update.position.seq.to_string());
-    Some(span.parent())
+    Some(span.context())
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {

@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use shared::{
-    backbone::{REVOCATION_TTL, Revocation, Revoked},
+use backbone::{REVOCATION_TTL, Revocation, Revoked};
+use service::{
     rotation::Live,
     token::{Keyring, TokenError, WsClaims},
 };
@@ -149,7 +149,8 @@ fn holds(ts: u64, now_ms: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use shared::{time::unix_ms, token::Audience};
+    use protocol::time::unix_ms;
+    use service::token::Audience;
 
     use super::*;
 

@@ -9,12 +9,9 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    MarketId, Position,
-    backbone::{AuditEntry, AuditId},
-    rotation::Live,
-    settings::Secret,
-};
+use backbone::{AuditEntry, AuditId};
+use protocol::{MarketId, Position, Secret};
+use service::rotation::Live;
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres, QueryBuilder, Row, SqlSafeStr,
     migrate::{MigrateError, Migration, MigrationType, Migrator},

@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
+use backbone::{AuditEntry, AuditId, Backbone, BackboneError};
+use protocol::{Epoch, MarketId, Payload, Position, Seq, ids::InvalidMarketId, schema::limit};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use shared::{
-    Epoch, MarketId, Payload, Position, Seq,
-    backbone::{AuditEntry, AuditId, Backbone, BackboneError},
-    http::openapi::limit,
-    ids::InvalidMarketId,
-};
 use tokio::time::timeout;
 use utoipa::{
     IntoParams, ToSchema,

@@ -1,12 +1,7 @@
 //! Who may do what on the admin API (contract, section 5).
 
-use std::time::Duration;
-
 use axum::http::{HeaderMap, header::AUTHORIZATION};
-use shared::{
-    time::unix_ms,
-    token::{AdminClaims, Keyring, Role, TokenError, bearer},
-};
+use service::token::{AdminClaims, Keyring, Role, TokenError, bearer};
 
 /// Who asks, if their bearer token allows what `needed` may do.
 ///
@@ -40,18 +35,18 @@ pub enum Refused {
     },
 }
 
-/// A new admin token for `sub`, good for `ttl` from now.
-#[must_use]
-pub fn mint(keys: &Keyring, sub: &str, role: Role, ttl: Duration) -> String {
-    let iat = unix_ms() / 1000;
-    keys.sign(&AdminClaims { sub: sub.to_owned(), role, iat, exp: iat.saturating_add(ttl.as_secs()) })
-}
-
 #[cfg(test)]
 mod tests {
-    use shared::token::Audience;
+    use std::time::Duration;
+
+    use protocol::time::unix_ms;
+    use service::token::Audience;
 
     use super::*;
+
+    fn mint(keys: &Keyring, sub: &str, role: Role, ttl: Duration) -> String {
+        keys.sign(&AdminClaims::new(sub, role, ttl))
+    }
 
     fn headers(value: &str) -> HeaderMap {
         HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])

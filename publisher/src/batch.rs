@@ -10,25 +10,26 @@
 
 use std::{borrow::Cow, fmt};
 
+use backbone::{Appended, Backbone};
+use protocol::{
+    error::json_problem,
+    overrides::{InvalidOverride, Override},
+    schema::always,
+};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, IgnoredAny, SeqAccess},
 };
 use serde_json::value::RawValue;
-use shared::{
-    backbone::{Appended, Backbone},
-    http::openapi::always,
-    protocol::error::json_problem,
-};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema, schema::OneOf},
 };
 
 use crate::{
+    append::{self, NotAppended, Sender},
     http::{Answer, Problem, ProblemItem},
     metrics,
-    overrides::{self, InvalidOverride, NotAppended, Override, Sender},
 };
 
 /// The most overrides in a batch (contract, section 5).
@@ -132,17 +133,16 @@ pub async fn run(
         for (index, item) in items.by_ref().take(PART) {
             let append = item.and_then(|text| {
                 let parsed = Override::parse(text)?;
-                let idempotency = idempotency_key.map(|key| {
-                    overrides::idempotency(format!("{key}#{index}"), sender.actor, text.as_bytes())
-                });
-                Ok(parsed.into_append(sender, idempotency))
+                let idempotency = idempotency_key
+                    .map(|key| append::idempotency(format!("{key}#{index}"), sender.actor, text.as_bytes()));
+                Ok(sender.append(parsed, idempotency))
             });
             refusals.push(append.map(|append| appends.push(append)).err());
         }
         let answers = match appends.len() {
             0 => Vec::new(),
             unsent if out_of_reach => vec![Err(NotAppended::NotSent); unsent],
-            _ => overrides::submit(backbone, appends).await,
+            _ => append::submit(backbone, appends).await,
         };
         // Where nobody answers, the rest of the batch does not wait for as many time-outs as it has parts.
         let unavailable =

@@ -1,7 +1,7 @@
 //! The trading console: a page for the desk, which does all it does through the admin API.
 
 use axum::Router;
-use shared::http::pages::{self, BASE_CSS, DOM_JS, File, I18N_JS, ICON_SVG};
+use service::http::pages::{self, BASE_CSS, DOM_JS, File, I18N_JS, ICON_SVG};
 
 /// A script of the page, under its own name.
 macro_rules! js {

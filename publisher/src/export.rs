@@ -6,12 +6,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use shared::{
-    MarketId,
-    backbone::{AuditEntry, AuditId, Backbone, BackboneError, Handed, RedisBackbone},
-    backoff::Backoff,
-    time::unix_ms,
-};
+use backbone::{AuditEntry, AuditId, Backbone, BackboneError, Handed, RedisBackbone};
+use protocol::{MarketId, time::unix_ms};
+use service::backoff::Backoff;
 use tokio::time::{Instant, sleep};
 
 use crate::{

@@ -14,46 +14,39 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
-use serde::Serialize;
-use shared::{
+use backbone::{Appended, Durability};
+use protocol::{
     Epoch, MarketId, Seq,
-    backbone::{Appended, Backbone, Durability},
+    error::{ErrorBody, ErrorCode},
+    overrides::{InvalidOverride, MAX_OVERRIDE_BYTES, Override},
+    schema::always,
+};
+use serde::Serialize;
+use service::{
     http::{
         body::{self, BodyError},
         json, json_text,
-        openapi::{self as documents, always},
+        openapi::{self as documents},
         refuse,
     },
-    protocol::error::{ErrorBody, ErrorCode},
     telemetry::traces::{self, Span},
-    token::{Keyring, Role},
+    token::Role,
 };
 use tokio::sync::Semaphore;
 use tracing::field;
 use utoipa::ToSchema;
 
 use crate::{
+    append::{self, NotAppended, Sender},
     audit::{self, AuditError, AuditQuery, InvalidQuery},
     auth::{self, authorize},
     batch::{self, Format, InvalidBatch, MAX_BATCH_BYTES},
     console,
-    export::AuditCopy,
     markets::{self, InvalidStatus, MAX_STATUS_BYTES, MarketsError, MarketsQuery, Status, StatusRequest},
     metrics, openapi,
-    overrides::{self, InvalidOverride, MAX_OVERRIDE_BYTES, NotAppended, Override, Sender},
     revoke::{self, InvalidRevocation, MAX_REVOKE_BYTES, NotRevoked},
+    state::Admin,
 };
-
-/// What the admin API stands on.
-#[derive(Clone)]
-pub struct Admin {
-    /// Where overrides go.
-    pub backbone: Arc<dyn Backbone>,
-    /// Where the audit is copied to.
-    pub copy: Option<AuditCopy>,
-    /// Who is let in; of [`shared::token::Audience::Admin`].
-    pub keys: Keyring,
-}
 
 /// The routes under `/admin` and `/console`, for a listener that has others too: no fallback, so that it can be merged.
 pub fn router(admin: Admin) -> Router {
@@ -105,9 +98,9 @@ async fn override_one(State(admin): State<Arc<Admin>>, request: Request) -> Resu
     let body = body::read(body, MAX_OVERRIDE_BYTES).await?;
     let text = std::str::from_utf8(&body).map_err(|_| InvalidOverride::NotUtf8);
     let parsed = text.and_then(Override::parse).inspect_err(|_| metrics::count_override("invalid"))?;
-    let idempotency = key.map(|key| overrides::idempotency(key.to_owned(), &claims.sub, &body));
-    let append = parsed.into_append(&sender(&claims.sub, &parts), idempotency);
-    let mut results = overrides::submit(&*admin.backbone, vec![append]).await;
+    let idempotency = key.map(|key| append::idempotency(key.to_owned(), &claims.sub, &body));
+    let append = sender(&claims.sub, &parts).append(parsed, idempotency);
+    let mut results = append::submit(&*admin.backbone, vec![append]).await;
     let appended = results.pop().unwrap_or(Err(NotAppended::Unreachable))?;
     let mut response = json(&Answer::from(&appended));
     if appended.replayed {
@@ -226,7 +219,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     ::metrics::histogram!(metrics::HTTP_SECONDS, "route" => route.clone()).record(started.elapsed());
     tracing::debug!(
         request_id = id.to_str().ok(),
-        trace_id = span.as_ref().map(|span| field::display(span.parent().trace_id())),
+        trace_id = span.as_ref().map(|span| field::display(span.trace_id())),
         route,
         status = response.status().as_u16(),
         "an admin request is answered"
@@ -258,12 +251,12 @@ fn begin_trace(request: &mut Request, route: &str, id: &HeaderValue) -> Option<S
     span.set("http.request.method", method);
     span.set("http.route", route.to_owned());
     span.set("kmarket.request_id", id.to_str().unwrap_or_default().to_owned());
-    request.extensions_mut().insert(span.parent());
+    request.extensions_mut().insert(span.context());
     Some(span)
 }
 
 fn sender<'a>(actor: &'a str, parts: &'a Parts) -> Sender<'a> {
-    Sender { actor, request_id: request_id(parts), trace: parts.extensions.get().copied() }
+    Sender { actor, request_id: request_id(parts), trace: parts.extensions.get().cloned() }
 }
 
 /// The id that [`observe`] gave the request.

@@ -5,11 +5,11 @@
 //! [`markets`] lists all markets, suspends and opens them; [`console`] is the page for all of this. [`revoke`] takes
 //! clients' tokens back. [`export`] copies the audit to Postgres, and [`archive`] asks for it there.
 
+pub mod append;
 pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod batch;
-pub mod cli;
 pub mod console;
 pub mod export;
 pub mod http;
@@ -17,10 +17,7 @@ pub mod markets;
 pub mod metrics;
 pub mod openapi;
 pub mod ops;
-pub mod overrides;
-pub mod replay;
 pub mod revoke;
+pub mod server;
 pub mod settings;
-
-#[cfg(test)]
-mod stuck;
+pub mod state;

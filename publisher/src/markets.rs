@@ -2,17 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use shared::{
+use backbone::{Append, Appended, Backbone, BackboneError};
+use protocol::{
     Epoch, MarketId, Payload, Seq,
-    backbone::{Append, Appended, Backbone, BackboneError},
-    http::openapi::{self as documents, always},
-    ids::{InvalidMarketId, market_id_taken},
-    protocol::error::{ErrorCode, json_problem},
+    error::{ErrorCode, json_problem},
+    ids::InvalidMarketId,
+    overrides::{self, check_reason, members, reason_schema},
+    schema::{always, market_id},
     time::unix_ms,
     update::{MarketState, lines_json, quoted},
 };
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::time::timeout;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
@@ -23,8 +24,8 @@ use utoipa::{
 };
 
 use crate::{
+    append::{self, NotAppended, Sender},
     http::{Answer, Problem, ProblemItem},
-    overrides::{self, NotAppended, Sender, check_reason, members, reason_taken},
 };
 
 /// Markets of a page when the query does not say.
@@ -63,7 +64,7 @@ pub struct MarketsQuery {
 }
 
 fn limit_taken() -> RefOr<Schema> {
-    documents::limit(DEFAULT_LIMIT, MAX_LIMIT)
+    protocol::schema::limit(DEFAULT_LIMIT, MAX_LIMIT)
 }
 
 fn ids_taken() -> RefOr<Schema> {
@@ -303,13 +304,13 @@ impl StatusRequest {
 
 impl PartialSchema for StatusRequest {
     fn schema() -> RefOr<Schema> {
-        let ids = Array::builder().items(market_id_taken()).max_items(Some(MAX_MARKETS));
+        let ids = Array::builder().items(market_id()).max_items(Some(MAX_MARKETS));
         let nothing = || Object::with_type(Type::Null);
         let request = |ids: RefOr<Schema>, all: RefOr<Schema>| {
             Object::builder()
                 .property("marketIds", ids)
                 .property("all", all)
-                .property("reason", reason_taken())
+                .property("reason", reason_schema())
                 .additional_properties(Some(AdditionalProperties::FreeForm(false)))
         };
         OneOf::builder()
@@ -482,7 +483,7 @@ impl Change<'_> {
             if appends.is_empty() {
                 break;
             }
-            let answers = overrides::submit(backbone, appends).await;
+            let answers = append::submit(backbone, appends).await;
             for (index, answer) in appended.into_iter().zip(answers) {
                 if matches!(answer, Err(NotAppended::Conflict { .. })) {
                     pending.push(index);
@@ -517,7 +518,7 @@ impl Change<'_> {
             actor: self.sender.actor.to_owned(),
             reason: self.reason.to_owned(),
             request_id: self.sender.request_id.to_owned(),
-            trace: self.sender.trace,
+            trace: self.sender.trace.clone(),
         })
     }
 }

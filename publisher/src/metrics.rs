@@ -1,7 +1,7 @@
 //! The names of what the publisher counts.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-use shared::telemetry::{export_build_info, start_counters, traces::SPAN_OUTCOMES};
+use service::telemetry::{export_build_info, start_counters, traces::SPAN_OUTCOMES};
 
 /// Which build this is.
 pub const BUILD_INFO: &str = "publisher_build_info";

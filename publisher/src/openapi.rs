@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
+use protocol::{error::ErrorCode, overrides::Override};
 use serde_json::{Value, json};
-use shared::{
+use service::{
     http::openapi::{Document, Operation, header, reference, refusal},
-    protocol::error::ErrorCode,
     token::Role,
 };
 use utoipa::{IntoParams, openapi::path::ParameterIn};
@@ -15,7 +15,6 @@ use crate::{
     batch::{ItemResult, MAX_ITEMS},
     http::{Answer, MAX_IDEMPOTENCY_KEY, MAX_REQUEST_ID, ProblemBody},
     markets::{MarketsPage, MarketsQuery, StatusRequest, StatusResult},
-    overrides::Override,
     revoke,
 };
 

@@ -3,10 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use shared::{
-    backbone::Backbone,
-    http::ops::{self, Readiness},
-};
+use backbone::Backbone;
+use service::http::ops::{self, Readiness};
 use tokio::{sync::watch, time::timeout};
 
 /// How long the backbone may take to answer a ping before the publisher is not ready.
@@ -38,10 +36,12 @@ impl Readiness for Publishing {
 
 #[cfg(test)]
 mod tests {
-    use shared::backbone::{MemoryBackbone, Retention};
+    use backbone::{
+        MemoryBackbone, Retention,
+        stuck::{Stuck, Way},
+    };
 
     use super::*;
-    use crate::stuck::{Stuck, Way};
 
     async fn reasons(backbone: impl Backbone, draining: bool) -> Vec<String> {
         Publishing { backbone: Arc::new(backbone), draining: watch::channel(draining).1 }.reasons().await

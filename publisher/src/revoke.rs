@@ -2,12 +2,10 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use backbone::{Backbone, REVOCATION_TTL, Revocation, RevokeError, Revoked};
+use protocol::user::{is_name, name_schema, read_user_id, user_id_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shared::{
-    backbone::{Backbone, REVOCATION_TTL, Revocation, RevokeError, Revoked},
-    token::{is_name, name_taken, read_user_id, user_id_taken},
-};
 use tokio::time::timeout;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -101,8 +99,8 @@ impl PartialSchema for Asked {
                 .additional_properties(Some(AdditionalProperties::FreeForm(false)))
         };
         OneOf::builder()
-            .item(either(user_id_taken(), nothing()).required("userId"))
-            .item(either(nothing(), name_taken()).required("jti"))
+            .item(either(user_id_schema(), nothing()).required("userId"))
+            .item(either(nothing(), name_schema()).required("jti"))
             .description(Some("All tokens of a user that were issued up to now, or the one with this id."))
             .into()
     }
@@ -158,10 +156,12 @@ impl From<Revocation> for Answer {
 
 #[cfg(test)]
 mod tests {
-    use shared::backbone::{MemoryBackbone, Retention};
+    use backbone::{
+        MemoryBackbone, Retention,
+        stuck::{Stuck, Way},
+    };
 
     use super::*;
-    use crate::stuck::{Stuck, Way};
 
     #[test]
     fn a_request_names_one_user_or_one_token() {

@@ -10,7 +10,7 @@ CONFIGURATION = [ROOT.glob("docker-compose.yml"), ROOT.glob("docker/**/*"), ROOT
 SECRETS = ("docker/secrets", "docker/tls", "k8s/overlays/dev/secrets")
 # What is no setting of ours, and where it is read or written; None: of Linux, Rust, glibc or an image that is not ours.
 OTHER_NAMES = {
-    "RUST_LOG": "shared/src/telemetry.rs", "KMARKET_COMMIT": "shared/src/telemetry.rs",
+    "RUST_LOG": "shared/service/src/telemetry.rs", "KMARKET_COMMIT": "shared/service/src/telemetry.rs",
     "FAULT_SEED": "tests/it/fault_sequences.rs", "FAULT_SEEDS": "tests/it/fault_sequences.rs",
     "FAULT_SOAK": "tests/it/fault_sequences.rs", "UPDATE_OPENAPI": "tests/it/openapi.rs",
     "GATEWAY_1": "docker/nginx/host.conf.template", "GATEWAY_2": "docker/nginx/host.conf.template",
@@ -18,8 +18,8 @@ OTHER_NAMES = {
     "TLS_KEY": "docker/nginx/host.conf.template", "REDIS_ADDRESS": "docker/make-secrets",
     "POSTGRES_ADDRESS": "docker/make-secrets", "GATEWAY_PASSWORD": "docs/operations.md",
     "PUBLISHER_PASSWORD": "docs/operations.md", "GATEWAY_URL": "docs/tutorial.zh-CN.md",
-    "RENDER_EVERY_MS": "docs/tutorial.zh-CN.md", "ADMIN_TOKEN": "publisher/src/cli/send.rs",
-    "ADMIN_TOKEN_FILE": "publisher/src/cli/send.rs",
+    "RENDER_EVERY_MS": "docs/tutorial.zh-CN.md", "ADMIN_TOKEN": "shared/commands/src/send_override.rs",
+    "ADMIN_TOKEN_FILE": "shared/commands/src/send_override.rs",
     "RUSTC_BOOTSTRAP": None, "MALLOC_ARENA_MAX": None, "SSL_CERT_FILE": None, "TCP_NOTSENT_LOWAT": None,
     "NGINX_ENVSUBST_OUTPUT_DIR": None,
 }
@@ -60,7 +60,7 @@ class Names(unittest.IsolatedAsyncioTestCase):
             known |= set(settings(service)).union(*(settings(service, command) for command in commands))
         known |= {f"{name}_FILE" for name in known}
         known |= set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
-        for code in [*(ROOT / "shared/src/protocol").glob("*.rs"), ROOT / "shared/src/http/ops.rs"]:
+        for code in [*(ROOT / "shared/protocol/src").glob("*.rs"), ROOT / "shared/service/src/http/ops.rs"]:
             known |= set(re.findall(r'"([A-Z_0-9]+)"', code.read_text()))
         for name, place in OTHER_NAMES.items():
             self.assertTrue(place is None or name in (ROOT / place).read_text(), f"{name} is not in {place}")

@@ -1,7 +1,7 @@
 //! `GET /admin/audit` (contract, section 5).
 
 use serde_json::json;
-use shared::token::Role;
+use service::token::Role;
 use tests::{
     Admin, Http, Stack,
     admin::{Accepted, AuditPage, numbered},

@@ -5,10 +5,9 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    settings::Secret,
-    token::{AdminClaims, Audience, Keyring, Role},
-};
+use protocol::Secret;
+
+use service::token::{AdminClaims, Audience, Keyring, Role};
 use sqlx::Row;
 use tests::{
     Admin, Certificates, Desk, Http, Launch, Postgres, Redis, Service,

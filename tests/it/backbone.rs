@@ -1,13 +1,11 @@
-//! The conformance suite of the seam `shared::backbone::Backbone`, run against each implementation.
+//! The conformance suite of the seam `backbone::Backbone`, run against each implementation.
 
-use shared::{
-    MarketId, Payload, Position, Seq, Update,
-    backbone::{
-        Append, AppendError, Appended, AuditId, Backbone, Doorbell, Idempotency, MemoryBackbone,
-        RedisBackbone, Retention, RevokeError, Revoked, Ring,
-    },
-    protocol::server::odds_update,
+use backbone::{
+    Append, AppendError, Appended, AuditId, Backbone, Doorbell, Idempotency, MemoryBackbone, RedisBackbone,
+    Retention, RevokeError, Revoked, Ring,
 };
+
+use protocol::{MarketId, Payload, Position, Seq, Update, server_message::odds_update};
 use tests::{admin::numbered, eventually, fresh_market, within};
 
 /// Small, to see trimming.
@@ -74,7 +72,7 @@ async fn appends_are_numbered_without_holes(backbone: &dyn Backbone) {
     let first = publish(backbone, market, &numbered(1)).await;
     assert_eq!(first.position.seq, Seq::new(1));
     assert!(first.position.epoch.get() > 1_600_000_000, "Unix seconds");
-    assert!(shared::time::unix_ms().abs_diff(first.ts) < 5000);
+    assert!(protocol::time::unix_ms().abs_diff(first.ts) < 5000);
     let rest = (2..=50).map(|seq| append(market, &numbered(seq))).collect();
     let answers = backbone.append(rest).await;
     let mut before = first;
@@ -327,7 +325,7 @@ async fn it_answers_a_ping(backbone: &dyn Backbone) {
 async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &dyn Backbone) {
     assert_eq!(backbone.revocations(Position::ORIGIN).await.unwrap(), None, "nobody has revoked anything");
     let user = backbone.revoke(Revoked::User("1 \"é".into()), "desk-1").await.unwrap();
-    assert!(shared::time::unix_ms().abs_diff(user.ts) < 5000);
+    assert!(protocol::time::unix_ms().abs_diff(user.ts) < 5000);
     let token = backbone.revoke(Revoked::Token("a".into()), "desk-1").await.unwrap();
     let kept = backbone.revocations(Position::ORIGIN).await.unwrap().unwrap();
     assert_eq!(kept.all, [user, token]);

@@ -1,7 +1,7 @@
 //! `POST /admin/odds/batch` (contract, section 5).
 
 use serde_json::Value;
-use shared::token::Role;
+use service::token::Role;
 use tests::{
     Admin, Rest, Stack,
     admin::{numbered, override_body},

@@ -1,11 +1,9 @@
 //! Secrets are nowhere to be seen: not in a log line however much is logged, not in a metric or a trace, and not in an
 //! answer.
 
+use protocol::Secret;
 use serde_json::Value;
-use shared::{
-    settings::Secret,
-    token::{Audience, Keyring, Role},
-};
+use service::token::{Audience, Keyring, Role};
 use tests::{
     Answer, Collector, Http, Launch, Postgres, Redis, Service, Socket, eventually, fresh_market, fresh_user,
     postgres::{Database, PASSWORDS},

@@ -5,11 +5,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+use protocol::Secret;
 use serde_json::Value;
-use shared::{
-    settings::Secret,
-    token::{Audience, Keyring, Role},
-};
+use service::token::{Audience, Keyring, Role};
 use tests::{
     Admin, Launch, Redis, Stack, acl,
     admin::numbered,

@@ -1,6 +1,6 @@
 //! Heartbeats and the table of close codes (contract, section 3).
 
-use shared::time::unix_ms;
+use protocol::time::unix_ms;
 use tests::{
     Event, Message, RawSocket, Socket, Stack, fresh_user,
     raw::{Frame, frame, last, opcode, unmasked_frame},

@@ -201,7 +201,7 @@ struct InFlight {
 
 impl InFlight {
     async fn begin(publisher: &Service, body: &str) -> Self {
-        let token = tokens::admin(shared::token::Role::Trader);
+        let token = tokens::admin(service::token::Role::Trader);
         let head = format!(
             "POST /admin/odds/override HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
              content-length: {}\r\nexpect: 100-continue\r\n\r\n",

@@ -1,6 +1,6 @@
 //! `PUBLISH_MIN_REPLICAS`: what an acknowledged override has reached.
 
-use shared::token::Role;
+use service::token::Role;
 use tests::{
     Admin, Launch, Redis, Rest,
     admin::{Accepted, numbered, override_body},

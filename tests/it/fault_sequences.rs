@@ -20,7 +20,7 @@ use std::{
 };
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
-use shared::settings::FromSetting;
+use service::settings::FromSetting;
 use tests::{
     Access, Admin, Desk, Follower, Http, Launch, Redis, Rest, Sentinels, Service,
     chaos::{Chaos, Weather},

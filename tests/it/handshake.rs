@@ -41,7 +41,7 @@ async fn a_missing_bad_or_expired_token_is_401_before_the_upgrade() {
     let good = tokens::for_user(fresh_user());
     let (head, signature) = good.rsplit_once('.').unwrap();
     let forged = format!("{head}.{}", signature.chars().rev().collect::<String>());
-    let for_admins = tokens::admin(shared::token::Role::Admin);
+    let for_admins = tokens::admin(service::token::Role::Admin);
 
     http.handshake(&url, &[]).await.expect_error(401, "UNAUTHORIZED");
     for token in ["nonsense", &forged, head, &tokens::expiring(fresh_user(), -60), &for_admins] {

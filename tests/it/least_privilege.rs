@@ -1,7 +1,7 @@
 //! The users of Redis that the project ships (`docker/redis/users.acl`): each may do what it does, and nothing else.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
-use shared::token::Role;
+use service::token::Role;
 use tests::{
     Access, Admin, Cluster, Desk, Follower, Launch, Postgres, Redis, Sentinels, Services, Socket,
     acl::{SHIPPED, as_user},

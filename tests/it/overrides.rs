@@ -1,7 +1,7 @@
 //! `POST /admin/odds/override` (contract, section 5).
 
 use serde_json::Value;
-use shared::token::Role;
+use service::token::Role;
 use tests::{
     Admin, Answer, Http, Lines, Rest, Stack,
     admin::{Accepted, numbered, override_body},
@@ -13,7 +13,7 @@ async fn an_override_is_answered_with_its_place_in_the_log() {
     let stack = Stack::shared();
     let (admin, market) = (stack.admin(), fresh_market());
     let first = admin.publish(market, &numbered(1)).await;
-    let before_ms = shared::time::unix_ms();
+    let before_ms = protocol::time::unix_ms();
     let second = admin.publish(market, &numbered(2)).await;
     assert_eq!((first.market_id, first.seq, second.seq), (market, 1, 2));
     assert_eq!(first.epoch, second.epoch);

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use protocol::time::unix_ms;
 use serde_json::Value;
-use shared::{time::unix_ms, token::Role};
+use service::token::Role;
 use tests::{
     Admin, Http, Launch, Redis, Service, Socket, Stack, eventually, fresh_market, fresh_user,
     launch::log_field, tokens,

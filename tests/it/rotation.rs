@@ -7,11 +7,9 @@ use std::{
     process::Command,
 };
 
+use protocol::Secret;
 use serde_json::Value;
-use shared::{
-    settings::Secret,
-    token::{Audience, Keyring, Role, WsClaims},
-};
+use service::token::{Audience, Keyring, Role, WsClaims};
 use tests::{
     Admin, Http, Launch, Redis, Service, Socket, eventually, fresh_user, launch::log_field, process::Stream,
     tokens,

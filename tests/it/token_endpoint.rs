@@ -1,7 +1,7 @@
 //! `POST /api/ws/token` (contract, section 2).
 
+use protocol::time::unix_ms;
 use serde::Deserialize;
-use shared::time::unix_ms;
 use tests::{Answer, Http, Service, Socket, Stack, fresh_market, fresh_user, tokens};
 
 #[derive(Deserialize)]

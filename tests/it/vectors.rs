@@ -4,11 +4,11 @@ mod clients;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-use shared::{
+use protocol::{
     MarketId,
     client::{Client, Event, Fetch, Next, Turn},
 };
+use serde_json::Value;
 use tests::{
     Redis, Rest, Services,
     admin::{Accepted, override_body},

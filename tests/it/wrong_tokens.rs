@@ -1,6 +1,6 @@
 //! Tokens of the other API, and of a size that no token has (contract, sections 2 and 5).
 
-use shared::token::Role;
+use service::token::Role;
 use tests::{Admin, Http, Launch, Socket, Stack, fresh_user, tokens};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,10 +15,9 @@ async fn a_token_of_one_api_is_refused_by_the_other_even_when_both_have_one_secr
         .env("ADMIN_JWT_SECRET", tokens::ADMIN_JWT_SECRET)
         .start();
     let keys = |audience| {
-        shared::token::Keyring::parse(&shared::settings::Secret::new(tokens::ADMIN_JWT_SECRET), audience)
-            .unwrap()
+        service::token::Keyring::parse(&protocol::Secret::new(tokens::ADMIN_JWT_SECRET), audience).unwrap()
     };
-    let for_sockets = tokens::signed(&keys(shared::token::Audience::Ws), fresh_user());
+    let for_sockets = tokens::signed(&keys(service::token::Audience::Ws), fresh_user());
     let for_admins = tokens::admin(Role::Admin);
     let http = Http::default();
     let (socket, read) = (system.url("/ws/odds"), system.url("/api/markets/1/odds/snapshot"));

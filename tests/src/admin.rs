@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use serde::Deserialize;
 use serde_json::Value;
-use shared::token::Role;
+use service::token::Role;
 
 use crate::{
     http::{Answer, Http},

@@ -12,10 +12,8 @@ use ::redis::{
     Client, FromRedisValue, IntoConnectionInfo, RedisResult, TlsCertificates, Value,
     aio::MultiplexedConnection,
 };
-use shared::{
-    backbone::{RedisConfig, TailFrom},
-    settings::Secret,
-};
+use backbone::{RedisConfig, TailFrom};
+use protocol::Secret;
 use tempfile::TempDir;
 
 use crate::{

@@ -1,11 +1,8 @@
 //! Tokens, signed as the services sign them.
 
-use shared::{
-    MarketId,
-    settings::Secret,
-    time::unix_ms,
-    token::{AdminClaims, Audience, Keyring, Role, WsClaims},
-};
+use protocol::{MarketId, Secret, time::unix_ms};
+
+use service::token::{AdminClaims, Audience, Keyring, Role, WsClaims};
 
 /// The gateways' `JWT_SECRET`.
 pub const JWT_SECRET: &str = "the tests' secret for sockets is long enough";

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use protocol::{MarketId, client::Lines};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
-use shared::{MarketId, client::Lines};
 
 /// A file of `docs/vectors/messages`.
 #[derive(Debug, Deserialize)]

@@ -1,10 +1,8 @@
 //! An HTTP request that is refused.
 
 use axum::response::{IntoResponse, Response};
-use shared::{
-    http::{body::BodyError, refusal},
-    protocol::error::ErrorCode,
-};
+use protocol::error::ErrorCode;
+use service::http::{body::BodyError, refusal};
 
 /// The code, and what is wrong, naming the field.
 #[derive(Debug)]

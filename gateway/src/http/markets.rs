@@ -7,8 +7,10 @@ use axum::{
     http::{HeaderMap, Uri},
     response::Response,
 };
+use backbone::Backbone;
+use protocol::MarketId;
 use serde::Serialize;
-use shared::{MarketId, backbone::Backbone, http::json};
+use service::http::json;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
@@ -67,7 +69,7 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = read_query(&uri)?;
-    let after = number(&query, "after", 0..=shared::ids::MAX_SAFE_INTEGER, Some(0))?;
+    let after = number(&query, "after", 0..=protocol::ids::MAX_SAFE_INTEGER, Some(0))?;
     let limit = page_limit(&query)?;
     let scope = reader(&gateway, &query, &headers)?.and_then(|claims| claims.markets);
     let all = gateway.listing.get(&*gateway.backbone).await?;

@@ -2,13 +2,9 @@
 
 use std::sync::LazyLock;
 
+use protocol::{MarketId, error::ErrorCode, ids::MAX_SAFE_INTEGER, schema::limit};
 use serde_json::{Value, json};
-use shared::{
-    MarketId,
-    http::openapi::{Document, Operation, header, limit},
-    ids::MAX_SAFE_INTEGER,
-    protocol::error::ErrorCode,
-};
+use service::http::openapi::{Document, Operation, header};
 use utoipa::PartialSchema;
 
 use super::{markets, rest, token};

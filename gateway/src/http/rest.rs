@@ -1,7 +1,12 @@
 //! REST reads: from memory where the market is followed and its past is kept, else from the backbone; never older
 //! than the log at the time of the request.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     body::Bytes,
@@ -9,15 +14,15 @@ use axum::{
     http::{HeaderMap, Uri, request::Parts},
     response::Response,
 };
-use serde::Serialize;
-use shared::{
+use backbone::BackboneError;
+use protocol::{
     Epoch, MarketId, Position, Seq,
-    backbone::BackboneError,
+    error::ErrorCode,
+    server_message::{self, OddsUpdate},
+};
+use serde::Serialize;
+use service::{
     http::{json, json_text},
-    protocol::{
-        error::ErrorCode,
-        server::{self, OddsUpdate},
-    },
     token::{WsClaims, bearer},
 };
 use tokio::{
@@ -78,7 +83,7 @@ pub(super) async fn snapshot(
             loaded.into_iter().next().unwrap_or_default().state
         }
     };
-    answer(format!("{{{}{}}}", server::state_members(market, &state), mark(stale)))
+    answer(format!("{{{}{}}}", server_message::state_members(market, &state), mark(stale)))
 }
 
 /// `GET /api/markets/{id}/odds/updates?since_seq=1000&limit=200`
@@ -86,7 +91,7 @@ pub(super) async fn updates(
     State(gateway): State<Arc<Gateway>>,
     MarketRead { market, query }: MarketRead,
 ) -> Result<Response, Problem> {
-    let since = Seq::new(number(&query, "since_seq", 0..=shared::ids::MAX_SAFE_INTEGER, None)?);
+    let since = Seq::new(number(&query, "since_seq", 0..=protocol::ids::MAX_SAFE_INTEGER, None)?);
     let limit = page_limit(&query)?;
     if let Some((followed, stale)) = followed(&gateway, market).await
         && let Page::Updates(updates, top) = followed.page(since, limit)
@@ -96,7 +101,7 @@ pub(super) async fn updates(
     let page = gateway.backbone.read_after(market, since, limit).await.map_err(|error| unread(&error))?;
     let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
     let updates: Vec<String> =
-        page.updates.iter().map(|update| server::odds_update(market, update)).collect();
+        page.updates.iter().map(|update| server_message::odds_update(market, update)).collect();
     answer(UpdatesPage::new(market, since, &updates, first, page.top, false).json())
 }
 
@@ -144,7 +149,7 @@ async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, b
 pub(super) struct Snapshot {
     #[schema(inline)]
     #[serde(flatten)]
-    state: server::State,
+    state: server_message::State,
     /// `true` when the pod cannot make sure that this is not older than the log; else absent.
     #[schema(required = false)]
     stale: bool,

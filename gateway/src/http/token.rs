@@ -8,16 +8,19 @@ use axum::{
     http::{HeaderMap, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
+use protocol::{
+    MarketId,
+    error::{ErrorCode, json_problem},
+    schema::{market_id, nullable},
+    time::unix_ms,
+    user::{read_user_id, user_id_schema},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shared::{
-    MarketId,
-    http::{body, json, openapi::nullable, serve::Peer},
-    ids::market_id_taken,
-    protocol::error::{ErrorCode, json_problem},
+use service::{
+    http::{body, json, serve::Peer},
     rotation::Live,
-    time::unix_ms,
-    token::{MAX_TTL_S, WsClaims, bearer, read_user_id, same_secret, user_id_taken},
+    token::{MAX_TTL_S, WsClaims, bearer, same_secret},
 };
 use utoipa::{
     ToSchema,
@@ -37,7 +40,7 @@ const DEFAULT_TTL_S: u64 = 600;
 #[schema(as = TokenRequest, description = "Whose token, and what for. Other members are ignored.")]
 pub(super) struct Asked {
     #[serde(default)]
-    #[schema(schema_with = user_id_taken, required)]
+    #[schema(schema_with = user_id_schema, required)]
     user_id: Value,
     #[serde(default)]
     #[schema(schema_with = scope_markets)]
@@ -48,7 +51,7 @@ pub(super) struct Asked {
 }
 
 fn scope_markets() -> RefOr<Schema> {
-    let markets = Array::builder().items(market_id_taken()).max_items(Some(MAX_SCOPE));
+    let markets = Array::builder().items(market_id()).max_items(Some(MAX_SCOPE));
     nullable(markets, "The markets that the token is good for; absent: all.")
 }
 

@@ -17,12 +17,12 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use sha1::{Digest, Sha1};
-use shared::{
+use protocol::error::ErrorCode;
+use service::{
     http::{refusal, serve::Peer},
-    protocol::error::ErrorCode,
     token::{WsClaims, bearer},
 };
+use sha1::{Digest, Sha1};
 use tokio::net::TcpStream;
 
 use super::Gateway;

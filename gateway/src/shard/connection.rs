@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
-use shared::protocol::close::CloseCode;
+use protocol::close::CloseCode;
 
 use crate::{
     frame::{self, Reader},

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mio::Waker;
-use shared::{MarketId, Position, telemetry::traces::Parent};
+use protocol::{MarketId, Position, TraceContext};
 
 use super::Accepted;
 use crate::{frame::Encoded, market::Watcher};
@@ -29,7 +29,7 @@ pub(super) struct Traced {
     pub(super) market: MarketId,
     pub(super) position: Position,
     /// How it came into memory.
-    pub(super) read: Parent,
+    pub(super) read: TraceContext,
     pub(super) since: SystemTime,
     /// The same in the shard's time; 0 until it is there.
     pub(super) since_ms: u64,
@@ -84,7 +84,7 @@ impl Watcher for ShardHandle {
         self.send(Input::Rung(market));
     }
 
-    fn trace(&self, market: MarketId, position: Position, read: Parent) {
+    fn trace(&self, market: MarketId, position: Position, read: TraceContext) {
         let since = SystemTime::now();
         self.send(Input::Traced(Box::new(Traced { market, position, read, since, since_ms: 0 })));
     }

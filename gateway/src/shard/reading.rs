@@ -1,9 +1,7 @@
 //! What clients say.
 
-use shared::{
-    MarketId,
-    protocol::{client::MessageId, close::CloseCode, error::Refusal, server::Ack},
-    time::unix_ms,
+use protocol::{
+    MarketId, client_message::MessageId, close::CloseCode, error::Refusal, server_message::Ack, time::unix_ms,
 };
 
 use super::{

@@ -1,8 +1,8 @@
 //! Subscribing: one path for subscribe and resume, live and replay, keyed by position.
 
-use shared::{
+use protocol::{
     MarketId,
-    protocol::server::{Ack, Subscribed},
+    server_message::{Ack, Subscribed},
 };
 
 use super::{Shard, writing::queue};

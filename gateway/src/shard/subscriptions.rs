@@ -16,7 +16,8 @@ use std::{
     sync::Arc,
 };
 
-use shared::{MarketId, Position, protocol::server::SnapshotCause, telemetry::Counts};
+use protocol::{MarketId, Position, server_message::SnapshotCause};
+use service::telemetry::Counts;
 use slab::Slab;
 
 use crate::{
@@ -588,8 +589,9 @@ fn count_snapshot(cause: SnapshotCause) {
 
 #[cfg(test)]
 mod tests {
+    use backbone::Loaded;
     use proptest::prelude::*;
-    use shared::{MarketState, Payload, Update, backbone::Loaded, protocol::client::Offset};
+    use protocol::{MarketState, Payload, Update, client_message::Offset};
 
     use super::*;
     use crate::{
@@ -900,7 +902,7 @@ mod tests {
         };
         // Each was accepted at 1 ms.
         assert_eq!(ages(&mut world), (2, 1_400));
-        let first = Offset { epoch: Some(shared::Epoch::new(100)), seq: shared::Seq::new(1) };
+        let first = Offset { epoch: Some(protocol::Epoch::new(100)), seq: protocol::Seq::new(1) };
         world.begin(0, 1, Start::After(first));
         world.publish(1);
         world.subscriptions.look(id(1), |_| {});
@@ -918,7 +920,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.begin(&[], 500);
         world.subscriptions.gather(0, &mut batch);
-        let expected = frame::text(&shared::protocol::server::odds_update(
+        let expected = frame::text(&protocol::server_message::odds_update(
             id(1),
             &update(At { position: Position::new(100, 1), history: 0 }),
         ));

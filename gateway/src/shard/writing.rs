@@ -2,11 +2,8 @@
 
 use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 
-use shared::{
-    protocol::server::Ack,
-    telemetry::traces::{self, SpanKind},
-    time::unix_us,
-};
+use protocol::{server_message::Ack, time::unix_us};
+use service::telemetry::traces::{self, SpanKind};
 use slab::Slab;
 
 use super::{
@@ -102,12 +99,13 @@ impl Shard {
     /// Ends the traces of updates that somebody has as of this round, and says how many do.
     fn end_traced(&mut self) {
         let Self { index, traced, subscriptions, now_ms, .. } = self;
-        traced.retain(|&Traced { market, position, read, since, since_ms }| {
+        traced.retain(|Traced { market, position, read, since, since_ms }| {
+            let (market, position) = (*market, *position);
             let sockets = subscriptions.reached(market, position);
             if sockets == 0 {
                 return *now_ms < since_ms + TRACED_MS;
             }
-            if let Some(mut span) = traces::child(read, "deliver", SpanKind::Producer, since) {
+            if let Some(mut span) = traces::child(read, "deliver", SpanKind::Producer, *since) {
                 span.set("kmarket.market", market.to_string());
                 span.set("kmarket.seq", position.seq.to_string());
                 span.set("kmarket.shard", i64::try_from(*index).unwrap_or(i64::MAX));

@@ -3,11 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use backbone::{Append, Backbone};
+use protocol::{MarketId, Payload};
 use rand::{Rng, RngExt};
-use shared::{
-    MarketId, Payload,
-    backbone::{Append, Backbone},
-};
 
 /// How often two markets change, one of each kind.
 const EVERY: Duration = Duration::from_millis(400);
@@ -179,7 +177,7 @@ fn append(market: u64, payload: &str) -> Option<Append> {
 mod tests {
     use std::collections::HashSet;
 
-    use publisher::overrides::Override;
+    use protocol::overrides::Override;
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;

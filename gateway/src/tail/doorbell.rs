@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::backbone::{Doorbell, Ring};
+use backbone::{Doorbell, Ring};
 
 use super::health::{Health, Part};
 use crate::{market::Markets, metrics as names};

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use shared::{backbone::BackboneError, time::unix_ms};
+use backbone::BackboneError;
+use protocol::time::unix_ms;
 use tokio::sync::watch;
 
 /// What of the tail succeeds or fails on its own.

@@ -2,7 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{Position, backbone::Backbone, time::unix_ms};
+use backbone::Backbone;
+use protocol::{Position, time::unix_ms};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{

@@ -7,16 +7,18 @@ use axum::{
         header::{RETRY_AFTER, WWW_AUTHENTICATE},
     },
 };
+use backbone::{Backbone, MemoryBackbone, Retention};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use shared::{
-    backbone::{MemoryBackbone, Retention},
-    token::Audience,
-};
+use service::token::{AdminClaims, Audience, Keyring};
 use tower::ServiceExt;
 
 use super::*;
-use crate::stuck::{Stuck, Way};
+
+fn mint(keys: &Keyring, sub: &str, role: Role, ttl: Duration) -> String {
+    keys.sign(&AdminClaims::new(sub, role, ttl))
+}
+use backbone::stuck::{Stuck, Way};
 
 /// The admin API on some backbone, and the desk that calls it.
 struct Desk {
@@ -78,7 +80,7 @@ impl Desk {
     }
 
     fn bearer(&self, role: Role) -> String {
-        format!("Bearer {}", auth::mint(&self.keys, "desk-1", role, Duration::from_mins(1)))
+        format!("Bearer {}", mint(&self.keys, "desk-1", role, Duration::from_mins(1)))
     }
 
     async fn call(
@@ -160,10 +162,8 @@ async fn each_role_may_do_its_part() {
                 answered.expect_error(403, "FORBIDDEN", "trader");
             }
         }
-        let stranger = format!(
-            "Bearer {}",
-            auth::mint(&Keyring::random(Audience::Admin), "x", Role::Admin, Duration::MAX)
-        );
+        let stranger =
+            format!("Bearer {}", mint(&Keyring::random(Audience::Admin), "x", Role::Admin, Duration::MAX));
         for headers in
             [vec![], vec![("authorization", "Bearer x")], vec![("authorization", stranger.as_str())]]
         {
@@ -291,8 +291,7 @@ async fn the_same_key_and_body_are_answered_the_same_again() {
     assert_eq!(again.headers[&IDEMPOTENT_REPLAYED], "true");
     let other = BODY.replace("1.850", "1.86");
     desk.post(OVERRIDE, &key, other).await.expect_error(422, "UNPROCESSABLE", "Idempotency-Key");
-    let another =
-        format!("Bearer {}", auth::mint(&desk.keys, "desk-2", Role::Trader, Duration::from_mins(1)));
+    let another = format!("Bearer {}", mint(&desk.keys, "desk-2", Role::Trader, Duration::from_mins(1)));
     let headers = [("authorization", another.as_str()), key[0]];
     desk.call(Method::POST, OVERRIDE, &headers, BODY).await.expect_error(
         422,
@@ -520,7 +519,7 @@ async fn the_audit_is_paged_newest_first() {
 #[tokio::test]
 async fn the_audit_can_be_of_one_actor_and_of_a_time() {
     let desk = Desk::in_memory();
-    let other = format!("Bearer {}", auth::mint(&desk.keys, "desk-2", Role::Trader, Duration::from_mins(1)));
+    let other = format!("Bearer {}", mint(&desk.keys, "desk-2", Role::Trader, Duration::from_mins(1)));
     for n in 1..=10 {
         let body = format!(r#"{{"marketId":7,"payload":{{"a":{{"n":{n}}}}}}}"#);
         if n % 5 == 0 {
@@ -560,7 +559,7 @@ async fn the_audit_can_be_of_one_actor_and_of_a_time() {
 #[tokio::test]
 async fn a_rare_actor_is_looked_for_in_pages_of_a_bound() {
     let desk = Desk::in_memory();
-    let rare = format!("Bearer {}", auth::mint(&desk.keys, "rare", Role::Trader, Duration::from_mins(1)));
+    let rare = format!("Bearer {}", mint(&desk.keys, "rare", Role::Trader, Duration::from_mins(1)));
     let body = r#"{"marketId":7,"payload":{"a":{"n":0}}}"#;
     desk.call(Method::POST, OVERRIDE, &[("authorization", &rare)], body).await;
     for _ in 0..6 {

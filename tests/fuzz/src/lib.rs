@@ -4,19 +4,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use commands::replay::betfair::Betfair;
 use gateway::frame::{Message, Reader};
-use publisher::{
-    batch::{self, Format},
-    overrides::{self, MAX_NESTING, Override, PRICED},
-    replay::betfair::Betfair,
-};
-use serde_json::value::RawValue;
-use shared::protocol::{
-    client::{ClientMessage, ClientRequest, MAX_ID_CHARS, MessageId},
+use protocol::{
+    client_message::{ClientMessage, ClientRequest, MAX_ID_CHARS, MessageId},
     close::CloseCode,
     error::Refusal,
-    server,
+    overrides::{self, MAX_NESTING, Override, PRICED},
+    server_message,
 };
+use publisher::batch::{self, Format};
+use serde_json::value::RawValue;
 
 /// The longest message that [`frames`] lets pass: short, so that the limit is met often.
 const MAX_MESSAGE_BYTES: usize = 100;
@@ -38,7 +36,7 @@ pub fn client_message(data: &[u8]) {
     let id = match ClientMessage::parse(text) {
         Ok(ClientMessage { id, request }) => {
             match request {
-                ClientRequest::Ping { ts } => assert_json(&server::pong(id.as_ref(), ts.as_deref())),
+                ClientRequest::Ping { ts } => assert_json(&server_message::pong(id.as_ref(), ts.as_deref())),
                 ClientRequest::Subscribe { markets, .. } | ClientRequest::Unsubscribe { markets } => {
                     assert_distinct(markets.iter());
                 }
@@ -51,7 +49,7 @@ pub fn client_message(data: &[u8]) {
         }
         Err(bad) => {
             assert!(!bad.message.is_empty());
-            assert_json(&server::error(bad.id.as_ref(), Refusal::BadMessage, &bad.message));
+            assert_json(&server_message::error(bad.id.as_ref(), Refusal::BadMessage, &bad.message));
             bad.id
         }
     };

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
-use serde_json::{Value, json};
-use shared::{
+use protocol::{
     MarketId,
     client::{Cause, Client, Event, Fetch, Next, Turn},
 };
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tests::{DEADLINE, Rest, Socket, fresh_user, message::parse, tokens, vectors};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -56,7 +56,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// The client of `shared::client`, over real sockets.
+    /// The client of `protocol::client`, over real sockets.
     pub fn rust(gateway: SocketAddr, markets: &[u64], tokens: &Tokens) -> Self {
         let (sender, states) = watch::channel(State::default());
         let client = Client::new(markets.iter().map(|&market| MarketId::new(market).unwrap()));

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use ::tests::Redis;
 use anyhow::{Context, Result};
+use backbone::{Append, Backbone, RedisBackbone, Retention, keys};
+use protocol::time::unix_ms;
+use protocol::{MarketId, Payload, Position};
 use redis::{Cmd, Parser, cmd};
-use shared::backbone::{Append, Backbone, RedisBackbone, Retention, keys};
-use shared::time::unix_ms;
-use shared::{MarketId, Payload, Position};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -143,7 +143,7 @@ fn read_answers(stream: TcpStream, wanted: usize, answered: &AtomicU64) -> Resul
     Ok(())
 }
 
-type Appended = Vec<Result<shared::backbone::Appended, shared::backbone::AppendError>>;
+type Appended = Vec<Result<backbone::Appended, backbone::AppendError>>;
 
 fn note(tops: &mut [Position], (market, appended): (usize, Appended), answered: &AtomicU64) -> Result<()> {
     for appended in appended {

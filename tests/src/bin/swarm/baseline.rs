@@ -18,9 +18,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
+use protocol::time::unix_ms;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
-use shared::time::unix_ms;
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
 

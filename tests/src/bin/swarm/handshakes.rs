@@ -7,9 +7,9 @@ use ::tests::{Launch, Redis};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
+use protocol::Secret;
 use serde::Serialize;
-use shared::settings::Secret;
-use shared::token::{Audience, Keyring, WsClaims};
+use service::token::{Audience, Keyring, WsClaims};
 
 use crate::append::Appender;
 use crate::baseline::{Baseline, Kind};

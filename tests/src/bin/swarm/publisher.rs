@@ -7,10 +7,10 @@ use std::time::Duration;
 use ::tests::tokens::admin;
 use ::tests::{Launch, Postgres, Redis, Service};
 use anyhow::{Context, Result, ensure};
+use backbone::Retention;
 use clap::Args;
 use serde::Serialize;
-use shared::backbone::Retention;
-use shared::token::Role;
+use service::token::Role;
 
 use crate::bed::{Cores, await_metric, counter, prepare};
 use crate::clock::now_us;
@@ -116,7 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<Published> {
     Ok(Published { connections, batch, batch_connections, bounds: bounds(&rounds), rounds })
 }
 
-const APPEND: &str = include_str!("../../../../shared/src/backbone/append.lua");
+const APPEND: &str = include_str!("../../../../shared/backbone/src/append.lua");
 
 /// Calls in one pipeline of redis-benchmark.
 const PIPELINED: usize = 16;

@@ -7,7 +7,7 @@ use ::tests::{Commands, Launch, Redis, Service};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
-use shared::token::Role;
+use service::token::Role;
 
 use crate::bed::{FIRST_MARKET, TOKEN_LIFE_S, counter, prepare};
 use crate::clock::now_us;

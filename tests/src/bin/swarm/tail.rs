@@ -9,13 +9,13 @@ use std::time::Duration;
 use ::tests::tokens::JWT_SECRET;
 use ::tests::{Commands, Launch, Redis, Service};
 use anyhow::{Result, ensure};
+use backbone::keys;
 use clap::Args;
 use indicatif::ProgressBar;
+use protocol::{MarketId, Position};
 use redis::streams::StreamReadReply;
 use redis::{Connection, cmd};
 use serde::Serialize;
-use shared::backbone::keys;
-use shared::{MarketId, Position};
 
 use crate::append::{Appender, Way};
 use crate::bed::{Cores, FIRST_MARKET, TOKEN_LIFE_S, prepare, redis_cpu_ns};

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use protocol::Secret;
 use serde::Deserialize;
-use shared::settings::Secret;
-use shared::token::{Audience, Keyring, WsClaims};
+use service::token::{Audience, Keyring, WsClaims};
 use tokio::task::JoinSet;
 
 use crate::http::{Asked, Endpoint, Http, refusal, runtime};

@@ -1,0 +1,95 @@
+//! One publisher, put together from its settings.
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use backbone::{Backbone, RedisBackbone};
+use service::{
+    http::{
+        ops,
+        serve::{Limits, serve},
+    },
+    rotation,
+    signals::Signals,
+    telemetry,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
+
+use crate::{
+    archive::Archive, export::AuditCopy, http, metrics, ops::Publishing, settings::Settings, state::Admin,
+};
+
+/// Serves until a signal ends the publisher.
+#[must_use]
+pub fn run(settings: Settings) -> ExitCode {
+    telemetry::init_logs(settings.log_format);
+    let served = tokio::runtime::Runtime::new()
+        .context("threads")
+        .and_then(|runtime| runtime.block_on(serve_until_signal(settings)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_until_signal(settings: Settings) -> anyhow::Result<()> {
+    let metrics = telemetry::init_metrics().context("metrics")?;
+    metrics::describe();
+    let _traces =
+        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref());
+    let redis = RedisBackbone::new(&settings.redis, settings.retention).context("REDIS_URL")?;
+    let redis = Arc::new(redis.with_min_replicas(settings.min_replicas));
+    tokio::spawn(Arc::clone(&redis).remember_others());
+    let copy = settings.database.map(|database| AuditCopy::new(Arc::clone(&redis), Archive::new(database)));
+    copy.clone().map(|copy| tokio::spawn(copy.keep()));
+    let backbone: Arc<dyn Backbone> = redis;
+    // Before anybody can know that this runs: a signal that comes first would end it on the spot.
+    let mut signals = Signals::listen().context("signals")?;
+    rotation::follow(settings.secret_files).context("signals")?;
+    let api =
+        TcpListener::bind(settings.listen).await.with_context(|| format!("LISTEN {}", settings.listen))?;
+    let operators_listener = TcpListener::bind(settings.ops_listen)
+        .await
+        .with_context(|| format!("OPS_LISTEN {}", settings.ops_listen))?;
+    tracing::info!(listener = "api", address = %api.local_addr()?, "listening");
+    tracing::info!(listener = "ops", address = %operators_listener.local_addr()?, "listening");
+
+    let (drain, mut draining) = watch::channel(false);
+    tokio::spawn(ops::upkeep(metrics.clone()));
+    // The operators' listener outlives the other one, so that a drain can be watched.
+    let (drained, after_drain) = oneshot::channel::<()>();
+    let readiness = Publishing { backbone: Arc::clone(&backbone), draining: draining.clone() };
+    let operators = ops::router(Arc::new(readiness), metrics, &[]);
+    let operators = tokio::spawn(serve(operators_listener, operators, Limits::default(), async {
+        _ = after_drain.await;
+    }));
+    let admin = http::service(Admin { backbone, copy, keys: settings.keys });
+    let until_draining = async move { _ = draining.wait_for(|draining| *draining).await };
+    let serving = async {
+        serve(api, admin, Limits::default(), until_draining).await;
+        drop(drained);
+        operators.await.context("ops listener")
+    };
+    let stopping = async {
+        signals.next().await;
+        tracing::info!(
+            "draining: requests in flight are answered, further ones refused; a second signal ends at once"
+        );
+        drain.send_replace(true);
+        signals.next().await;
+    };
+    tokio::select! {
+        served = serving => {
+            served?;
+            tracing::info!("drained");
+        }
+        () = stopping => tracing::warn!("second signal: ending at once"),
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! A backbone that fails, for tests.
+
+use std::io;
+
+use async_trait::async_trait;
+use protocol::{MarketId, Position, Seq};
+
+use crate::{
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Followed, Loaded,
+    LogPage, Revocation, Revocations, RevokeError, Revoked, Tails,
+};
+
+/// How every call fails.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// Never answers.
+    Silent,
+    /// Nobody listens there.
+    Refuses,
+    /// The connection is lost.
+    BreaksOff,
+}
+
+/// Fails every call in the same way.
+#[derive(Clone, Copy, Debug)]
+pub struct Stuck(pub Way);
+
+impl Stuck {
+    async fn fail<T>(self) -> Result<T, BackboneError> {
+        let kind = match self.0 {
+            Way::Silent => std::future::pending().await,
+            Way::Refuses => io::ErrorKind::ConnectionRefused,
+            Way::BreaksOff => io::ErrorKind::BrokenPipe,
+        };
+        Err(BackboneError::Redis(io::Error::from(kind).into()))
+    }
+}
+
+#[async_trait]
+impl Backbone for Stuck {
+    async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
+        let mut answers = Vec::new();
+        for _ in appends {
+            answers.push(self.fail().await.map_err(AppendError::from));
+        }
+        answers
+    }
+
+    async fn read_after(&self, _: MarketId, _: Seq, _: usize) -> Result<LogPage, BackboneError> {
+        self.fail().await
+    }
+
+    async fn load(&self, _: &[MarketId], _: usize) -> Result<Vec<Loaded>, BackboneError> {
+        self.fail().await
+    }
+
+    fn part(&self, _: MarketId) -> usize {
+        0
+    }
+
+    async fn read_tails(&self, _: &[(MarketId, Position)], _: usize) -> Result<Tails, BackboneError> {
+        self.fail().await
+    }
+
+    async fn tops(&self, _: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn audit(
+        &self,
+        _: MarketId,
+        _: Option<AuditId>,
+        _: usize,
+    ) -> Result<Vec<AuditEntry>, BackboneError> {
+        self.fail().await
+    }
+
+    async fn revoke(&self, _: Revoked, _: &str) -> Result<Revocation, RevokeError> {
+        self.fail().await.map_err(RevokeError::from)
+    }
+
+    async fn revocations(&self, _: Position) -> Result<Option<Revocations>, BackboneError> {
+        self.fail().await
+    }
+
+    fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
+        panic!("the publisher listens to no doorbell")
+    }
+
+    async fn ping(&self) -> Result<(), BackboneError> {
+        self.fail().await
+    }
+}

@@ -1,0 +1,86 @@
+//! What operators ask, on a listener of its own (contract, section 4): `GET /livez`, `/readyz` and `/metrics`.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use protocol::error::ErrorCode;
+use serde_json::json;
+
+use super::refusal;
+use crate::{
+    settings::Setting,
+    telemetry::{self, Tally},
+};
+
+/// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// The listener of `/livez`, `/readyz` and `/metrics`. Each service has its own default.
+pub const OPS_LISTEN: Setting<SocketAddr> =
+    Setting::new("OPS_LISTEN", "", "address of /livez, /readyz and /metrics");
+
+/// A reason not to be ready: the process is about to end.
+pub const DRAINING: &str = "DRAINING";
+/// A reason not to be ready, and of a `status` message: prices cannot be read, or written, now.
+pub const BACKBONE_UNREACHABLE: &str = "BACKBONE_UNREACHABLE";
+
+/// Whether a service can do its work now.
+#[async_trait]
+pub trait Readiness: Send + Sync + 'static {
+    /// Why it cannot; empty when it can. Answers within about a second.
+    async fn reasons(&self) -> Vec<String>;
+}
+
+#[derive(Clone)]
+struct Ops {
+    readiness: Arc<dyn Readiness>,
+    metrics: PrometheusHandle,
+    tallies: &'static [&'static Tally],
+}
+
+/// The three routes. Liveness depends on nothing but the process. `tallies` are what is measured besides the recorder.
+pub fn router(
+    readiness: Arc<dyn Readiness>,
+    metrics: PrometheusHandle,
+    tallies: &'static [&'static Tally],
+) -> Router {
+    Router::new()
+        .route("/livez", get(async || Json(json!({ "live": true }))))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(render_metrics))
+        .fallback(async || refusal(ErrorCode::NotFound, "no such path: /livez, /readyz or /metrics"))
+        .method_not_allowed_fallback(async || refusal(ErrorCode::MethodNotAllowed, "only GET"))
+        .with_state(Ops { readiness, metrics, tallies })
+}
+
+/// Keeps the recorder's memory bounded for as long as the process lives.
+pub async fn upkeep(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn readyz(State(ops): State<Ops>) -> Response {
+    let reasons = ops.readiness.reasons().await;
+    if reasons.is_empty() {
+        Json(json!({ "ready": true })).into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "ready": false, "reasons": reasons }))).into_response()
+    }
+}
+
+/// Prometheus text format 0.0.4.
+async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
+    let text = telemetry::render_metrics(&ops.metrics, ops.tallies);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}

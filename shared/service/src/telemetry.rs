@@ -1,0 +1,214 @@
+//! Logs, metrics and traces, set up the same way in both services.
+
+mod process;
+pub mod traces;
+
+use std::{
+    fmt::Write,
+    io::IsTerminal,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::settings::{FromSetting, Setting, Settings};
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line, for machines.
+    Json,
+}
+
+impl LogFormat {
+    /// Reads [`LOG_FORMAT`]. By default it is text on a terminal, else JSON.
+    pub fn read(settings: &mut Settings) -> Self {
+        let default = if std::io::stderr().is_terminal() { Self::Text } else { Self::Json };
+        settings.optional(&LOG_FORMAT).unwrap_or(default)
+    }
+}
+
+/// How log lines are written.
+pub const LOG_FORMAT: Setting<LogFormat> =
+    Setting::new("LOG_FORMAT", "(text on a terminal, else json)", "text or json");
+
+impl FromSetting for LogFormat {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is not a log format: text or json")),
+        }
+    }
+}
+
+/// Sends log lines of `RUST_LOG` (default `info`) to standard error. Later calls in a process change nothing.
+pub fn init_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    // A second call, as when both services run in one process, finds the subscriber already set.
+    let _ = match format {
+        LogFormat::Text => registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init(),
+        LogFormat::Json => registry.with(layer.json()).try_init(),
+    };
+}
+
+/// Upper bounds of every histogram's buckets, microseconds: 0.5 ms to 10 s.
+const BUCKETS_US: [u32; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000,
+];
+
+/// What the name of a histogram ends in that counts markets.
+const MARKETS_SUFFIX: &str = "_markets";
+/// Its buckets' upper bounds.
+const BUCKETS_MARKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Installs the process's metrics recorder; the handle renders what `GET /metrics` answers.
+///
+/// # Errors
+/// When the process already has a recorder.
+pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
+    PrometheusBuilder::new()
+        .set_buckets(&BUCKETS_US.map(seconds))?
+        .set_buckets_for_metric(Matcher::Suffix(MARKETS_SUFFIX.to_owned()), &BUCKETS_MARKETS)?
+        .install_recorder()
+}
+
+/// Which commit this is, where whoever built it said so in `KMARKET_COMMIT`.
+const COMMIT: Option<&str> = option_env!("KMARKET_COMMIT");
+
+/// Exports which build this is as `name`, a gauge that is always 1.
+pub fn export_build_info(name: &'static str) {
+    metrics::describe_gauge!(name, "Always 1; the labels say which build this is");
+    let commit = COMMIT.filter(|commit| !commit.is_empty()).unwrap_or("unknown");
+    metrics::gauge!(name, "version" => env!("CARGO_PKG_VERSION"), "commit" => commit).set(1.0);
+}
+
+/// A counter with one label, whose values are all there from the beginning: what has not happened is 0, and an alert sees
+/// the first time.
+pub fn start_counters<V: ToString>(
+    name: &'static str,
+    label: &'static str,
+    values: impl IntoIterator<Item = V>,
+) {
+    for value in values {
+        metrics::counter!(name, label => value.to_string()).increment(0);
+    }
+}
+
+/// Everything as Prometheus text: of the recorder, of `tallies`, and of the process.
+#[must_use]
+pub fn render_metrics(recorded: &PrometheusHandle, tallies: &[&Tally]) -> String {
+    let mut text = recorded.render();
+    for tally in tallies {
+        tally.render(&mut text);
+    }
+    process::render(&mut text);
+    text
+}
+
+fn seconds(us: u32) -> f64 {
+    f64::from(us) / 1e6
+}
+
+/// A histogram of what happens some hundred thousand times a second. The recorder keeps each value until it is next
+/// folded; this only counts.
+#[derive(Debug)]
+pub struct Tally {
+    name: &'static str,
+    help: &'static str,
+    /// By bucket; the last one has no upper bound.
+    buckets: [AtomicU64; BUCKETS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+/// What one thread has measured and not yet added to a [`Tally`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// By bucket; the last one has no upper bound.
+    pub buckets: [u64; BUCKETS_US.len() + 1],
+    /// Microseconds, together.
+    pub sum_us: u64,
+}
+
+impl Counts {
+    /// One more, of so many microseconds.
+    pub fn record(&mut self, us: u64) {
+        self.buckets
+            [BUCKETS_US.iter().position(|&bound| us <= u64::from(bound)).unwrap_or(BUCKETS_US.len())] += 1;
+        self.sum_us += us;
+    }
+}
+
+impl Tally {
+    /// Nothing yet. `name` ends in `_seconds`.
+    #[must_use]
+    pub const fn new(name: &'static str, help: &'static str) -> Self {
+        Self {
+            name,
+            help,
+            buckets: [const { AtomicU64::new(0) }; BUCKETS_US.len() + 1],
+            sum_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds what was measured.
+    pub fn add(&self, counts: &Counts) {
+        for (bucket, &count) in self.buckets.iter().zip(&counts.buckets).filter(|(_, count)| **count > 0) {
+            bucket.fetch_add(count, Ordering::Relaxed);
+        }
+        self.sum_us.fetch_add(counts.sum_us, Ordering::Relaxed);
+    }
+
+    /// Appends it as Prometheus text.
+    fn render(&self, text: &mut String) {
+        let Self { name, help, buckets, sum_us } = self;
+        let bounds = BUCKETS_US.map(|us| seconds(us).to_string()).into_iter().chain(["+Inf".to_owned()]);
+        let mut count = 0;
+        // Writing to a string does not fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
+        for (bucket, bound) in buckets.iter().zip(bounds) {
+            count += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let sum = Duration::from_micros(sum_us.load(Ordering::Relaxed)).as_secs_f64();
+        let _ = write!(text, "{name}_sum {sum}\n{name}_count {count}\n\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tally_renders_as_prometheus_reads_a_histogram() {
+        let tally = Tally::new("x_seconds", "How long.");
+        let mut counts = Counts::default();
+        for us in [0, 500, 501, 9_999_999, 10_000_001] {
+            counts.record(us);
+        }
+        tally.add(&counts);
+        tally.add(&counts);
+        let mut text = String::new();
+        tally.render(&mut text);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..2], ["# HELP x_seconds How long.", "# TYPE x_seconds histogram"]);
+        for line in [
+            r#"x_seconds_bucket{le="0.0005"} 4"#,
+            r#"x_seconds_bucket{le="0.001"} 6"#,
+            r#"x_seconds_bucket{le="5"} 6"#,
+            r#"x_seconds_bucket{le="10"} 8"#,
+            r#"x_seconds_bucket{le="+Inf"} 10"#,
+            "x_seconds_sum 40.002002",
+            "x_seconds_count 10",
+        ] {
+            assert!(lines.contains(&line), "{line} in {text}");
+        }
+    }
+}
