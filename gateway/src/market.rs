@@ -44,7 +44,7 @@ pub type PartOf = Box<dyn Fn(MarketId) -> usize + Send + Sync>;
 /// Every market this pod follows, and what the tail is to do about them.
 pub struct Markets {
     bound: Bound,
-    part_of: PartOf,
+    partition_of: PartOf,
     watchers: OnceLock<Vec<Arc<dyn Watcher>>>,
     watcher_count: usize,
     markets: Mutex<HashMap<MarketId, Arc<Market>>>,
@@ -197,10 +197,10 @@ pub struct Begin {
 impl Markets {
     /// An empty registry for `watcher_count` shards.
     #[must_use]
-    pub fn new(bound: Bound, watcher_count: usize, part_of: PartOf) -> Arc<Self> {
+    pub fn new(bound: Bound, watcher_count: usize, partition_of: PartOf) -> Arc<Self> {
         Arc::new(Self {
             bound,
-            part_of,
+            partition_of,
             watchers: OnceLock::new(),
             watcher_count,
             markets: Mutex::default(),
@@ -258,7 +258,7 @@ impl Markets {
     /// The parts of the backbone that hold them now.
     #[must_use]
     pub fn parts(&self) -> HashSet<usize> {
-        lock(&self.markets).keys().map(|id| (self.part_of)(*id)).collect()
+        lock(&self.markets).keys().map(|id| (self.partition_of)(*id)).collect()
     }
 
     /// How many have a subscriber.
@@ -331,7 +331,7 @@ impl Markets {
     ) {
         let mut todo = lock(&self.todo);
         for id in ids {
-            kind(todo.rung.entry((self.part_of)(id)).or_default()).insert(id);
+            kind(todo.rung.entry((self.partition_of)(id)).or_default()).insert(id);
         }
         drop(todo);
         self.rung.notify_one();

@@ -138,7 +138,7 @@ pub async fn start(
     ::metrics::gauge!(names::MAX_CONNECTIONS).set(files.sockets as f64);
     let bound = Bound { updates: settings.history_len.max(settings.resume_max), bytes: MARKET_BYTES };
     let for_parts = Arc::clone(&backbone);
-    let markets = Markets::new(bound, settings.workers, Box::new(move |id| for_parts.part(id)));
+    let markets = Markets::new(bound, settings.workers, Box::new(move |id| for_parts.partition(id)));
     let stats = Arc::new(Stats::default());
     let tokens = Arc::new(Tokens::new(settings.keys.clone()));
     let shard_settings = Arc::new(shard_settings(settings, Arc::clone(&tokens)));

@@ -1,10 +1,10 @@
 //! Follows the logs of the markets that are wanted.
 //!
-//! Three loops: the doorbell marks what changed, one reader reads what is marked, one loader loads what is new here.
+//! Three loops: the listener marks what changed, one reader reads what is marked, one loader loads what is new here.
 //! At most one read of each part of the backbone is in flight; what rings meanwhile is its next batch, so that the tail
 //! clocks itself. The cursor is the truth: a lost ring is repaired by the sweep.
 
-mod doorbell;
+mod changes;
 mod health;
 mod revoked;
 
@@ -57,8 +57,8 @@ pub fn start(
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let for_doorbell = Arc::clone(markets);
-    let bell = backbone.doorbell(Arc::new(move || for_doorbell.followed()));
-    tasks.spawn(doorbell::run(Arc::clone(markets), bell, Arc::clone(health)));
+    let bell = backbone.change_listener(Arc::new(move || for_doorbell.followed()));
+    tasks.spawn(changes::run(Arc::clone(markets), bell, Arc::clone(health)));
     let (for_reader, for_loader, for_sweeper) =
         (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
     tasks.spawn(read_loop(for_reader, Arc::clone(backbone), Arc::clone(health), settings.linger));
@@ -161,7 +161,7 @@ async fn check_tops(
     backbone: &dyn Backbone,
     ids: &[MarketId],
 ) -> Result<(), BackboneError> {
-    match backbone.tops(ids).await {
+    match backbone.latest_positions(ids).await {
         Ok(tops) => {
             for (&id, top) in ids.iter().zip(tops) {
                 markets.check_top(id, top);

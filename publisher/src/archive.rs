@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use backbone::{AuditEntry, AuditId};
+use backbone::{AuditEntry, AuditId, StreamId};
 use protocol::{MarketId, Position, Secret};
 use service::rotation::Live;
 use sqlx::{
@@ -192,7 +192,7 @@ impl Archive {
     pub async fn newest_before(&self, id: &AuditId) -> Result<Option<Position>, ArchiveError> {
         let (ms, n) = parts(id);
         self.ask(async |connection| {
-            let newest = sqlx::query(NEWEST_BEFORE).bind(bigint(id.market().get())).bind(ms).bind(n);
+            let newest = sqlx::query(NEWEST_BEFORE).bind(bigint(id.market.get())).bind(ms).bind(n);
             let row = newest.fetch_optional(connection).await?;
             row.map(|row| Ok(Position::new(unsigned(&row, "epoch")?, unsigned(&row, "seq")?))).transpose()
         })
@@ -207,7 +207,7 @@ impl Archive {
         if ids.is_empty() {
             return Ok(0);
         }
-        let markets: Vec<i64> = ids.iter().map(|id| bigint(id.market().get())).collect();
+        let markets: Vec<i64> = ids.iter().map(|id| bigint(id.market.get())).collect();
         let (ms, n): (Vec<i64>, Vec<i64>) = ids.iter().map(parts).unzip();
         self.ask(async |connection| {
             let there = sqlx::query_scalar(COUNT).bind(&markets).bind(&ms).bind(&n);
@@ -314,7 +314,7 @@ fn select(request: &AuditRequest) -> QueryBuilder<Postgres> {
     if let Some(until) = until {
         select.push(" AND entry_ms <= ").push_bind(bigint(*until));
     }
-    let before = before.as_ref().map(|before| (bigint(before.market().get()), parts(before)));
+    let before = before.as_ref().map(|before| (bigint(before.market.get()), parts(before)));
     if let Some(market) = market {
         select.push(" AND market_id = ").push_bind(bigint(market.get()));
         if let Some((_, (ms, n))) = before {
@@ -339,7 +339,7 @@ fn with_rows(query: Query, entries: &[AuditEntry]) -> Query {
     let numbers = |of: fn(&AuditEntry) -> i64| entries.iter().map(of).collect::<Vec<i64>>();
     let texts = |of: fn(&AuditEntry) -> &str| entries.iter().map(of).map(text).collect::<Vec<String>>();
     query
-        .bind(numbers(|entry| bigint(entry.id.market().get())))
+        .bind(numbers(|entry| bigint(entry.id.market.get())))
         .bind(numbers(|entry| parts(&entry.id).0))
         .bind(numbers(|entry| parts(&entry.id).1))
         .bind(numbers(|entry| bigint(entry.position.epoch.get())))
@@ -369,8 +369,7 @@ fn as_u64(len: usize) -> u64 {
 
 /// Unix ms and number of an entry.
 fn parts(id: &AuditId) -> (i64, i64) {
-    let place = id.place();
-    (bigint(place.epoch.get()), bigint(place.seq.get()))
+    (bigint(id.entry.ms), bigint(id.entry.n))
 }
 
 fn unsigned(row: &PgRow, column: &str) -> Result<u64, sqlx::Error> {
@@ -393,6 +392,5 @@ fn read_entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
 fn read_id(row: &PgRow) -> Result<AuditId, sqlx::Error> {
     let market =
         MarketId::new(unsigned(row, "market_id")?).map_err(|error| sqlx::Error::Decode(error.into()))?;
-    let place = Position::new(unsigned(row, "entry_ms")?, unsigned(row, "entry_n")?);
-    Ok(AuditId::new(market, &place.to_string()))
+    Ok(AuditId { market, entry: StreamId { ms: unsigned(row, "entry_ms")?, n: unsigned(row, "entry_n")? } })
 }

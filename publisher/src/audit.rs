@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use backbone::{AuditEntry, AuditId, Backbone, BackboneError};
-use protocol::{Epoch, MarketId, Payload, Position, Seq, ids::InvalidMarketId, schema::limit};
+use backbone::{AuditEntry, AuditId, Backbone, BackboneError, StreamId};
+use protocol::{Epoch, MarketId, Payload, Seq, ids::InvalidMarketId, schema::limit};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -111,7 +111,7 @@ impl AuditQuery {
         } else {
             Some(self.before.parse().map_err(InvalidQuery::Before)?)
         };
-        if before.as_ref().zip(market).is_some_and(|(id, market)| id.market() != market) {
+        if before.as_ref().zip(market).is_some_and(|(id, market)| id.market != market) {
             return Err(InvalidQuery::OtherMarket);
         }
         let limit = if self.limit.is_empty() { Some(DEFAULT_LIMIT) } else { self.limit.parse().ok() };
@@ -204,8 +204,8 @@ async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest)
     let mut cursor = before.clone();
     if let Some(until) = until {
         // No entry stands there, but all of `until` and earlier are before it.
-        let end = AuditId::new(market, &Position::new(until.saturating_add(1), 0).to_string());
-        cursor = cursor.filter(|before| before.place() < end.place()).or(Some(end));
+        let end = AuditId { market, entry: StreamId { ms: until.saturating_add(1), n: 0 } };
+        cursor = cursor.filter(|before| before.entry < end.entry).or(Some(end));
     }
     let mut page = Page { market: Some(market), entries: Vec::new(), next: None };
     let mut scanned = 0;
@@ -218,7 +218,7 @@ async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest)
         scanned += entries.len();
         cursor = entries.last().map(|entry| entry.id.clone());
         for entry in entries {
-            if since.is_some_and(|since| entry.id.place().epoch.get() < since) {
+            if since.is_some_and(|since| entry.id.entry.ms < since) {
                 return Ok(page);
             }
             if actor.as_ref().is_some_and(|actor| *actor != entry.actor) {
@@ -275,7 +275,7 @@ impl Page {
         let mut csv = String::from("auditId,marketId,epoch,seq,ts,actor,reason,before,after,requestId\r\n");
         for entry in &self.entries {
             let AuditEntry { id, position, ts, actor, reason, before, after, request_id } = entry;
-            let (id, market) = (id.to_string(), id.market().to_string());
+            let (id, market) = (id.to_string(), id.market.to_string());
             let (epoch, seq, ts) = (position.epoch.to_string(), position.seq.to_string(), ts.to_string());
             let cells = [&id, &market, &epoch, &seq, &ts, actor, reason, before, after, request_id];
             csv.push_str(&cells.map(|cell| csv_cell(cell)).join(","));
@@ -365,7 +365,7 @@ impl<'a> Entry<'a> {
         let raw = |text: &'a str| serde_json::from_str(text).map_err(AuditError::Malformed);
         Ok(Self {
             audit_id: entry.id.to_string(),
-            market_id: entry.id.market(),
+            market_id: entry.id.market,
             epoch: entry.position.epoch,
             seq: entry.position.seq,
             ts: entry.ts,
@@ -417,7 +417,7 @@ mod tests {
         };
         assert_eq!(query("1", "", ""), Ok(all));
         let asked = query("1", "1-2-3", "500").unwrap();
-        assert_eq!((asked.before.unwrap().entry(), asked.limit), ("2-3", 500));
+        assert_eq!((asked.before.unwrap().entry.to_string().as_str(), asked.limit), ("2-3", 500));
     }
 
     #[test]

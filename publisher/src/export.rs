@@ -1,12 +1,12 @@
 //! Brings the audit from Redis to Postgres.
 //!
 //! Every publisher does, of whatever it hears of: Redis gives an entry to one of them at a time
-//! ([`RedisBackbone::hand_audit`]), Postgres takes it once, and only then it is acknowledged. A publisher that dies in
+//! ([`RedisBackbone::read_audit_batches`]), Postgres takes it once, and only then it is acknowledged. A publisher that dies in
 //! between leaves entries that another one is given a while later. No override waits for any of this.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use backbone::{AuditEntry, AuditId, Backbone, BackboneError, Handed, RedisBackbone};
+use backbone::{AuditBatch, AuditEntry, AuditId, Backbone, BackboneError, RedisBackbone};
 use protocol::{MarketId, time::unix_ms};
 use service::backoff::Backoff;
 use tokio::time::{Instant, sleep};
@@ -169,13 +169,13 @@ impl Exporter {
     async fn bring_waiting(&mut self) -> Option<CopyError> {
         let mut parts: BTreeMap<usize, Vec<MarketId>> = BTreeMap::new();
         for market in self.waiting.keys() {
-            parts.entry(self.redis.part(*market)).or_default().push(*market);
+            parts.entry(self.redis.partition(*market)).or_default().push(*market);
         }
         let mut failed = None;
         for markets in parts.values() {
             for markets in markets.chunks(MARKETS) {
                 let limit = (ENTRIES / markets.len()).max(1);
-                let brought = match self.redis.hand_audit(markets, limit, ABANDONED_AFTER).await {
+                let brought = match self.redis.read_audit_batches(markets, limit, ABANDONED_AFTER).await {
                     Ok(handed) => self.bring(handed).await,
                     Err(error) => Err(error),
                 };
@@ -191,7 +191,7 @@ impl Exporter {
     /// Brings what was given, however long it takes, and acknowledges it.
     async fn bring(
         &mut self,
-        handed: Vec<(MarketId, Result<Handed, BackboneError>)>,
+        handed: Vec<(MarketId, Result<AuditBatch, BackboneError>)>,
     ) -> Result<(), BackboneError> {
         let mut given = Vec::new();
         for (market, handed) in handed {
@@ -227,7 +227,7 @@ impl Exporter {
     }
 
     /// Has all of it in Postgres when it returns.
-    async fn save(&self, given: &[Handed]) -> Result<(), ArchiveError> {
+    async fn save(&self, given: &[AuditBatch]) -> Result<(), ArchiveError> {
         let mut trimmed = 0;
         for handed in given {
             trimmed += self.archive.count_missing(&handed.trimmed).await?;
@@ -307,7 +307,7 @@ fn as_ms(duration: Duration) -> u64 {
 }
 
 /// All that is to be acknowledged.
-fn ids(handed: &Handed) -> impl Iterator<Item = AuditId> {
+fn ids(handed: &AuditBatch) -> impl Iterator<Item = AuditId> {
     let entries = handed.entries.iter().map(|entry| entry.id.clone());
     entries.chain(handed.malformed.iter().map(|(id, _)| id.clone()))
 }

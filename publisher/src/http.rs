@@ -312,7 +312,7 @@ pub struct Answer {
 impl From<&Appended> for Answer {
     fn from(appended: &Appended) -> Self {
         Self {
-            market_id: appended.audit_id.market(),
+            market_id: appended.audit_id.market,
             epoch: appended.position.epoch,
             seq: appended.position.seq,
             ts: appended.ts,

@@ -1,8 +1,8 @@
 //! The conformance suite of the seam `backbone::Backbone`, run against each implementation.
 
 use backbone::{
-    Append, AppendError, Appended, AuditId, Backbone, Doorbell, Idempotency, MemoryBackbone, RedisBackbone,
-    Retention, RevokeError, Revoked, Ring,
+    Append, AppendError, Appended, AuditId, Backbone, ChangeListener, Changes, Idempotency, MemoryBackbone,
+    RedisBackbone, Retention, RevokeError, Revoked, StreamId,
 };
 
 use protocol::{MarketId, Payload, Position, Seq, Update, server_message::odds_update};
@@ -80,7 +80,7 @@ async fn appends_are_numbered_without_holes(backbone: &dyn Backbone) {
         let appended = answer.unwrap();
         assert!(appended.position.follows(before.position), "{appended:?} after {before:?}");
         assert!(appended.ts >= before.ts && !appended.replayed);
-        assert_eq!(appended.audit_id.market(), market);
+        assert_eq!(appended.audit_id.market, market);
         assert_ne!(appended.audit_id, before.audit_id);
         before = appended;
     }
@@ -170,7 +170,7 @@ async fn the_audit_has_former_values_newest_first(backbone: &dyn Backbone) {
     assert_eq!(entry.after, payload);
     assert_eq!(all[4].before, "{}");
 
-    let first = AuditId::new(market, "0-0");
+    let first = AuditId { market, entry: StreamId::ZERO };
     assert!(backbone.audit(market, Some(first), 2).await.unwrap().is_empty());
     let page = backbone.audit(market, Some(all[1].id.clone()), 2).await.unwrap();
     assert_eq!(page, all[2..4]);
@@ -265,10 +265,12 @@ async fn read_tails(
     cursors: &[(MarketId, Position)],
     limit: usize,
 ) -> Vec<(MarketId, Vec<Update>)> {
-    let parts: std::collections::BTreeSet<usize> = cursors.iter().map(|(id, _)| backbone.part(*id)).collect();
+    let parts: std::collections::BTreeSet<usize> =
+        cursors.iter().map(|(id, _)| backbone.partition(*id)).collect();
     let mut news = Vec::new();
     for part in parts {
-        let of_part: Vec<_> = cursors.iter().copied().filter(|(id, _)| backbone.part(*id) == part).collect();
+        let of_part: Vec<_> =
+            cursors.iter().copied().filter(|(id, _)| backbone.partition(*id) == part).collect();
         let tails = backbone.read_tails(&of_part, limit).await.unwrap();
         assert!(tails.unread.is_empty() && tails.error.is_none());
         news.extend(tails.news);
@@ -291,8 +293,8 @@ async fn the_log_keeps_about_as_much_as_it_should(backbone: &dyn Backbone) {
 
 async fn the_doorbell_rings_for_what_changes(backbone: &dyn Backbone) {
     let (a, b) = (new_market(), new_market());
-    let mut bell = backbone.doorbell(std::sync::Arc::new(Vec::new));
-    assert_eq!(within("first ring", bell.wait()).await.unwrap(), Ring::All);
+    let mut bell = backbone.change_listener(std::sync::Arc::new(Vec::new));
+    assert_eq!(within("first ring", bell.wait()).await.unwrap(), Changes::All);
     // Listening begins at each primary by itself.
     let mut begun = 1;
     for market in [a, b, a, new_market(), new_market(), b] {
@@ -305,11 +307,11 @@ async fn the_doorbell_rings_for_what_changes(backbone: &dyn Backbone) {
     wait_for_rings(&mut *bell, vec![a, b], &mut begun).await;
 }
 
-async fn wait_for_rings(bell: &mut dyn Doorbell, mut missing: Vec<MarketId>, begun: &mut usize) {
+async fn wait_for_rings(bell: &mut dyn ChangeListener, mut missing: Vec<MarketId>, begun: &mut usize) {
     while !missing.is_empty() {
         match within("a ring", bell.wait()).await.unwrap() {
-            Ring::Markets(markets) => missing.retain(|market| !markets.contains(market)),
-            Ring::All => {
+            Changes::Markets(markets) => missing.retain(|market| !markets.contains(market)),
+            Changes::All => {
                 *begun += 1;
                 assert!(*begun <= tests::cluster::PRIMARIES, "nothing was lost");
                 missing.clear();
@@ -323,16 +325,16 @@ async fn it_answers_a_ping(backbone: &dyn Backbone) {
 }
 
 async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &dyn Backbone) {
-    assert_eq!(backbone.revocations(Position::ORIGIN).await.unwrap(), None, "nobody has revoked anything");
+    assert_eq!(backbone.revocations(StreamId::ZERO).await.unwrap(), None, "nobody has revoked anything");
     let user = backbone.revoke(Revoked::User("1 \"é".into()), "desk-1").await.unwrap();
     assert!(protocol::time::unix_ms().abs_diff(user.ts) < 5000);
     let token = backbone.revoke(Revoked::Token("a".into()), "desk-1").await.unwrap();
-    let kept = backbone.revocations(Position::ORIGIN).await.unwrap().unwrap();
+    let kept = backbone.revocations(StreamId::ZERO).await.unwrap().unwrap();
     assert_eq!(kept.all, [user, token]);
-    assert_eq!(kept.newest.epoch.get(), kept.all[1].ts);
+    assert_eq!(kept.newest.ms, kept.all[1].ts);
     assert_eq!(backbone.revocations(kept.newest).await.unwrap(), None, "nothing new");
     // One that knows another newest, as after a loss, hears of all that are kept.
-    let lost = Position { seq: kept.newest.seq.next(), ..kept.newest };
+    let lost = StreamId { n: kept.newest.n + 1, ..kept.newest };
     assert_eq!(backbone.revocations(lost).await.unwrap(), Some(kept));
 
     // As fast as it goes, so that there is no room before the first is over.
@@ -349,14 +351,14 @@ async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &
     }
     assert!(refused, "at most as many as may be");
     assert_eq!(
-        backbone.revocations(Position::ORIGIN).await.unwrap().unwrap().all.len(),
+        backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all.len(),
         RETENTION.revocations
     );
     let later = eventually("room again", async || {
         backbone.revoke(Revoked::Token("later".into()), "desk-1").await.ok()
     })
     .await;
-    let kept = backbone.revocations(Position::ORIGIN).await.unwrap().unwrap().all;
+    let kept = backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all;
     assert!(kept.contains(&later) && !kept.iter().any(|kept| kept.whom == Revoked::User("1 \"é".into())));
 }
 

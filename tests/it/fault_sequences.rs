@@ -366,7 +366,7 @@ impl World {
 
     /// Publishes and follows before, in and after a fault, and looks whether everything is as it should be.
     async fn go_through(&mut self, fault: Fault) {
-        let before = self.tops();
+        let before = self.latest_positions();
         let acknowledged: Arc<[AtomicUsize; MARKETS]> = Arc::default();
         let enough = Arc::new(AtomicBool::new(false));
         let publishing: Vec<JoinHandle<Desk>> = std::mem::take(&mut self.desks)
@@ -397,7 +397,7 @@ impl World {
         for desk in publishing {
             self.desks.push(within("the desks' last overrides", desk).await.unwrap());
         }
-        over.send_replace(Some(self.tops()));
+        over.send_replace(Some(self.latest_positions()));
         for client in following {
             self.clients.push(within("the last update everywhere", client).await.unwrap());
         }
@@ -419,7 +419,7 @@ impl World {
     }
 
     async fn expect_whole(&mut self, fault: Fault, before: &Tops) {
-        for (market, (epoch, seq)) in self.tops() {
+        for (market, (epoch, seq)) in self.latest_positions() {
             let (former_epoch, former_seq) = before[&market];
             assert!(seq > former_seq, "{fault:?}: {market}");
             assert!(
@@ -483,7 +483,7 @@ impl World {
         .await;
     }
 
-    fn tops(&self) -> Tops {
+    fn latest_positions(&self) -> Tops {
         self.desks.iter().flat_map(|desk| desk.last().clone()).collect()
     }
 }

@@ -18,7 +18,7 @@ async fn a_gateway_that_may_not_track_follows_all_the_same() {
         }
         follower.reach_all_of(&desk).await;
     }
-    // Not the sweep: the doorbell rang.
+    // Not the sweep: the listener rang.
     let metrics = Http::default().get(&services.gateway(0).ops_url("/metrics")).await.text;
     let rung =
         metrics.lines().find_map(|line| line.strip_prefix("gateway_tail_rung_total ")?.parse::<u64>().ok());

@@ -118,7 +118,7 @@ proptest! {
         let mut opcode = TEXT;
         for cut in cuts {
             let (head, tail) = rest.split_at(cut.min(rest.len()));
-            bytes.extend(part(opcode, head));
+            bytes.extend(fragment(opcode, head));
             (opcode, rest) = (CONTINUATION, tail);
         }
         bytes.extend(last(opcode, rest));
@@ -152,7 +152,7 @@ proptest! {
 
 #[test]
 fn what_a_header_says_is_refused_before_its_payload_has_come() {
-    let fragment = || part(TEXT, &[b'x'; 10_000]);
+    let fragment = || fragment(TEXT, &[b'x'; 10_000]);
     for (what, bytes, code) in [
         ("a reserved opcode", vec![0x83, 0xFF], CloseCode::ProtocolError),
         ("a reserved bit", vec![0xC1, 0xFF], CloseCode::ProtocolError),
@@ -182,7 +182,7 @@ fn an_incomplete_message_holds_no_more_than_twice_the_limit_and_a_complete_one_n
     let mut held = 0;
     loop {
         let mut joined = Vec::new();
-        match reader.read(&mut part(opcode, b"seven b"), DEFAULT_MAX_BYTES, &mut joined) {
+        match reader.read(&mut fragment(opcode, b"seven b"), DEFAULT_MAX_BYTES, &mut joined) {
             Ok(read) => assert_eq!(read, Some((6 + 7, None))),
             Err(code) => break assert_eq!(code, CloseCode::TooBig),
         }
@@ -271,9 +271,17 @@ fn opcodes(cases: &mut Vec<Case>) {
 
 /// 5: messages in fragments, and control frames between them.
 fn fragmentation(cases: &mut Vec<Case>) {
-    cases.push(Case::new("5.1", [part(PING, b"fragment1"), last(CONTINUATION, b"fragment2")], [broken()]));
-    cases.push(Case::new("5.2", [part(PONG, b"fragment1"), last(CONTINUATION, b"fragment2")], [broken()]));
-    let halves = || [part(TEXT, b"fragment1"), last(CONTINUATION, b"fragment2")];
+    cases.push(Case::new(
+        "5.1",
+        [fragment(PING, b"fragment1"), last(CONTINUATION, b"fragment2")],
+        [broken()],
+    ));
+    cases.push(Case::new(
+        "5.2",
+        [fragment(PONG, b"fragment1"), last(CONTINUATION, b"fragment2")],
+        [broken()],
+    ));
+    let halves = || [fragment(TEXT, b"fragment1"), last(CONTINUATION, b"fragment2")];
     let whole = || text("fragment1fragment2");
     for number in ["5.3", "5.4", "5.5"] {
         cases.push(Case::new(number, halves(), [whole()]));
@@ -292,26 +300,26 @@ fn fragmentation(cases: &mut Vec<Case>) {
         cases.push(Case::new(number, frames, [broken()]));
     }
     for number in ["5.12", "5.13", "5.14"] {
-        let frames = [part(CONTINUATION, b"non-continuation payload"), hello()];
+        let frames = [fragment(CONTINUATION, b"non-continuation payload"), hello()];
         cases.push(Case::new(number, frames, [broken()]));
     }
     let [head, tail] = halves();
-    let frames = [head, tail, part(CONTINUATION, b"fragment3"), last(TEXT, b"fragment4")];
+    let frames = [head, tail, fragment(CONTINUATION, b"fragment3"), last(TEXT, b"fragment4")];
     cases.push(Case::new("5.15", frames, [whole(), broken()]));
     for (number, nothing_to_continue) in
-        [("5.16", part(CONTINUATION, b"f1")), ("5.17", last(CONTINUATION, b"f1"))]
+        [("5.16", fragment(CONTINUATION, b"f1")), ("5.17", last(CONTINUATION, b"f1"))]
     {
-        let frames = [nothing_to_continue, part(TEXT, b"f2"), last(CONTINUATION, b"f3")];
+        let frames = [nothing_to_continue, fragment(TEXT, b"f2"), last(CONTINUATION, b"f3")];
         cases.push(Case::new(number, frames, [broken()]));
     }
-    cases.push(Case::new("5.18", [part(TEXT, b"fragment1"), last(TEXT, b"fragment2")], [broken()]));
+    cases.push(Case::new("5.18", [fragment(TEXT, b"fragment1"), last(TEXT, b"fragment2")], [broken()]));
     for number in ["5.19", "5.20"] {
         let frames = [
-            part(TEXT, b"f1"),
-            part(CONTINUATION, b"f2"),
+            fragment(TEXT, b"f1"),
+            fragment(CONTINUATION, b"f2"),
             last(PING, b"pongme 1!"),
-            part(CONTINUATION, b"f3"),
-            part(CONTINUATION, b"f4"),
+            fragment(CONTINUATION, b"f3"),
+            fragment(CONTINUATION, b"f4"),
             last(PING, b"pongme 2!"),
             last(CONTINUATION, b"f5"),
         ];
@@ -323,15 +331,16 @@ fn fragmentation(cases: &mut Vec<Case>) {
 /// 6.1 to 6.4: empty fragments, characters that are cut, and how soon it is noticed that they are none.
 fn utf8_handling(cases: &mut Vec<Case>) {
     cases.push(Case::new("6.1.1", [last(TEXT, b"")], [text("")]));
-    let frames = [part(TEXT, b""), part(CONTINUATION, b""), last(CONTINUATION, b"")];
+    let frames = [fragment(TEXT, b""), fragment(CONTINUATION, b""), last(CONTINUATION, b"")];
     cases.push(Case::new("6.1.2", frames, [EmptyFragment, EmptyFragment, text("")]));
-    let frames = [part(TEXT, b""), part(CONTINUATION, b"middle frame payload"), last(CONTINUATION, b"")];
+    let frames =
+        [fragment(TEXT, b""), fragment(CONTINUATION, b"middle frame payload"), last(CONTINUATION, b"")];
     cases.push(Case::new("6.1.3", frames, [EmptyFragment, text("middle frame payload")]));
 
     let good = "Hello-µ@ßöäüàá-UTF-8!!";
     cases.push(Case::new("6.2.1", [last(TEXT, good.as_bytes())], [text(good)]));
     let (head, tail) = good.split_at("Hello-µ@ßöä".len());
-    let frames = [part(TEXT, head.as_bytes()), last(CONTINUATION, tail.as_bytes())];
+    let frames = [fragment(TEXT, head.as_bytes()), last(CONTINUATION, tail.as_bytes())];
     cases.push(Case::new("6.2.2", frames, [text(good)]));
     cases.push(Case::new("6.2.3", octets(good.as_bytes()), [text(good)]));
     cases.push(Case::new("6.2.4", octets(KOSME.as_bytes()), [text(KOSME)]));
@@ -343,9 +352,9 @@ fn utf8_handling(cases: &mut Vec<Case>) {
     // Failing fast: at the fragment that makes it bad, the rest of which is never sent. Within a frame (6.4.3, 6.4.4)
     // it is noticed when the frame is whole, which the suite calls non-strict.
     let too_high = [KOSME.as_bytes(), b"\xf4\x90\x80\x80", b"edited"].concat();
-    let frames = [part(TEXT, &too_high[..11]), part(CONTINUATION, &too_high[11..15])];
+    let frames = [fragment(TEXT, &too_high[..11]), fragment(CONTINUATION, &too_high[11..15])];
     cases.push(Case::new("6.4.1", frames, [not_utf8()]));
-    let frames = [part(TEXT, &too_high[..12]), part(CONTINUATION, &too_high[12..13])];
+    let frames = [fragment(TEXT, &too_high[..12]), fragment(CONTINUATION, &too_high[12..13])];
     cases.push(Case::new("6.4.2", frames, [not_utf8()]));
     for number in ["6.4.3", "6.4.4"] {
         cases.push(Case::new(number, [last(TEXT, &too_high)], [not_utf8()]));
@@ -422,7 +431,7 @@ fn close_handling(cases: &mut Vec<Case>) {
     cases.push(Case::new("7.1.2", [normal(), normal()], [closes()]));
     cases.push(Case::new("7.1.3", [normal(), last(PING, b"")], [closes()]));
     cases.push(Case::new("7.1.4", [normal(), last(TEXT, b"Hello World!")], [closes()]));
-    let frames = [part(TEXT, b"fragment1"), normal(), last(CONTINUATION, b"fragment2")];
+    let frames = [fragment(TEXT, b"fragment1"), normal(), last(CONTINUATION, b"fragment2")];
     cases.push(Case::new("7.1.5", frames, [closes()]));
     let big = "BAsd7&jh23".repeat(6000);
     let frames = [last(TEXT, big.as_bytes()), normal(), last(PING, b"")];
@@ -475,7 +484,7 @@ fn limits(cases: &mut Vec<Case>) {
         cases.push(Case::new(format!("9.3.{number}"), frames, [text(&fits)]).limited());
         let frames = in_fragments(&vec![b'*'; DEFAULT_MAX_BYTES + 1], size);
         cases.push(Case::new(format!("9.3.{number}, one more"), frames, [too_big()]).limited());
-        let frames = [part(BINARY, &vec![0xFE; size])];
+        let frames = [fragment(BINARY, &vec![0xFE; size])];
         cases.push(Case::new(format!("9.4.{number}"), frames, [Refused(CloseCode::Unsupported)]).limited());
     }
     // 9.5 and 9.6 are 9.1 and 9.2 in chops.
@@ -544,7 +553,7 @@ fn last(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A frame that others follow.
-fn part(opcode: u8, payload: &[u8]) -> Vec<u8> {
+fn fragment(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame(opcode, payload)
 }
 

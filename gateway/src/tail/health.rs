@@ -14,7 +14,7 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     /// Listening for changes.
-    Doorbell,
+    ChangeListener,
     /// Reading what changed in this part of the backbone.
     Read(usize),
     /// Loading markets that are new here.
@@ -34,7 +34,7 @@ pub struct Health {
 /// What has succeeded once, without which nobody is let in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Started {
-    /// The doorbell has been connected.
+    /// The listener has been connected.
     has_listened: bool,
     /// The revocations have been read.
     knows_revocations: bool,
@@ -82,7 +82,7 @@ impl Health {
     pub(super) fn succeeded(&self, part: Part) {
         let note = |flag: &mut bool| !std::mem::replace(flag, true);
         self.started.send_if_modified(|started| match part {
-            Part::Doorbell => note(&mut started.has_listened),
+            Part::ChangeListener => note(&mut started.has_listened),
             Part::Revocations => note(&mut started.knows_revocations),
             Part::Read(_) | Part::Load => false,
         });
@@ -160,7 +160,9 @@ mod tests {
 
     #[test]
     fn nobody_is_let_in_before_the_doorbell_listens_and_the_revocations_have_been_read() {
-        for (first, second) in [(Part::Doorbell, Part::Revocations), (Part::Revocations, Part::Doorbell)] {
+        for (first, second) in
+            [(Part::ChangeListener, Part::Revocations), (Part::Revocations, Part::ChangeListener)]
+        {
             let health = Health::new(Duration::from_secs(10));
             for part in [Part::Read(0), Part::Load, first] {
                 health.succeeded(part);

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use backbone::Backbone;
-use protocol::{Position, time::unix_ms};
+use backbone::{Backbone, StreamId};
+use protocol::time::unix_ms;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
@@ -23,7 +23,7 @@ pub async fn follow_revocations(
     health: Arc<Health>,
     tell: impl Fn() + Send,
 ) {
-    let mut known = Position::ORIGIN;
+    let mut known = StreamId::ZERO;
     let mut backoff = BACKOFF;
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +44,7 @@ pub async fn follow_revocations(
             Err(error) => {
                 health.failed(Part::Revocations, &error);
                 // Whoever answers next may have others, of which the newest is the same.
-                known = Position::ORIGIN;
+                known = StreamId::ZERO;
                 tokio::time::sleep(backoff.failed()).await;
             }
         }

@@ -3,7 +3,7 @@
 
 use protocol::ids::MarketId;
 
-/// What every log's key begins with; the doorbell listens for it.
+/// What every log's key begins with; the listener listens for it.
 pub const LOG_PREFIX: &str = "odds:log:";
 
 /// The stream that is a market's log.

@@ -6,6 +6,7 @@
 pub mod keys;
 mod memory;
 mod redis;
+mod stream_id;
 pub mod stuck;
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +16,8 @@ use utoipa::ToSchema;
 
 pub use self::{
     memory::MemoryBackbone,
-    redis::{Handed, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
+    redis::{AuditBatch, InvalidRedisUrl, RedisBackbone, RedisConfig, TailFrom, check},
+    stream_id::StreamId,
 };
 use protocol::{
     TraceContext,
@@ -40,7 +42,7 @@ pub trait Backbone: Send + Sync + 'static {
     async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError>;
 
     /// Which part of the backbone holds `market` now. Parts answer, and fail, on their own.
-    fn part(&self, market: MarketId) -> usize;
+    fn partition(&self, market: MarketId) -> usize;
 
     /// For each cursor, all of one part, up to `limit` updates past it (of its epoch or a later one), oldest first. It
     /// may be answered by a replica, which may be behind.
@@ -53,7 +55,7 @@ pub trait Backbone: Send + Sync + 'static {
     /// The last update's position in each log, all of one part, in the order asked; [`Position::ORIGIN`] for an empty
     /// one, and for one that cannot be understood. It is the truth at the time, as is every answer but
     /// [`Backbone::read_tails`].
-    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
+    async fn latest_positions(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError>;
 
     /// Every market that has a log, ascending. One that is new may be missing for a moment.
     async fn markets(&self) -> Result<Vec<MarketId>, BackboneError>;
@@ -70,11 +72,11 @@ pub trait Backbone: Send + Sync + 'static {
     async fn revoke(&self, whom: Revoked, actor: &str) -> Result<Revocation, RevokeError>;
 
     /// The revocations that are kept, unless the newest of them is still the one at `known`.
-    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError>;
+    async fn revocations(&self, known: StreamId) -> Result<Option<Revocations>, BackboneError>;
 
-    /// A new listener for changes of any market. It connects when first asked to [`Doorbell::wait`]. Where changes of
+    /// A new listener for changes of any market. It connects when first asked to [`ChangeListener::wait`]. Where changes of
     /// all markets cannot be listened for, it asks for those `followed` at the time.
-    fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell>;
+    fn change_listener(&self, followed: Followed) -> Box<dyn ChangeListener>;
 
     /// Whether the backbone answers now.
     async fn ping(&self) -> Result<(), BackboneError>;
@@ -85,15 +87,15 @@ pub type Followed = Arc<dyn Fn() -> Vec<(MarketId, Position)> + Send + Sync>;
 
 /// Tells which markets have changed. Rings are hints: several changes may ring once, and the log is the truth.
 #[async_trait]
-pub trait Doorbell: Send {
-    /// Waits for the next ring. Each time listening begins somewhere, it is [`Ring::All`]. An error says that rings
+pub trait ChangeListener: Send {
+    /// Waits for the next ring. Each time listening begins somewhere, it is [`Changes::All`]. An error says that rings
     /// may be lost until then; it listens again by itself, without haste.
-    async fn wait(&mut self) -> Result<Ring, BackboneError>;
+    async fn wait(&mut self) -> Result<Changes, BackboneError>;
 }
 
 /// What rang.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ring {
+pub enum Changes {
     /// These markets changed.
     Markets(Vec<MarketId>),
     /// Listening began just now: anything may have changed before.
@@ -244,8 +246,8 @@ pub struct Revocation {
 /// All revocations that are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Revocations {
-    /// Where the newest stands, (Unix ms, n); [`Position::ORIGIN`] without any.
-    pub newest: Position,
+    /// The newest one's id; [`StreamId::ZERO`] without any.
+    pub newest: StreamId,
     /// Oldest first.
     pub all: Vec<Revocation>,
 }
@@ -290,38 +292,13 @@ pub struct Loaded {
     pub updates: Vec<Update>,
 }
 
-/// An audit entry's id: `<market>-<Unix ms>-<n>`, unique over all markets, the last two parts being its id in the
-/// market's audit stream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// An audit entry's id, `<market>-<Unix ms>-<n>`. It is unique over all markets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AuditId {
-    market: MarketId,
-    entry: Box<str>,
-}
-
-impl AuditId {
-    /// The id of a market's audit stream entry `<ms>-<n>`.
-    #[must_use]
-    pub fn new(market: MarketId, entry: &str) -> Self {
-        Self { market, entry: entry.into() }
-    }
-
-    /// Whose audit it is in.
-    #[must_use]
-    pub fn market(&self) -> MarketId {
-        self.market
-    }
-
-    /// Where its entry stands in that stream: (Unix ms, n).
-    #[must_use]
-    pub fn place(&self) -> Position {
-        self.entry.parse().unwrap_or(Position::ORIGIN)
-    }
-
-    /// The stream entry's id, `<ms>-<n>`.
-    #[must_use]
-    pub fn entry(&self) -> &str {
-        &self.entry
-    }
+    /// The market whose audit has the entry.
+    pub market: MarketId,
+    /// The entry's id in that market's audit stream.
+    pub entry: StreamId,
 }
 
 impl std::fmt::Display for AuditId {
@@ -336,8 +313,7 @@ impl std::str::FromStr for AuditId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parse = || {
             let (market, entry) = text.split_once('-')?;
-            entry.parse::<Position>().ok()?;
-            Some(Self::new(market.parse().ok()?, entry))
+            Some(Self { market: market.parse().ok()?, entry: entry.parse().ok()? })
         };
         parse().ok_or("an audit id looks like 1001-1710001113000-0")
     }

@@ -15,8 +15,9 @@ use protocol::{
 use tokio::sync::Notify;
 
 use super::{
-    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked, Ring, Tails,
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, ChangeListener, Changes,
+    Durability, Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked,
+    StreamId, Tails,
 };
 
 /// Logs, states and audits in memory.
@@ -29,9 +30,9 @@ pub struct MemoryBackbone {
 #[derive(Debug, Default)]
 struct Inner {
     markets: HashMap<MarketId, Market>,
-    bells: Vec<Weak<Bell>>,
+    listeners: Vec<Weak<PendingChanges>>,
     /// Each with where it stands, oldest first.
-    revocations: VecDeque<(Position, Revocation)>,
+    revocations: VecDeque<(StreamId, Revocation)>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ struct Market {
     state: MarketState,
     audit: VecDeque<AuditEntry>,
     /// The last audit entry's id, (Unix ms, n).
-    last_audit: Position,
+    last_audit: StreamId,
     answers: HashMap<String, Answer>,
     /// Keys of `answers`, oldest first.
     answer_ages: VecDeque<String>,
@@ -73,7 +74,7 @@ impl Backbone for MemoryBackbone {
         for append in appends {
             let id = append.market;
             answers.push(inner.markets.entry(id).or_default().append(append, &self.retention));
-            inner.bells.retain(|bell| bell.upgrade().is_some_and(|bell| bell.ring(id)));
+            inner.listeners.retain(|pending| pending.upgrade().is_some_and(|pending| pending.notify(id)));
         }
         answers
     }
@@ -99,7 +100,7 @@ impl Backbone for MemoryBackbone {
         Ok(markets.iter().map(|id| load(id).unwrap_or_default()).collect())
     }
 
-    fn part(&self, _: MarketId) -> usize {
+    fn partition(&self, _: MarketId) -> usize {
         0
     }
 
@@ -117,7 +118,7 @@ impl Backbone for MemoryBackbone {
         Ok(Tails { news: cursors.iter().filter_map(read).collect(), ..Tails::default() })
     }
 
-    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+    async fn latest_positions(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
         let inner = self.lock();
         let top = |id| inner.markets.get(id).map(|market: &Market| market.state.position).unwrap_or_default();
         Ok(markets.iter().map(top).collect())
@@ -137,10 +138,10 @@ impl Backbone for MemoryBackbone {
         before: Option<AuditId>,
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
-        let before = before.map_or(Position::new(u64::MAX, u64::MAX), |id| id.place());
+        let before = before.map_or(StreamId::MAX, |id| id.entry);
         let inner = self.lock();
         let entries = inner.markets.get(&market).map(|market| &market.audit).into_iter().flatten();
-        Ok(entries.rev().filter(|entry| entry.id.place() < before).take(limit).cloned().collect())
+        Ok(entries.rev().filter(|entry| entry.id.entry < before).take(limit).cloned().collect())
     }
 
     async fn revoke(&self, whom: Revoked, _: &str) -> Result<Revocation, RevokeError> {
@@ -153,24 +154,24 @@ impl Backbone for MemoryBackbone {
         if revocations.len() >= self.retention.revocations {
             return Err(RevokeError::Full);
         }
-        let last = revocations.back().map_or(Position::ORIGIN, |(position, _)| *position);
-        let position = next_entry(last, now);
-        let revocation = Revocation { whom, ts: position.epoch.get() };
-        revocations.push_back((position, revocation.clone()));
+        let last = revocations.back().map_or(StreamId::ZERO, |(id, _)| *id);
+        let id = next_id(last, now);
+        let revocation = Revocation { whom, ts: id.ms };
+        revocations.push_back((id, revocation.clone()));
         Ok(revocation)
     }
 
-    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError> {
+    async fn revocations(&self, known: StreamId) -> Result<Option<Revocations>, BackboneError> {
         let inner = self.lock();
-        let newest = inner.revocations.back().map_or(Position::ORIGIN, |(position, _)| *position);
+        let newest = inner.revocations.back().map_or(StreamId::ZERO, |(id, _)| *id);
         let all = || inner.revocations.iter().map(|(_, revocation)| revocation.clone()).collect();
         Ok((newest != known).then(|| Revocations { newest, all: all() }))
     }
 
-    fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
-        let bell = Arc::new(Bell::default());
-        self.lock().bells.push(Arc::downgrade(&bell));
-        Box::new(Listener { bell, started: false })
+    fn change_listener(&self, _: Followed) -> Box<dyn ChangeListener> {
+        let pending = Arc::new(PendingChanges::default());
+        self.lock().listeners.push(Arc::downgrade(&pending));
+        Box::new(Listener { pending, started: false })
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {
@@ -199,8 +200,8 @@ impl Market {
         let former = append.payload.lines().iter();
         let before =
             lines_json(former.filter_map(|line| Some((&*line.name, &**self.state.lines.get(&line.name)?))));
-        self.last_audit = next_entry(self.last_audit, ts);
-        let audit_id = AuditId::new(append.market, &self.last_audit.to_string());
+        self.last_audit = next_id(self.last_audit, ts);
+        let audit_id = AuditId { market: append.market, entry: self.last_audit };
         let payload = append.payload.text();
         let update = Update { position, ts, payload: payload.into(), trace: append.trace };
         push_bounded(&mut self.log, retention.history_len, update);
@@ -249,9 +250,9 @@ impl Market {
     }
 }
 
-/// The id of the entry after `last` in a stream, at `ts`.
-fn next_entry(last: Position, ts: u64) -> Position {
-    if ts > last.epoch.get() { Position::new(ts, 0) } else { Position { seq: last.seq.next(), ..last } }
+/// Returns the id of the entry after `last` in a stream, at the Unix millisecond `now`.
+fn next_id(last: StreamId, now: u64) -> StreamId {
+    if now > last.ms { StreamId { ms: now, n: 0 } } else { StreamId { n: last.n + 1, ..last } }
 }
 
 fn push_bounded<T>(queue: &mut VecDeque<T>, bound: usize, item: T) {
@@ -261,43 +262,43 @@ fn push_bounded<T>(queue: &mut VecDeque<T>, bound: usize, item: T) {
     }
 }
 
-/// What rang and was not heard yet: at most one mark a market.
+/// Markets that changed and that the listener has not heard of yet: at most one entry per market.
 #[derive(Debug, Default)]
-struct Bell {
-    rung: Mutex<BTreeSet<MarketId>>,
+struct PendingChanges {
+    pending: Mutex<BTreeSet<MarketId>>,
     notify: Notify,
 }
 
-impl Bell {
-    fn rung(&self) -> MutexGuard<'_, BTreeSet<MarketId>> {
-        self.rung.lock().unwrap_or_else(PoisonError::into_inner)
+impl PendingChanges {
+    fn pending(&self) -> MutexGuard<'_, BTreeSet<MarketId>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ring(&self, market: MarketId) -> bool {
-        self.rung().insert(market);
+    fn notify(&self, market: MarketId) -> bool {
+        self.pending().insert(market);
         self.notify.notify_one();
         true
     }
 }
 
 struct Listener {
-    bell: Arc<Bell>,
+    pending: Arc<PendingChanges>,
     started: bool,
 }
 
 #[async_trait]
-impl Doorbell for Listener {
-    async fn wait(&mut self) -> Result<Ring, BackboneError> {
+impl ChangeListener for Listener {
+    async fn wait(&mut self) -> Result<Changes, BackboneError> {
         if !self.started {
             self.started = true;
-            return Ok(Ring::All);
+            return Ok(Changes::All);
         }
         loop {
-            let rung = std::mem::take(&mut *self.bell.rung());
-            if !rung.is_empty() {
-                return Ok(Ring::Markets(rung.into_iter().collect()));
+            let pending = std::mem::take(&mut *self.pending.pending());
+            if !pending.is_empty() {
+                return Ok(Changes::Markets(pending.into_iter().collect()));
             }
-            self.bell.notify.notified().await;
+            self.pending.notify.notified().await;
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The backbone on Redis Streams (contract, section 6).
 
-mod blocking;
+mod audit_batches;
+mod blocking_listener;
+mod change_listener;
 pub mod check;
 mod decode;
-mod doorbell;
-mod exports;
 mod listing;
 mod nodes;
 mod others;
-mod stand_in;
+mod replicas;
 mod url;
 
 use std::{
@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use futures_util::future::{join_all, try_join_all};
 use tokio::time::sleep;
 
-pub use self::exports::Handed;
+pub use self::audit_batches::AuditBatch;
 pub use self::url::{InvalidRedisUrl, RedisConfig, TailFrom};
 use protocol::{
     ids::MarketId,
@@ -34,16 +34,17 @@ use protocol::{
 };
 
 use self::{
+    change_listener::RedisChangeListener,
     decode::{
         Entry, REVOKED_TOKEN, REVOKED_USER, malformed, read_answer, read_audit_entry, read_loaded,
-        read_place, read_revocation, read_updates,
+        read_revocation, read_stream_id, read_updates,
     },
-    doorbell::NodesDoorbell,
     nodes::{Node, Nodes, RETRY_AFTER_MS, is_misdirected, slot, slot_of_key},
 };
 use super::{
-    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Durability,
-    Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked, Tails, keys,
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, ChangeListener, Durability,
+    Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked, StreamId, Tails,
+    keys,
 };
 
 /// How long replicas may take to have an append, milliseconds.
@@ -326,8 +327,8 @@ impl Backbone for RedisBackbone {
         try_join_all(markets.iter().map(|&market| self.load_one(market, history))).await
     }
 
-    fn part(&self, market: MarketId) -> usize {
-        self.nodes.part_of(market)
+    fn partition(&self, market: MarketId) -> usize {
+        self.nodes.partition_of(market)
     }
 
     async fn read_tails(
@@ -360,7 +361,7 @@ impl Backbone for RedisBackbone {
         Ok(tails)
     }
 
-    async fn tops(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+    async fn latest_positions(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
         let Some(&first) = markets.first() else { return Ok(Vec::new()) };
         let node = self.nodes.of(first).await?;
         let mut reads = Pipeline::with_capacity(markets.len());
@@ -392,11 +393,11 @@ impl Backbone for RedisBackbone {
         limit: usize,
     ) -> Result<Vec<AuditEntry>, BackboneError> {
         // Before the first id that there can be is nothing, and Redis refuses an interval that ends there.
-        if before.as_ref().is_some_and(|id| id.place() == Position::ORIGIN) {
+        if before.as_ref().is_some_and(|id| id.entry == StreamId::ZERO) {
             return Ok(Vec::new());
         }
         let key = keys::audit(market);
-        let end = before.map_or("+".to_owned(), |id| format!("({}", id.entry()));
+        let end = before.map_or("+".to_owned(), |id| format!("({}", id.entry));
         let mut range = pipe();
         range.cmd("XREVRANGE").arg(&key).arg(end).arg("-").arg("COUNT").arg(limit);
         let (entries,): (Vec<(String, HashMap<String, String>)>,) = self.read(market, &range).await?;
@@ -416,29 +417,29 @@ impl Backbone for RedisBackbone {
         call.arg(ttl_ms).arg(self.retention.revocations).arg(field).arg(name).arg(actor);
         let (entry,): (Option<String>,) = self.nodes.ask(slot_of_key(keys::REVOKED), &call).await?;
         let entry = entry.ok_or(RevokeError::Full)?;
-        Ok(Revocation { whom, ts: read_place(&entry)?.epoch.get() })
+        Ok(Revocation { whom, ts: read_stream_id(keys::REVOKED, &entry)?.ms })
     }
 
-    async fn revocations(&self, known: Position) -> Result<Option<Revocations>, BackboneError> {
+    async fn revocations(&self, known: StreamId) -> Result<Option<Revocations>, BackboneError> {
         let slot = slot_of_key(keys::REVOKED);
         let mut top = pipe();
         top.add_command(newest(keys::REVOKED, 1));
         let (top,): (Vec<Entry>,) = self.nodes.ask(slot, &top).await?;
-        if place_of_last(&top)? == known {
+        if id_of_last(&top)? == known {
             return Ok(None);
         }
         let mut range = pipe();
         range.cmd("XRANGE").arg(keys::REVOKED).arg("-").arg("+");
         let (entries,): (Vec<Entry>,) = self.nodes.ask(slot, &range).await?;
-        let newest = place_of_last(&entries)?;
+        let newest = id_of_last(&entries)?;
         // What is not understood must not hide the others.
         let report = |error: &BackboneError| tracing::error!(%error, "a revocation cannot be read");
         let read = |entry| read_revocation(entry).inspect_err(report).ok();
         Ok(Some(Revocations { newest, all: entries.into_iter().filter_map(read).collect() }))
     }
 
-    fn doorbell(&self, followed: Followed) -> Box<dyn Doorbell> {
-        Box::new(NodesDoorbell::new(Arc::clone(&self.nodes), followed))
+    fn change_listener(&self, followed: Followed) -> Box<dyn ChangeListener> {
+        Box::new(RedisChangeListener::new(Arc::clone(&self.nodes), followed))
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {
@@ -461,8 +462,8 @@ fn newest(key: &str, count: usize) -> Cmd {
     range
 }
 
-fn place_of_last(entries: &[Entry]) -> Result<Position, BackboneError> {
-    entries.last().map_or(Ok(Position::ORIGIN), |(id, _)| read_place(id))
+fn id_of_last(entries: &[Entry]) -> Result<StreamId, BackboneError> {
+    entries.last().map_or(Ok(StreamId::ZERO), |(id, _)| read_stream_id(keys::REVOKED, id))
 }
 
 fn xread(cursors: &[(MarketId, Position)], limit: usize) -> Cmd {

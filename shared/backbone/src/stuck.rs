@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use protocol::{MarketId, Position, Seq};
 
 use crate::{
-    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, Doorbell, Followed, Loaded,
-    LogPage, Revocation, Revocations, RevokeError, Revoked, Tails,
+    Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, ChangeListener, Followed,
+    Loaded, LogPage, Revocation, Revocations, RevokeError, Revoked, StreamId, Tails,
 };
 
 /// How every call fails.
@@ -54,7 +54,7 @@ impl Backbone for Stuck {
         self.fail().await
     }
 
-    fn part(&self, _: MarketId) -> usize {
+    fn partition(&self, _: MarketId) -> usize {
         0
     }
 
@@ -62,7 +62,7 @@ impl Backbone for Stuck {
         self.fail().await
     }
 
-    async fn tops(&self, _: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
+    async fn latest_positions(&self, _: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
         self.fail().await
     }
 
@@ -83,11 +83,11 @@ impl Backbone for Stuck {
         self.fail().await.map_err(RevokeError::from)
     }
 
-    async fn revocations(&self, _: Position) -> Result<Option<Revocations>, BackboneError> {
+    async fn revocations(&self, _: StreamId) -> Result<Option<Revocations>, BackboneError> {
         self.fail().await
     }
 
-    fn doorbell(&self, _: Followed) -> Box<dyn Doorbell> {
+    fn change_listener(&self, _: Followed) -> Box<dyn ChangeListener> {
         panic!("the publisher listens to no doorbell")
     }
 

@@ -95,7 +95,8 @@ impl PartialSchema for MarketId {
 impl ToSchema for MarketId {}
 
 /// A canonical decimal: digits only, no leading zero, no sign, so that each number has exactly one spelling.
-pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
+#[must_use]
+pub fn parse_decimal(text: &str) -> Option<u64> {
     let canonical = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));
     if canonical { text.parse().ok() } else { None }
 }

@@ -156,7 +156,7 @@ mod tests {
     /// So that what is shipped and what is checked are about the same commands.
     #[test]
     fn every_command_of_the_shipped_users_is_asked_for() {
-        let users = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker/redis/users.acl");
+        let users = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docker/redis/users.acl");
         let users = std::fs::read_to_string(users).unwrap();
         for (user, needed) in [("gateway", GATEWAY), ("publisher", PUBLISHER)] {
             let line = users.lines().find(|line| line.starts_with(&format!("user {user} "))).unwrap();

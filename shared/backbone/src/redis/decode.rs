@@ -11,7 +11,8 @@ use protocol::{
 };
 
 use crate::{
-    AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, Revocation, Revoked, keys,
+    AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, Revocation, Revoked,
+    StreamId, keys,
 };
 
 pub(super) fn malformed(key: &str, problem: &str) -> BackboneError {
@@ -28,7 +29,7 @@ pub(super) fn read_answer(market: MarketId, value: Value) -> Result<Appended, Ap
         kind @ ("ok" | "replayed") => Some(Ok(Appended {
             position: position()?,
             ts: number(3)?,
-            audit_id: AuditId::new(market, answer.get(4)?),
+            audit_id: AuditId { market, entry: answer.get(4)?.parse().ok()? },
             replayed: kind == "replayed",
             durability: Durability::Memory,
         })),
@@ -89,7 +90,7 @@ pub(super) fn read_audit_entry(
     let number =
         |text: String| text.parse::<u64>().map_err(|_| malformed(key, "epoch, seq and ts are numbers"));
     Ok(AuditEntry {
-        id: AuditId::new(market, id),
+        id: AuditId { market, entry: read_stream_id(key, id)? },
         position: Position::new(number(take("epoch")?)?, number(take("seq")?)?),
         ts: number(take("ts")?)?,
         actor: take("actor")?,
@@ -108,16 +109,16 @@ pub(super) const REVOKED_USER: &str = "user";
 /// The field of a revocation that names a token.
 pub(super) const REVOKED_TOKEN: &str = "jti";
 
-/// Where a revocation stands.
-pub(super) fn read_place(id: &str) -> Result<Position, BackboneError> {
-    id.parse().map_err(|_| malformed(keys::REVOKED, "an entry id is not <ms>-<n>"))
+/// Reads the id of an entry of the audit or of the revocations.
+pub(super) fn read_stream_id(key: &str, id: &str) -> Result<StreamId, BackboneError> {
+    id.parse().map_err(|_| malformed(key, "an entry id is not <ms>-<n>"))
 }
 
 pub(super) fn read_revocation((id, mut fields): Entry) -> Result<Revocation, BackboneError> {
     let user = fields.remove(REVOKED_USER).map(Revoked::User);
     let whom = user.or_else(|| fields.remove(REVOKED_TOKEN).map(Revoked::Token));
     let whom = whom.ok_or_else(|| malformed(keys::REVOKED, &format!("entry {id} names nobody")))?;
-    Ok(Revocation { whom, ts: read_place(&id)?.epoch.get() })
+    Ok(Revocation { whom, ts: read_stream_id(keys::REVOKED, &id)?.ms })
 }
 
 /// A market's state and the newest `history` entries of its log, newest first, from the same moment.

@@ -26,7 +26,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     TailFrom,
-    stand_in::{self, Shunned, Written},
+    replicas::{self, Unreachable, Written},
     url::{Address, Dialer, Topology},
 };
 use crate::BackboneError;
@@ -62,7 +62,7 @@ pub(super) struct Nodes {
     resolving: tokio::sync::Mutex<()>,
     /// When the map, which is in doubt, is to be resolved; `None` while it is not.
     doubted: Mutex<Option<Instant>>,
-    shunned: Shunned,
+    unreachable: Unreachable,
 }
 
 /// Who holds what.
@@ -104,7 +104,7 @@ impl Nodes {
             map: watch::Sender::new(Arc::default()),
             resolving: tokio::sync::Mutex::new(()),
             doubted: Mutex::new(Some(Instant::now())),
-            shunned: Shunned::default(),
+            unreachable: Unreachable::default(),
         }
     }
 
@@ -189,7 +189,7 @@ impl Nodes {
     }
 
     /// Which primary holds `market` as far as is known, as a small number; parts fail on their own.
-    pub(super) fn part_of(&self, market: MarketId) -> usize {
+    pub(super) fn partition_of(&self, market: MarketId) -> usize {
         let map = self.map.borrow();
         if map.by_slot { map.index_of(slot(market)).unwrap_or_default() } else { 0 }
     }
@@ -223,7 +223,7 @@ impl Nodes {
                 ErrorKind::Server(ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading)
             );
         if is_down && node.is_replica {
-            self.shunned.insert(&node.address);
+            self.unreachable.insert(&node.address);
         }
         if is_down || is_misdirected(error) {
             self.doubt();
@@ -366,7 +366,8 @@ impl Nodes {
     async fn tail_for(&self, old: &Map, primary: &Arc<Node>) -> Arc<Node> {
         let index = old.nodes.iter().position(|node| node.address == primary.address);
         let current = index.and_then(|index| old.tails.get(index));
-        let Ok(chosen) = stand_in::choose(primary, current.map(|node| &*node.address), &self.shunned).await
+        let Ok(chosen) =
+            replicas::choose(primary, current.map(|node| &*node.address), &self.unreachable).await
         else {
             return Arc::clone(current.unwrap_or(primary));
         };

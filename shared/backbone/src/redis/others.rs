@@ -10,8 +10,8 @@ use std::{
 use protocol::ids::MarketId;
 use tokio::time::sleep;
 
-use super::{NodesDoorbell, RedisBackbone};
-use crate::{Backbone, BackboneError, Doorbell, Ring};
+use super::{RedisBackbone, RedisChangeListener};
+use crate::{Backbone, BackboneError, ChangeListener, Changes};
 
 /// Between two looks at what rang: however many appends there are, a market's top is asked for no more often.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -25,21 +25,21 @@ impl RedisBackbone {
     async fn listen_to_others(self: &Arc<Self>) {
         let own = Arc::clone(self);
         let remembered = move || own.remembered().iter().map(|(market, top)| (*market, *top)).collect();
-        let mut doorbell = NodesDoorbell::new(Arc::clone(&self.nodes), Arc::new(remembered));
-        let mut rung = BTreeSet::new();
+        let mut listener = RedisChangeListener::new(Arc::clone(&self.nodes), Arc::new(remembered));
+        let mut pending = BTreeSet::new();
         loop {
-            match doorbell.wait().await {
-                Ok(Ring::Markets(markets)) => rung.extend(markets),
-                Ok(Ring::All) => {
-                    rung.extend(self.remembered().keys().copied());
+            match listener.wait().await {
+                Ok(Changes::Markets(markets)) => pending.extend(markets),
+                Ok(Changes::All) => {
+                    pending.extend(self.remembered().keys().copied());
                     self.list_all();
                 }
                 // Readiness and every append say so.
                 Err(_) => continue,
             }
             // What could not be asked for is asked for with the next ring.
-            if self.remember_tops(&rung).await.is_ok() {
-                rung.clear();
+            if self.remember_tops(&pending).await.is_ok() {
+                pending.clear();
             }
             sleep(LOOK_EVERY).await;
         }
@@ -48,11 +48,11 @@ impl RedisBackbone {
     async fn remember_tops(&self, markets: &BTreeSet<MarketId>) -> Result<(), BackboneError> {
         let mut parts: BTreeMap<usize, Vec<MarketId>> = BTreeMap::new();
         for &market in markets {
-            parts.entry(self.part(market)).or_default().push(market);
+            parts.entry(self.partition(market)).or_default().push(market);
         }
         let mut new = Vec::new();
         for markets in parts.values() {
-            for (market, top) in markets.iter().zip(self.tops(markets).await?) {
+            for (market, top) in markets.iter().zip(self.latest_positions(markets).await?) {
                 if self.remember(*market, top) {
                     new.push(*market);
                 }

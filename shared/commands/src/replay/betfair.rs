@@ -224,7 +224,7 @@ mod tests {
 
     /// The recorded market, from the workspace's tests.
     fn recording() -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/feeds/betfair-BASIC-1.132153978.ndjson");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/feeds/betfair-BASIC-1.132153978.ndjson");
         std::fs::read_to_string(path).unwrap()
     }
 

@@ -69,7 +69,7 @@ fn never() -> impl Future<Output = ()> {
 
 #[tokio::test]
 async fn the_recorded_market_arrives_whole_and_in_order() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/feeds/betfair-BASIC-1.132153978.ndjson");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/feeds/betfair-BASIC-1.132153978.ndjson");
     let (backbone, again) = (memory(), memory());
     let options = Options { file: file.into(), speed: Speed::Max, market: None, from: 1 };
     let summary = replay(&backbone, &options, never()).await.unwrap();

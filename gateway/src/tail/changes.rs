@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use backbone::{Doorbell, Ring};
+use backbone::{ChangeListener, Changes};
 
 use super::health::{Health, Part};
 use crate::{market::Markets, metrics as names};
 
-pub(super) async fn run(markets: Arc<Markets>, mut doorbell: Box<dyn Doorbell>, health: Arc<Health>) {
+pub(super) async fn run(markets: Arc<Markets>, mut listener: Box<dyn ChangeListener>, health: Arc<Health>) {
     loop {
-        match doorbell.wait().await {
-            Ok(Ring::Markets(ids)) => {
+        match listener.wait().await {
+            Ok(Changes::Markets(ids)) => {
                 metrics::counter!(names::TAIL_RUNG).increment(ids.len() as u64);
                 markets.mark(ids);
             }
-            Ok(Ring::All) => {
+            Ok(Changes::All) => {
                 metrics::counter!(names::TAIL_CONNECTS).increment(1);
-                health.succeeded(Part::Doorbell);
+                health.succeeded(Part::ChangeListener);
                 markets.doubt_all();
             }
-            Err(error) => health.failed(Part::Doorbell, &error),
+            Err(error) => health.failed(Part::ChangeListener, &error),
         }
     }
 }

@@ -21,7 +21,7 @@ const MAX_LAG: Duration = Duration::from_secs(4);
 const SHUN_FOR: Duration = Duration::from_secs(10);
 /// Replicas that could not be read, and when. No more than there are.
 #[derive(Default)]
-pub(super) struct Shunned(Mutex<HashMap<Address, Instant>>);
+pub(super) struct Unreachable(Mutex<HashMap<Address, Instant>>);
 
 /// How far a primary's replication stream was.
 #[derive(Default)]
@@ -37,10 +37,10 @@ pub(super) struct Written {
 pub(super) async fn choose(
     primary: &Node,
     current: Option<&str>,
-    shunned: &Shunned,
+    unreachable: &Unreachable,
 ) -> RedisResult<Option<Address>> {
     let mut usable = keeping_up(primary).await?;
-    usable.retain(|address| !shunned.has(address));
+    usable.retain(|address| !unreachable.has(address));
     let stays = usable.iter().find(|address| Some(address.as_str()) == current);
     Ok(stays.or_else(|| usable.choose(&mut rand::rng())).cloned())
 }
@@ -65,15 +65,15 @@ async fn keeping_up(primary: &Node) -> RedisResult<Vec<Address>> {
     Ok(replicas.into_iter().filter(keeps_up).map(|(host, port, _)| joined(&host, &port)).collect())
 }
 
-impl Shunned {
+impl Unreachable {
     pub(super) fn insert(&self, address: &str) {
         self.lock().insert(address.to_owned(), Instant::now());
     }
 
     fn has(&self, address: &str) -> bool {
-        let mut shunned = self.lock();
-        shunned.retain(|_, since| since.elapsed() < SHUN_FOR);
-        shunned.contains_key(address)
+        let mut unreachable = self.lock();
+        unreachable.retain(|_, since| since.elapsed() < SHUN_FOR);
+        unreachable.contains_key(address)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Address, Instant>> {

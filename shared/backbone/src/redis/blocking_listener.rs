@@ -9,7 +9,7 @@ use protocol::{ids::MarketId, position::Position};
 use tokio::time::sleep;
 
 use super::{
-    doorbell::Rung,
+    change_listener::PendingChanges,
     nodes::{Node, Nodes},
 };
 use crate::{Followed, keys};
@@ -25,18 +25,23 @@ const PAUSE: Duration = Duration::from_millis(2);
 const CLUSTER_POLL: Duration = Duration::from_millis(100);
 
 /// Rings for what changes at `node` until that fails.
-pub(super) async fn listen(node: &Node, nodes: &Nodes, rung: &Rung, followed: &Followed) -> RedisError {
+pub(super) async fn listen(
+    node: &Node,
+    nodes: &Nodes,
+    pending: &PendingChanges,
+    followed: &Followed,
+) -> RedisError {
     let here = || -> Vec<(MarketId, Position)> {
         followed().into_iter().filter(|(market, _)| nodes.is_tailed_at(node, *market)).collect()
     };
     loop {
         if nodes.is_cluster() {
             sleep(CLUSTER_POLL).await;
-            rung.ring(here().into_iter().map(|(market, _)| market));
+            pending.ring(here().into_iter().map(|(market, _)| market));
             continue;
         }
         let count = groups(&here());
-        let readers = (0..count).map(|index| read_group(node, rung, &here, index, count));
+        let readers = (0..count).map(|index| read_group(node, pending, &here, index, count));
         if let Err(error) = try_join_all(readers).await {
             return error;
         }
@@ -50,7 +55,7 @@ fn groups(here: &[(MarketId, Position)]) -> usize {
 /// Reads group `index` of `count` until there are to be more groups, or fewer.
 async fn read_group(
     node: &Node,
-    rung: &Rung,
+    pending: &PendingChanges,
     here: &(impl Fn() -> Vec<(MarketId, Position)> + Sync),
     index: usize,
     count: usize,
@@ -78,7 +83,7 @@ async fn read_group(
         let streams: Option<Vec<(String, Value)>> =
             from_redis_value(read.query_async(&mut connection).await?)?;
         if let Some(streams) = streams {
-            rung.ring(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
+            pending.ring(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
             sleep(PAUSE).await;
         }
     }

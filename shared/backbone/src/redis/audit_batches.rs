@@ -28,7 +28,7 @@ const CONSUMER: &str = "publisher";
 
 /// What one market's audit gave.
 #[derive(Debug)]
-pub struct Handed {
+pub struct AuditBatch {
     /// Which market.
     pub market: MarketId,
     /// What is to be copied, oldest first.
@@ -43,7 +43,7 @@ pub struct Handed {
     pub more: bool,
 }
 
-impl Handed {
+impl AuditBatch {
     fn nothing(market: MarketId) -> Self {
         Self {
             market,
@@ -68,23 +68,23 @@ impl RedisBackbone {
     ///
     /// # Errors
     /// When the part cannot be asked; for each market, when it alone cannot.
-    pub async fn hand_audit(
+    pub async fn read_audit_batches(
         &self,
         markets: &[MarketId],
         limit: usize,
         abandoned: Duration,
-    ) -> Result<Vec<(MarketId, Result<Handed, BackboneError>)>, BackboneError> {
+    ) -> Result<Vec<(MarketId, Result<AuditBatch, BackboneError>)>, BackboneError> {
         let Some(&first) = markets.first() else { return Ok(Vec::new()) };
         let node = self.nodes.of(first).await?;
         let mut handed = self.read_group(&node, markets, limit, abandoned).await?;
         // A market is without a group until it is first asked for, and when its stream was made anew.
-        let groupless = |(_, read): &&(MarketId, RedisResult<Handed>)| matches!(read, Err(error) if error.code() == Some("NOGROUP"));
+        let groupless = |(_, read): &&(MarketId, RedisResult<AuditBatch>)| matches!(read, Err(error) if error.code() == Some("NOGROUP"));
         let new: Vec<MarketId> = handed.iter().filter(groupless).map(|(market, _)| *market).collect();
         if !new.is_empty() {
             let created = self.create_groups(&node, &new).await?;
             handed.retain(|(market, _)| !new.contains(market));
             let (created, missing): (Vec<_>, Vec<_>) = created.into_iter().partition(|(_, exists)| *exists);
-            handed.extend(missing.into_iter().map(|(market, _)| (market, Ok(Handed::nothing(market)))));
+            handed.extend(missing.into_iter().map(|(market, _)| (market, Ok(AuditBatch::nothing(market)))));
             let created: Vec<MarketId> = created.into_iter().map(|(market, _)| market).collect();
             handed.extend(self.read_group(&node, &created, limit, abandoned).await?);
         }
@@ -97,13 +97,13 @@ impl RedisBackbone {
     /// When that cannot be said. Then they are given to somebody again.
     pub async fn acknowledge_audit(&self, entries: &[AuditId]) -> Result<(), BackboneError> {
         let Some(first) = entries.first() else { return Ok(()) };
-        let node = self.nodes.of(first.market()).await?;
+        let node = self.nodes.of(first.market).await?;
         let mut acks = Pipeline::new();
-        for of_market in entries.chunk_by(|one, next| one.market() == next.market()) {
+        for of_market in entries.chunk_by(|one, next| one.market == next.market) {
             let mut ack = cmd("XACK");
-            ack.arg(keys::audit(of_market[0].market())).arg(GROUP);
+            ack.arg(keys::audit(of_market[0].market)).arg(GROUP);
             for id in of_market {
-                ack.arg(id.entry());
+                ack.arg(id.entry.to_string());
             }
             acks.add_command(ack);
         }
@@ -147,7 +147,7 @@ impl RedisBackbone {
         markets: &[MarketId],
         limit: usize,
         abandoned: Duration,
-    ) -> RedisResult<Vec<(MarketId, RedisResult<Handed>)>> {
+    ) -> RedisResult<Vec<(MarketId, RedisResult<AuditBatch>)>> {
         let abandoned_ms = u64::try_from(abandoned.as_millis()).unwrap_or(u64::MAX);
         let mut reads = Pipeline::with_capacity(2 * markets.len());
         for &market in markets {
@@ -173,13 +173,13 @@ impl RedisBackbone {
     async fn see_whether_oldest(
         &self,
         node: &Node,
-        handed: &mut [(MarketId, RedisResult<Handed>)],
+        handed: &mut [(MarketId, RedisResult<AuditBatch>)],
     ) -> RedisResult<()> {
         let mut looks = Pipeline::new();
         let mut looked_at = Vec::new();
         for handed in handed.iter_mut().filter_map(|(_, handed)| handed.as_mut().ok()) {
             if let Some(first) = handed.entries.first() {
-                let before = format!("({}", first.id.entry());
+                let before = format!("({}", first.id.entry);
                 looks
                     .cmd("XREVRANGE")
                     .arg(keys::audit(handed.market))
@@ -246,7 +246,7 @@ fn first_pending(summary: Value) -> Option<String> {
     first
 }
 
-fn read_handed(market: MarketId, new: Value, claimed: Value, limit: usize) -> RedisResult<Handed> {
+fn read_handed(market: MarketId, new: Value, claimed: Value, limit: usize) -> RedisResult<AuditBatch> {
     let new: Option<Vec<(String, Value)>> = ::redis::from_redis_value(new)?;
     let new = new.into_iter().flatten().next().map_or(Value::Nil, |(_, entries)| entries);
     // Redis 7 tells, and forgets, which of them it has no more; Redis 6.2 has nil in their place.
@@ -259,13 +259,13 @@ fn read_handed(market: MarketId, new: Value, claimed: Value, limit: usize) -> Re
     let (again, again_malformed) = read_entries(market, again)?;
     let given = new.len() + new_malformed.len();
     let given_again = again.len() + again_malformed.len();
-    Ok(Handed {
+    Ok(AuditBatch {
         market,
         from_the_oldest: false,
         // What was abandoned is older.
         entries: again.into_iter().chain(new).collect(),
         malformed: again_malformed.into_iter().chain(new_malformed).collect(),
-        trimmed: gone.iter().map(|id| AuditId::new(market, id)).collect(),
+        trimmed: gone.iter().filter_map(|id| Some(AuditId { market, entry: id.parse().ok()? })).collect(),
         more: given >= limit || given_again >= limit,
     })
 }
@@ -282,7 +282,7 @@ fn read_entries(market: MarketId, entries: Value) -> RedisResult<(Vec<AuditEntry
             ::redis::from_redis_value(fields).map_err(|error| BackboneError::from(RedisError::from(error)));
         match fields.and_then(|fields| read_audit_entry(market, &key, &id, fields)) {
             Ok(entry) => read.push(entry),
-            Err(error) => malformed.push((AuditId::new(market, &id), error)),
+            Err(error) => malformed.push((AuditId { market, entry: id.parse().unwrap_or_default() }, error)),
         }
     }
     Ok((read, malformed))

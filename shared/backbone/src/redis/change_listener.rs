@@ -21,10 +21,10 @@ use tokio::{
 };
 
 use super::{
-    blocking,
+    blocking_listener,
     nodes::{Map, Node, Nodes, connection_config},
 };
-use crate::{BackboneError, Doorbell, Followed, Ring, keys};
+use crate::{BackboneError, ChangeListener, Changes, Followed, keys};
 
 /// How often a silent connection is asked whether it still lives, and who the primaries are.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -32,13 +32,13 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Listens at every node that is tailed.
-pub(super) struct NodesDoorbell {
+pub(super) struct RedisChangeListener {
     followed: Followed,
     nodes: Arc<Nodes>,
     changes: watch::Receiver<Arc<Map>>,
     /// When to ask who the primaries are.
     checks: Interval,
-    rung: Arc<Rung>,
+    pending: Arc<PendingChanges>,
     /// One task for each node, ended with this.
     listeners: JoinSet<()>,
     listened_to: Vec<String>,
@@ -46,7 +46,7 @@ pub(super) struct NodesDoorbell {
 
 /// What rang and was not heard yet: at most one mark a market, and one error.
 #[derive(Default)]
-pub(super) struct Rung {
+pub(super) struct PendingChanges {
     marks: Mutex<Marks>,
     notify: Notify,
 }
@@ -58,7 +58,7 @@ struct Marks {
     failed: Option<RedisError>,
 }
 
-impl NodesDoorbell {
+impl RedisChangeListener {
     pub(super) fn new(nodes: Arc<Nodes>, followed: Followed) -> Self {
         let changes = nodes.changes();
         // Not at once: who they are is asked when listening begins.
@@ -69,7 +69,7 @@ impl NodesDoorbell {
             nodes,
             changes,
             checks,
-            rung: Arc::default(),
+            pending: Arc::default(),
             listeners: JoinSet::new(),
             listened_to: Vec::new(),
         }
@@ -83,8 +83,9 @@ impl NodesDoorbell {
         if self.listened_to != tailed {
             self.listeners = JoinSet::new();
             for node in map.tails() {
-                let (node, nodes, rung) = (Arc::clone(node), Arc::clone(&self.nodes), Arc::clone(&self.rung));
-                self.listeners.spawn(listen(node, nodes, rung, Arc::clone(&self.followed)));
+                let (node, nodes, pending) =
+                    (Arc::clone(node), Arc::clone(&self.nodes), Arc::clone(&self.pending));
+                self.listeners.spawn(listen(node, nodes, pending, Arc::clone(&self.followed)));
             }
             self.listened_to = tailed;
         }
@@ -93,8 +94,8 @@ impl NodesDoorbell {
 }
 
 #[async_trait]
-impl Doorbell for NodesDoorbell {
-    async fn wait(&mut self) -> Result<Ring, BackboneError> {
+impl ChangeListener for RedisChangeListener {
+    async fn wait(&mut self) -> Result<Changes, BackboneError> {
         loop {
             if (self.listened_to.is_empty() || self.changes.has_changed().unwrap_or(false))
                 && let Err(error) = self.follow().await
@@ -102,19 +103,19 @@ impl Doorbell for NodesDoorbell {
                 sleep(RETRY_AFTER).await;
                 return Err(error.into());
             }
-            let marks = std::mem::take(&mut *self.rung.marks());
+            let marks = std::mem::take(&mut *self.pending.marks());
             if marks.all {
-                return Ok(Ring::All);
+                return Ok(Changes::All);
             }
             if !marks.markets.is_empty() {
                 // An error beside them is not lost: it comes again with the next attempt.
-                return Ok(Ring::Markets(marks.markets.into_iter().collect()));
+                return Ok(Changes::Markets(marks.markets.into_iter().collect()));
             }
             if let Some(error) = marks.failed {
                 return Err(error.into());
             }
             tokio::select! {
-                () = self.rung.notify.notified() => {}
+                () = self.pending.notify.notified() => {}
                 _ = self.changes.changed() => self.changes.mark_changed(),
                 _ = self.checks.tick() => {
                     // A primary that was demoted but lives says nothing by itself. One question at a time, no more
@@ -127,22 +128,22 @@ impl Doorbell for NodesDoorbell {
 }
 
 /// Listens at `node` for ever.
-async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, rung: Arc<Rung>, followed: Followed) {
+async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, pending: Arc<PendingChanges>, followed: Followed) {
     loop {
-        let begun = Listening::begin(&node.client, &rung).await;
+        let begun = Listening::begin(&node.client, &pending).await;
         if matches!(begun, Ok(_) | Err(Begin::Refused(_))) {
-            rung.mark(|marks| marks.all = true);
+            pending.mark(|marks| marks.all = true);
         }
         let error = match begun {
             Ok(mut listening) => listening.until_lost().await,
             Err(Begin::Refused(error)) => {
                 tracing::warn!(node = node.address, %error, "CLIENT TRACKING is refused: asking with blocking reads, which cost Redis more");
-                blocking::listen(&node, &nodes, &rung, &followed).await
+                blocking_listener::listen(&node, &nodes, &pending, &followed).await
             }
             Err(Begin::Failed(error)) => error,
         };
         nodes.learn(&node, &error);
-        rung.mark(|marks| marks.failed = Some(error));
+        pending.mark(|marks| marks.failed = Some(error));
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
         // It may have been replaced, and on a pod that reads nothing nobody else would ask. Its failure shows next time.
         let _ = nodes.map().await;
@@ -169,8 +170,8 @@ struct Listening {
 }
 
 impl Listening {
-    async fn begin(client: &Client, rung: &Arc<Rung>) -> Result<Self, Begin> {
-        let (for_pushes, lost) = (Arc::clone(rung), Arc::new(Notify::new()));
+    async fn begin(client: &Client, pending: &Arc<PendingChanges>) -> Result<Self, Begin> {
+        let (for_pushes, lost) = (Arc::clone(pending), Arc::new(Notify::new()));
         let for_loss = Arc::clone(&lost);
         let config = connection_config().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
@@ -209,7 +210,7 @@ impl Listening {
     }
 }
 
-impl Rung {
+impl PendingChanges {
     fn marks(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,69 @@
+//! The ids of entries in the audit and revocation streams.
+
+use std::{fmt, str::FromStr};
+
+use protocol::ids::parse_decimal;
+
+/// The id of a Redis stream entry: the Unix millisecond at which Redis made it, and a number within that millisecond.
+///
+/// A market's log has entry ids of its own kind, which are [`protocol::Position`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId {
+    /// Unix milliseconds.
+    pub ms: u64,
+    /// Counts the entries of one millisecond from 0.
+    pub n: u64,
+}
+
+impl StreamId {
+    /// The id before all others. No entry has it.
+    pub const ZERO: Self = Self { ms: 0, n: 0 };
+    /// The id behind all others.
+    pub const MAX: Self = Self { ms: u64::MAX, n: u64::MAX };
+}
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.n)
+    }
+}
+
+/// A text that is not `<ms>-<n>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a stream entry's id is written <ms>-<n>")]
+pub struct InvalidStreamId;
+
+impl FromStr for StreamId {
+    type Err = InvalidStreamId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (ms, n) = text.split_once('-')?;
+            Some(Self { ms: parse_decimal(ms)?, n: parse_decimal(n)? })
+        };
+        parse().ok_or(InvalidStreamId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_stream_id_round_trips_and_orders_as_redis_does(a: (u64, u64), b: (u64, u64)) {
+            let id = |(ms, n)| StreamId { ms, n };
+            prop_assert_eq!(id(a).to_string().parse::<StreamId>(), Ok(id(a)));
+            prop_assert_eq!(id(a).cmp(&id(b)), a.cmp(&b));
+        }
+    }
+
+    #[test]
+    fn only_one_spelling_is_read() {
+        for text in ["1", "1-", "-1", "01-1", "1-2-3", "+1-2", "1710001113000-x"] {
+            assert!(text.parse::<StreamId>().is_err(), "{text:?}");
+        }
+    }
+}
