@@ -160,7 +160,7 @@ const REPLAY: &[Setting] = &[
     },
     Setting {
         name: "MARKET",
-        default: "(1.132153978 in the file is 132153978)",
+        default: "(1.201000001 in the file is 201000001)",
         help: "replay the file's one market as this one",
     },
     Setting { name: "FROM", default: "1", help: "append from this line on; earlier ones are only read" },
