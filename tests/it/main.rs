@@ -35,6 +35,7 @@ mod overrides;
 mod pages;
 mod racing_publishers;
 mod recorded_market;
+mod recording;
 mod redis_layout;
 mod replay;
 mod replies;

@@ -30,6 +30,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod raw;
+pub mod recording;
 pub mod redis;
 pub mod rest;
 pub mod sentinels;

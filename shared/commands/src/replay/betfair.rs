@@ -44,7 +44,7 @@ struct Market {
 }
 
 impl Betfair {
-    /// Before the first line. The market `1.132153978` becomes 132153978; or `instead`, if given, in a recording of
+    /// Before the first line. The market `1.201000001` becomes 201000001; or `instead`, if given, in a recording of
     /// one market.
     #[must_use]
     pub fn new(instead: Option<MarketId>) -> Self {
@@ -98,7 +98,7 @@ pub enum BadLine {
     #[error("not a stream message: {0}")]
     Json(#[from] serde_json::Error),
     /// A market whose id is not one of ours.
-    #[error("{0:?} is not a market id such as 1.132153978")]
+    #[error("{0:?} is not a market id such as 1.201000001")]
     MarketId(String),
     /// A second market, when all is to be replayed as one.
     #[error("the market {0:?} is another one than before, and --market names only one")]
@@ -224,7 +224,7 @@ mod tests {
 
     /// The recorded market, from the workspace's tests.
     fn recording() -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/feeds/betfair-BASIC-1.132153978.ndjson");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/feeds/horse-race-1.201000001.ndjson");
         std::fs::read_to_string(path).unwrap()
     }
 
@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn mcm(changes: &str) -> String {
-        format!(r#"{{"op":"mcm","pt":1497351220318,"mc":[{changes}]}}"#)
+        format!(r#"{{"op":"mcm","pt":1778827200000,"mc":[{changes}]}}"#)
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(payloads(&mut feed, &line), [r#"{"win":{"3":3.90,"20":16}}"#]);
         assert!(feed.read(&line).unwrap().is_empty(), "nothing changed");
         let change = &feed.read(&mcm(r#"{"id":"1.8","rc":[{"ltp":2,"id":1}]}"#)).unwrap()[0];
-        assert_eq!((change.market.get(), change.published_ms), (8, 1_497_351_220_318));
+        assert_eq!((change.market.get(), change.published_ms), (8, 1_778_827_200_000));
     }
 
     #[test]
@@ -334,18 +334,18 @@ mod tests {
     }
 
     #[test]
-    fn the_recorded_market_ends_closed_with_twelve_prices() {
+    fn the_recorded_market_ends_closed_with_thirteen_prices() {
         let mut feed = Betfair::default();
         let mut state = MarketState::default();
         for (number, line) in (1..).zip(recording().lines()) {
             for change in feed.read(line).unwrap_or_else(|bad| panic!("line {number}: {bad}")) {
-                assert_eq!(change.market.get(), 132_153_978);
+                assert_eq!(change.market.get(), 201_000_001);
                 state.apply(Position::new(1, number), change.published_ms, &change.payload);
             }
         }
         assert_eq!(&*state.lines["status"], r#"{"state":"closed","inPlay":true}"#);
         let win: BTreeMap<u64, &RawValue> = serde_json::from_str(&state.lines["win"]).unwrap();
-        assert_eq!(win.len(), 12, "14 runners, of which 2 were removed");
+        assert_eq!(win.len(), 13, "14 runners, of which 1 was removed");
         for (runner, price) in win {
             let last = recording().lines().rev().find_map(|line| {
                 let message: Message<'_> = serde_json::from_str(line).unwrap();

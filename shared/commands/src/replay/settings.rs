@@ -51,7 +51,7 @@ const SPEED: Setting<Speed> =
     Setting::new("SPEED", "1", "times as fast as recorded, such as 60 or 0.5; max = without waiting");
 const MARKET: Setting<MarketId> = Setting::new(
     "MARKET",
-    "(1.132153978 in the file is 132153978)",
+    "(1.201000001 in the file is 201000001)",
     "replay the file's one market as this one",
 );
 const FROM: Setting<u64> = Setting::new("FROM", "1", "append from this line on; earlier ones are only read");
