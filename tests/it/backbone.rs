@@ -350,10 +350,7 @@ async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &
         }
     }
     assert!(refused, "at most as many as may be");
-    assert_eq!(
-        backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all.len(),
-        RETENTION.revocations
-    );
+    assert_eq!(backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all.len(), RETENTION.revocations);
     let later = eventually("room again", async || {
         backbone.revoke(Revoked::Token("later".into()), "desk-1").await.ok()
     })

@@ -201,11 +201,18 @@ fn provider(service: &'static str, counter: &'static str, settings: &TraceSettin
         .build()
 }
 
-/// The name of the W3C header, RFC-style lower case, that propagators read and write.
+/// The W3C header that propagators read and write.
 const TRACEPARENT: &str = "traceparent";
+/// The length of a `traceparent`: version, trace, span and flags. A later version may append more.
+const TRACEPARENT_BYTES: usize = 2 + 1 + 32 + 1 + 16 + 1 + 2;
 
 /// Reads a `traceparent`. Without a valid one the context has no span.
 fn extract(traceparent: &str) -> Context {
+    // The propagator also takes a sign in front of a number, and fields that are too short.
+    let is_hex = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    if !traceparent.get(..TRACEPARENT_BYTES).is_some_and(|head| head.bytes().all(is_hex)) {
+        return Context::new();
+    }
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
 }
@@ -355,9 +362,13 @@ mod tests {
         assert_eq!(format!("00-{}-{}-01", sampled.trace_id(), sampled.span_id()), SAMPLED);
         let unsampled = read(&SAMPLED.replace("-01", "-00"));
         assert!(unsampled.is_valid() && !unsampled.is_sampled());
+        // A later version may say more; this one may not.
+        let later = SAMPLED.replacen("00", "cc", 1);
+        assert!(read(&later).is_valid() && read(&format!("{later}-more")).is_valid());
         for wrong in [
             String::new(),
             format!("{SAMPLED}-more"),
+            SAMPLED.replacen("00", "ff", 1),
             SAMPLED.to_uppercase(),
             SAMPLED.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
             SAMPLED.replace("b7ad6b7169203331", &"0".repeat(16)),
