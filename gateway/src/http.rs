@@ -35,7 +35,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::address::ClientKey;
 use crate::{
-    limits::{KeyedRate, Places},
+    limits::{ConnectionPermits, KeyedRate},
     market::Markets,
     metrics as names,
     settings::{Origins, Settings},
@@ -55,7 +55,7 @@ pub struct Gateway {
     /// Their counts.
     pub stats: Arc<Stats>,
     /// Room for connections.
-    pub places: Arc<Places>,
+    pub permits: Arc<ConnectionPermits>,
     /// Whether prices are fresh.
     pub health: Arc<Health>,
     /// No new sockets.
@@ -94,7 +94,7 @@ impl Gateway {
             markets,
             shards,
             stats,
-            places: Places::new(max_connections, settings.max_connections_per_user),
+            permits: ConnectionPermits::new(max_connections, settings.max_connections_per_user),
             health,
             draining: AtomicBool::new(false),
             tokens,

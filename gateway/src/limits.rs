@@ -92,7 +92,7 @@ impl<K: Hash + Eq + Clone> KeyedRate<K> {
 
 /// The pod's open connections, in all and by user.
 #[derive(Debug)]
-pub struct Places {
+pub struct ConnectionPermits {
     max: usize,
     max_per_user: usize,
     taken: AtomicUsize,
@@ -112,12 +112,12 @@ pub enum Full {
 
 /// One connection's place, given back on drop.
 #[derive(Debug)]
-pub struct Place {
-    places: Arc<Places>,
+pub struct ConnectionPermit {
+    permits: Arc<ConnectionPermits>,
     user: Arc<str>,
 }
 
-impl Places {
+impl ConnectionPermits {
     /// Places for `max` connections, `max_per_user` for each user.
     #[must_use]
     pub fn new(max: usize, max_per_user: usize) -> Arc<Self> {
@@ -128,7 +128,7 @@ impl Places {
     ///
     /// # Errors
     /// [`Full`] when there is none.
-    pub fn take(self: &Arc<Self>, user: &str) -> Result<Place, Full> {
+    pub fn take(self: &Arc<Self>, user: &str) -> Result<ConnectionPermit, Full> {
         let mut users = self.users();
         if self.taken.load(Ordering::Relaxed) >= self.max {
             return Err(Full::Pod);
@@ -140,7 +140,7 @@ impl Places {
         }
         *count += 1;
         self.taken.fetch_add(1, Ordering::Relaxed);
-        Ok(Place { places: Arc::clone(self), user })
+        Ok(ConnectionPermit { permits: Arc::clone(self), user })
     }
 
     /// How many are taken.
@@ -154,7 +154,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl ConnectionPermit {
     /// Whose it is.
     #[must_use]
     pub fn user(&self) -> &str {
@@ -162,9 +162,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut users = self.places.users();
+        let mut users = self.permits.users();
         if let Some(count) = users.get_mut(&*self.user) {
             *count -= 1;
             if *count == 0 {
@@ -174,7 +174,7 @@ impl Drop for Place {
                 }
             }
         }
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+        self.permits.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -198,15 +198,15 @@ mod tests {
 
     #[test]
     fn places_are_given_back() {
-        let places = Places::new(3, 2);
-        let first = places.take("a").unwrap();
-        let second = places.take("a").unwrap();
-        assert_eq!(places.take("a").unwrap_err(), Full::User);
-        let third = places.take("b").unwrap();
-        assert_eq!(places.take("c").unwrap_err(), Full::Pod);
+        let permits = ConnectionPermits::new(3, 2);
+        let first = permits.take("a").unwrap();
+        let second = permits.take("a").unwrap();
+        assert_eq!(permits.take("a").unwrap_err(), Full::User);
+        let third = permits.take("b").unwrap();
+        assert_eq!(permits.take("c").unwrap_err(), Full::Pod);
         drop((first, second, third));
-        assert_eq!(places.taken(), 0);
-        assert!(places.users().is_empty());
+        assert_eq!(permits.taken(), 0);
+        assert!(permits.users().is_empty());
     }
 
     #[test]

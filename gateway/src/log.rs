@@ -17,16 +17,16 @@ use crate::frame::Encoded;
 ///    one not kept) │
 /// ```
 ///
-/// A cursor is the position of the last update a client has. From `start` up to `top` it can be served from here;
+/// A cursor is the position of the last update a client has. From `start` up to `latest` it can be served from here;
 /// below `start` it cannot ([`After::Trimmed`]).
 #[derive(Clone, Debug)]
 pub struct Log {
-    top: Position,
+    latest: Position,
     frames: VecDeque<Kept>,
     bytes: usize,
     bound: Bound,
     /// Which log this is: one that was loaded anew is another, even where its positions look alike. 0 = none yet.
-    incarnation: u32,
+    generation: u32,
 }
 
 /// An update, ready to send.
@@ -64,23 +64,23 @@ pub enum After<'a> {
 
 /// An update that does not follow the log's top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{next} does not follow {top}")]
+#[error("{next} does not follow {latest}")]
 pub struct Hole {
-    top: Position,
+    latest: Position,
     next: Position,
 }
 
 impl Log {
-    /// An empty log whose last update, not kept, is at `top`.
+    /// An empty log whose last update, not kept, is at `latest`.
     #[must_use]
-    pub fn at(top: Position, bound: Bound) -> Self {
-        Self { top, frames: VecDeque::new(), bytes: 0, bound, incarnation: 0 }
+    pub fn at(latest: Position, bound: Bound) -> Self {
+        Self { latest, frames: VecDeque::new(), bytes: 0, bound, generation: 0 }
     }
 
     /// The last update's position.
     #[must_use]
-    pub fn top(&self) -> Position {
-        self.top
+    pub fn latest(&self) -> Position {
+        self.latest
     }
 
     /// How much it keeps.
@@ -92,7 +92,7 @@ impl Log {
     /// The seq of the last update that is not kept: cursors from here on can be served.
     #[must_use]
     pub fn start(&self) -> Seq {
-        Seq::new(self.top.seq.get() - self.frames.len() as u64)
+        Seq::new(self.latest.seq.get() - self.frames.len() as u64)
     }
 
     /// Adds the next update, and trims the oldest beyond the bound.
@@ -100,10 +100,10 @@ impl Log {
     /// # Errors
     /// [`Hole`], changing nothing, unless `position` follows the top.
     pub fn push(&mut self, position: Position, update: Kept) -> Result<(), Hole> {
-        if !position.follows(self.top) {
-            return Err(Hole { top: self.top, next: position });
+        if !position.follows(self.latest) {
+            return Err(Hole { latest: self.latest, next: position });
         }
-        self.top = position;
+        self.latest = position;
         self.bytes += update.frame.len();
         self.frames.push_back(update);
         self.trim();
@@ -114,13 +114,13 @@ impl Log {
     #[must_use]
     pub fn after(&self, position: Position) -> After<'_> {
         // "Nothing yet" is the beginning of every history that is kept from its beginning.
-        let same_history =
-            position.epoch == self.top.epoch || (position == Position::ORIGIN && self.start() == Seq::ZERO);
+        let same_history = position.epoch == self.latest.epoch
+            || (position == Position::ORIGIN && self.start() == Seq::ZERO);
         if !same_history {
             After::OtherEpoch
-        } else if position.seq == self.top.seq {
+        } else if position.seq == self.latest.seq {
             After::CaughtUp
-        } else if position.seq > self.top.seq {
+        } else if position.seq > self.latest.seq {
             After::Ahead
         } else if position.seq < self.start() {
             After::Trimmed
@@ -132,7 +132,7 @@ impl Log {
 
     /// Adds what `older` keeps from before this log's start, as far as it joins without a hole.
     pub fn prepend(&mut self, older: &Self) {
-        if older.top.epoch != self.top.epoch || older.top.seq < self.start() {
+        if older.latest.epoch != self.latest.epoch || older.latest.seq < self.start() {
             return;
         }
         let missing = usize::try_from(self.start().distance_from(older.start())).unwrap_or(0);
@@ -148,33 +148,33 @@ impl Log {
 
     /// Which of the logs that took each other's place it is.
     #[must_use]
-    pub fn incarnation(&self) -> u32 {
-        self.incarnation
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// Becomes the log that takes the place of `former`.
     #[must_use]
     pub fn in_place_of(self, former: &Self) -> Self {
-        Self { incarnation: former.incarnation.wrapping_add(1).max(1), ..self }
+        Self { generation: former.generation.wrapping_add(1).max(1), ..self }
     }
 
     /// Makes this log the same as `source`; cheap when `source` is this log some updates later. Says whether it was
     /// another log, of which what this one held is not a part.
     pub fn catch_up(&mut self, source: &Self) -> bool {
-        let another = self.incarnation != source.incarnation;
+        let another = self.generation != source.generation;
         // A view that was never filled has shown nothing that could be of another log.
-        let had_shown = self.incarnation != 0;
-        match source.after(self.top) {
+        let had_shown = self.generation != 0;
+        match source.after(self.latest) {
             After::CaughtUp | After::Updates(_) if another || source.start() < self.start() => {
                 *self = source.clone();
             }
-            After::CaughtUp => self.top = source.top,
+            After::CaughtUp => self.latest = source.latest,
             After::Updates(newer) => {
                 for update in newer {
                     self.bytes += update.frame.len();
                     self.frames.push_back(update.clone());
                 }
-                self.top = source.top;
+                self.latest = source.latest;
                 self.trim();
             }
             After::Ahead | After::Trimmed | After::OtherEpoch => *self = source.clone(),
@@ -209,11 +209,13 @@ impl Log {
     /// How to recover a client that has everything up to `seq` of `epoch` (`None`: it does not know of epochs).
     #[must_use]
     pub fn recover(&self, epoch: Option<Epoch>, seq: Seq, resume_max: u64) -> Recovery {
-        let position = Position { epoch: self.top.epoch, seq };
-        if epoch.is_some_and(|epoch| epoch > self.top.epoch) || seq > self.top.seq {
+        let position = Position { epoch: self.latest.epoch, seq };
+        if epoch.is_some_and(|epoch| epoch > self.latest.epoch) || seq > self.latest.seq {
             return Recovery::NeedsFresh;
         }
-        if epoch.is_some_and(|epoch| epoch < self.top.epoch) || self.top.seq.distance_from(seq) > resume_max {
+        if epoch.is_some_and(|epoch| epoch < self.latest.epoch)
+            || self.latest.seq.distance_from(seq) > resume_max
+        {
             return Recovery::Reset;
         }
         match self.after(position) {
@@ -236,9 +238,9 @@ mod tests {
         Kept { frame: frame::text(&seq.to_string()), ts: seq }
     }
 
-    fn log(epoch: u64, start: u64, top: u64, bound: Bound) -> Log {
+    fn log(epoch: u64, start: u64, latest: u64, bound: Bound) -> Log {
         let mut log = Log::at(Position::new(epoch, start), bound);
-        for seq in start + 1..=top {
+        for seq in start + 1..=latest {
             log.push(Position::new(epoch, seq), kept(seq)).unwrap();
         }
         log
@@ -289,11 +291,11 @@ mod tests {
         #[test]
         fn a_cursor_gets_exactly_what_follows(start in 0u64..50, count in 0u64..30, cursor in 0u64..90, updates in 1usize..10, bytes in 1usize..60) {
             let log = log(7, start, start + count, Bound { updates, bytes });
-            let top = start + count;
+            let latest = start + count;
             prop_assert!(log.frames.len() <= updates);
             prop_assert!(log.bytes <= bytes || log.frames.len() == 1);
             prop_assert_eq!(log.bytes, log.frames.iter().map(|kept| kept.frame.len()).sum::<usize>());
-            let expected = (cursor >= log.start().get() && cursor <= top).then(|| (cursor + 1..=top).collect::<Vec<_>>());
+            let expected = (cursor >= log.start().get() && cursor <= latest).then(|| (cursor + 1..=latest).collect::<Vec<_>>());
             prop_assert_eq!(seqs(&log, Position::new(7, cursor)), expected);
         }
 
@@ -303,18 +305,18 @@ mod tests {
             let mut source = Log::at(Position::ORIGIN, BOUND);
             let mut view = source.clone();
             for ((pushes, look), new_epoch) in steps.into_iter().zip(epochs) {
-                let top = source.top();
-                if new_epoch && top != Position::ORIGIN {
-                    source = Log::at(Position::new(top.epoch.get() + 1, top.seq.get() + 1), BOUND);
+                let latest = source.latest();
+                if new_epoch && latest != Position::ORIGIN {
+                    source = Log::at(Position::new(latest.epoch.get() + 1, latest.seq.get() + 1), BOUND);
                 }
                 for _ in 0..pushes {
-                    let epoch = source.top().epoch.get().max(7);
-                    let seq = source.top().seq.next().get();
+                    let epoch = source.latest().epoch.get().max(7);
+                    let seq = source.latest().seq.next().get();
                     source.push(Position::new(epoch, seq), kept(seq)).unwrap();
                 }
                 if look {
                     view.catch_up(&source);
-                    prop_assert_eq!(view.top(), source.top());
+                    prop_assert_eq!(view.latest(), source.latest());
                     prop_assert_eq!(&view.frames, &source.frames);
                     prop_assert_eq!(view.bytes, source.bytes);
                 }
@@ -323,14 +325,14 @@ mod tests {
 
         /// History read later joins what is there, and changes nothing that was there.
         #[test]
-        fn older_updates_join_without_a_hole(older_start in 0u64..10, older_top in 0u64..20, start in 0u64..20, top in 0u64..25) {
-            prop_assume!(older_start <= older_top && start <= top);
+        fn older_updates_join_without_a_hole(older_start in 0u64..10, older_top in 0u64..20, start in 0u64..20, latest in 0u64..25) {
+            prop_assume!(older_start <= older_top && start <= latest);
             let bound = Bound { updates: 100, bytes: 10_000 };
-            let mut joined = log(7, start, top, bound);
+            let mut joined = log(7, start, latest, bound);
             joined.prepend(&log(7, older_start, older_top, bound));
             let expected = if older_top >= start { older_start.min(start) } else { start };
             prop_assert_eq!(joined.start().get(), expected);
-            prop_assert_eq!(seqs(&joined, Position::new(7, expected)), Some((expected + 1..=top).collect()));
+            prop_assert_eq!(seqs(&joined, Position::new(7, expected)), Some((expected + 1..=latest).collect()));
         }
     }
 }

@@ -31,7 +31,7 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// Something that serves subscribers of markets: a shard.
 pub trait Watcher: Send + Sync + 'static {
     /// The market has something new. At most one ring a market is outstanding.
-    fn ring(&self, market: MarketId);
+    fn notify(&self, market: MarketId);
     /// The market's update at `position`, for which it is about to be rung, is traced; `read` is the span so far.
     fn trace(&self, market: MarketId, position: Position, read: TraceContext);
     /// Everything of this batch has been rung.
@@ -48,47 +48,47 @@ pub struct Markets {
     watchers: OnceLock<Vec<Arc<dyn Watcher>>>,
     watcher_count: usize,
     markets: Mutex<HashMap<MarketId, Arc<Market>>>,
-    todo: Mutex<Todo>,
-    /// Something is in `todo.rung`.
-    pub rung: Notify,
-    /// Something is in `todo.loads`.
+    queue: Mutex<WorkQueue>,
+    /// Something is in `queue.changed`.
+    pub changed: Notify,
+    /// Something is in `queue.loads`.
     pub load_wanted: Notify,
 }
 
 /// Work for the tail: at most one mark a followed market, of each kind.
 #[derive(Default)]
-struct Todo {
+struct WorkQueue {
     /// By part.
-    rung: BTreeMap<usize, Marks>,
+    changed: BTreeMap<usize, Marks>,
     loads: BTreeSet<MarketId>,
 }
 
 /// What is to be read of one part.
 #[derive(Default)]
 struct Marks {
-    rung: BTreeSet<MarketId>,
+    changed: BTreeSet<MarketId>,
     /// All markets now and then, hardly any of which has changed: what rang does not wait behind them.
     swept: BTreeSet<MarketId>,
 }
 
 impl Marks {
     fn pop(&mut self) -> Option<MarketId> {
-        let Some(id) = self.rung.pop_first() else { return self.swept.pop_first() };
+        let Some(id) = self.changed.pop_first() else { return self.swept.pop_first() };
         self.swept.remove(&id);
         Some(id)
     }
 
     fn is_empty(&self) -> bool {
-        self.rung.is_empty() && self.swept.is_empty()
+        self.changed.is_empty() && self.swept.is_empty()
     }
 }
 
-impl Todo {
+impl WorkQueue {
     fn take_part(&mut self, max: usize, busy: &HashSet<usize>) -> Option<(usize, Vec<MarketId>)> {
-        let (&part, marks) = self.rung.iter_mut().find(|(part, _)| !busy.contains(part))?;
+        let (&part, marks) = self.changed.iter_mut().find(|(part, _)| !busy.contains(part))?;
         let ids = std::iter::from_fn(|| marks.pop()).take(max).collect();
         if marks.is_empty() {
-            self.rung.remove(&part);
+            self.changed.remove(&part);
         }
         Some((part, ids))
     }
@@ -108,7 +108,7 @@ pub struct Market {
 #[derive(Default)]
 struct Bell {
     watching: AtomicBool,
-    rung: AtomicBool,
+    changed: AtomicBool,
 }
 
 struct Inner {
@@ -187,11 +187,11 @@ pub struct Begin {
     /// What the client has, or will have by the snapshot.
     pub cursor: Position,
     /// The log's top, where live delivery starts.
-    pub top: Position,
+    pub latest: Position,
     /// The snapshot that comes first.
     pub snapshot: Option<SnapshotCause>,
     /// Of the log that said so.
-    pub incarnation: u32,
+    pub generation: u32,
 }
 
 impl Markets {
@@ -204,8 +204,8 @@ impl Markets {
             watchers: OnceLock::new(),
             watcher_count,
             markets: Mutex::default(),
-            todo: Mutex::default(),
-            rung: Notify::new(),
+            queue: Mutex::default(),
+            changed: Notify::new(),
             load_wanted: Notify::new(),
         })
     }
@@ -238,7 +238,7 @@ impl Markets {
         markets.sort_by_key(|market| market.id);
         let cursor = |market: &Arc<Market>| {
             let inner = market.lock();
-            inner.live.then(|| (market.id, inner.log.top()))
+            inner.live.then(|| (market.id, inner.log.latest()))
         };
         markets.iter().filter_map(cursor).collect()
     }
@@ -271,22 +271,22 @@ impl Markets {
     /// rings.
     pub fn begin(&self, market: &Market, wanted: &mut Wanted, resume_max: u64) -> Option<Begin> {
         let mut inner = market.lock();
-        let top = inner.log.top();
+        let latest = inner.log.latest();
         if !inner.live {
             let kind =
                 if matches!(wanted.start, Start::After(_)) { LoadKind::History } else { LoadKind::State };
             self.want_load(market.id, &mut inner, kind);
             return None;
         }
-        let incarnation = inner.log.incarnation();
-        let at_top = |snapshot| Some(Begin { cursor: top, top, snapshot, incarnation });
+        let generation = inner.log.generation();
+        let at_top = |snapshot| Some(Begin { cursor: latest, latest, snapshot, generation });
         let offset = match wanted.start {
             Start::Live => return at_top(None),
             Start::Snapshot => return at_top(Some(SnapshotCause::Asked)),
             Start::After(offset) => offset,
         };
         match inner.log.recover(offset.epoch, offset.seq, resume_max) {
-            Recovery::Replay(cursor) => Some(Begin { cursor, top, snapshot: None, incarnation }),
+            Recovery::Replay(cursor) => Some(Begin { cursor, latest, snapshot: None, generation }),
             Recovery::NeedsHistory if !inner.history_loaded => {
                 self.want_load(market.id, &mut inner, LoadKind::History);
                 None
@@ -294,7 +294,7 @@ impl Markets {
             Recovery::NeedsFresh => {
                 let ticket = *wanted.asked_after.get_or_insert(inner.reads.begun + 1);
                 match inner.reads.asked_top {
-                    Some((read, asked)) if read >= ticket && asked <= top => {
+                    Some((read, asked)) if read >= ticket && asked <= latest => {
                         at_top(Some(SnapshotCause::Reset))
                     }
                     // This pod is behind: what it lacks rings when it comes.
@@ -314,14 +314,14 @@ impl Markets {
     fn want_load(&self, id: MarketId, inner: &mut Inner, kind: LoadKind) {
         if inner.load < Some(kind) {
             inner.load = Some(kind);
-            lock(&self.todo).loads.insert(id);
+            lock(&self.queue).loads.insert(id);
             self.load_wanted.notify_one();
         }
     }
 
     /// Marks markets as changed. Those that are not followed are passed over when the tail takes them.
     pub fn mark(&self, ids: impl IntoIterator<Item = MarketId>) {
-        self.mark_as(|marks| &mut marks.rung, ids);
+        self.mark_as(|marks| &mut marks.changed, ids);
     }
 
     fn mark_as(
@@ -329,12 +329,12 @@ impl Markets {
         kind: fn(&mut Marks) -> &mut BTreeSet<MarketId>,
         ids: impl IntoIterator<Item = MarketId>,
     ) {
-        let mut todo = lock(&self.todo);
+        let mut queue = lock(&self.queue);
         for id in ids {
-            kind(todo.rung.entry((self.partition_of)(id)).or_default()).insert(id);
+            kind(queue.changed.entry((self.partition_of)(id)).or_default()).insert(id);
         }
-        drop(todo);
-        self.rung.notify_one();
+        drop(queue);
+        self.changed.notify_one();
     }
 
     /// Waits until everything that was in the market's log when this was called is in memory: so that no answer is
@@ -375,14 +375,18 @@ impl Markets {
 
     /// Up to `max` changed markets of one part that is not `busy`, with the cursor of each.
     #[must_use]
-    pub fn take_rung(&self, max: usize, busy: &HashSet<usize>) -> Option<(usize, Vec<(MarketId, Position)>)> {
+    pub fn take_changed(
+        &self,
+        max: usize,
+        busy: &HashSet<usize>,
+    ) -> Option<(usize, Vec<(MarketId, Position)>)> {
         loop {
-            let (part, ids) = lock(&self.todo).take_part(max, busy)?;
+            let (part, ids) = lock(&self.queue).take_part(max, busy)?;
             let cursor = |id: MarketId| {
                 let market = self.get(id)?;
                 let mut inner = market.lock();
                 inner.reads.begun += u64::from(inner.live);
-                inner.live.then(|| (id, inner.log.top()))
+                inner.live.then(|| (id, inner.log.latest()))
             };
             let batch: Vec<_> = ids.into_iter().filter_map(cursor).collect();
             if !batch.is_empty() {
@@ -397,7 +401,7 @@ impl Markets {
         let mut batch = Vec::new();
         let mut history = false;
         while batch.len() < max {
-            let Some(id) = lock(&self.todo).loads.pop_first() else { break };
+            let Some(id) = lock(&self.queue).loads.pop_first() else { break };
             if let Some(market) = self.get(id) {
                 history |= market.lock().load >= Some(LoadKind::History);
                 batch.push(id);
@@ -408,7 +412,7 @@ impl Markets {
 
     /// Puts markets whose load failed back.
     pub fn put_back_loads(&self, ids: &[MarketId]) {
-        lock(&self.todo).loads.extend(ids);
+        lock(&self.queue).loads.extend(ids);
         self.load_wanted.notify_one();
     }
 
@@ -437,7 +441,7 @@ impl Markets {
                 }
             }
         }
-        let own = inner.log.top();
+        let own = inner.log.latest();
         if inner.live && wanted != Some(LoadKind::Everything) && own.epoch == position.epoch {
             // Only its past is news here; where it is ahead, the next read brings the same.
             inner.log.prepend(&log);
@@ -451,7 +455,7 @@ impl Markets {
         // It went on while it was loaded: what has changed since is read next.
         drop(inner);
         self.mark([id]);
-        self.ring(&market);
+        self.notify(&market);
         self.flush();
     }
 
@@ -464,12 +468,12 @@ impl Markets {
         let mut new = 0;
         let mut traced = Vec::new();
         for update in updates {
-            let top = inner.log.top();
-            if update.position.epoch == top.epoch && update.position.seq <= top.seq {
+            let latest = inner.log.latest();
+            if update.position.epoch == latest.epoch && update.position.seq <= latest.seq {
                 continue;
             }
-            if !update.position.follows(top) {
-                tracing::warn!(market = %id, have = %top, next = %update.position, "the log has a hole or is another one: loading it anew");
+            if !update.position.follows(latest) {
+                tracing::warn!(market = %id, have = %latest, next = %update.position, "the log has a hole or is another one: loading it anew");
                 metrics::counter!(crate::metrics::GAPS_HEALED).increment(1);
                 self.want_load(id, &mut inner, LoadKind::Everything);
                 break;
@@ -483,7 +487,7 @@ impl Markets {
             self.watchers_of(&market).for_each(|(_, watcher)| watcher.trace(id, position, read.clone()));
         }
         if new > 0 {
-            self.ring(&market);
+            self.notify(&market);
         }
         new
     }
@@ -513,20 +517,20 @@ impl Markets {
 
     /// Takes a log's top that was asked for in doubt. One below what is here has lost history: it is loaded anew. An
     /// empty one says nothing that clients could be shown; its next update opens a new epoch.
-    pub fn check_top(&self, id: MarketId, top: Position) {
+    pub fn check_top(&self, id: MarketId, latest: Position) {
         let Some(market) = self.get(id) else { return };
         let mut inner = market.lock();
-        let have = inner.log.top();
-        if inner.live && top != Position::ORIGIN && top < have {
-            tracing::warn!(market = %id, %have, %top, "the log has lost history: loading it anew");
+        let have = inner.log.latest();
+        if inner.live && latest != Position::ORIGIN && latest < have {
+            tracing::warn!(market = %id, %have, %latest, "the log has lost history: loading it anew");
             metrics::counter!(crate::metrics::GAPS_HEALED).increment(1);
             self.want_load(id, &mut inner, LoadKind::Everything);
         }
-        inner.reads.asked_top = Some((inner.reads.ended, top));
+        inner.reads.asked_top = Some((inner.reads.ended, latest));
         let awaited = std::mem::take(&mut inner.reads.awaited);
         drop(inner);
         if awaited {
-            self.ring(&market);
+            self.notify(&market);
         }
     }
 
@@ -537,10 +541,10 @@ impl Markets {
         }
     }
 
-    fn ring(&self, market: &Market) {
+    fn notify(&self, market: &Market) {
         for (bell, watcher) in self.watchers_of(market) {
-            if !bell.rung.swap(true, Ordering::SeqCst) {
-                watcher.ring(market.id);
+            if !bell.changed.swap(true, Ordering::SeqCst) {
+                watcher.notify(market.id);
             }
         }
     }
@@ -615,13 +619,13 @@ impl Market {
     pub fn watch(&self, index: usize, watching: bool) {
         let bell = &self.bells[index];
         // A ring that came when the watcher had just let go of the market was never looked at.
-        bell.rung.store(false, Ordering::SeqCst);
+        bell.changed.store(false, Ordering::SeqCst);
         bell.watching.store(watching, Ordering::SeqCst);
     }
 
     /// Watcher `index` looks: its view becomes the log. Says whether it was another one.
     pub fn look(&self, index: usize, view: &mut Log) -> bool {
-        self.bells[index].rung.store(false, Ordering::SeqCst);
+        self.bells[index].changed.store(false, Ordering::SeqCst);
         view.catch_up(&self.lock().log)
     }
 
@@ -655,15 +659,16 @@ impl Market {
     #[must_use]
     pub fn page(&self, since: Seq, limit: usize) -> Page {
         let inner = self.lock();
-        let top = inner.log.top();
+        let latest = inner.log.latest();
         if !inner.live {
             return Page::Unknown;
         }
-        match inner.log.after(Position { epoch: top.epoch, seq: since }) {
-            After::CaughtUp => Page::Updates(Vec::new(), top),
-            After::Updates(kept) => {
-                Page::Updates(kept.take(limit).map(|kept| frame::json(&kept.frame).to_owned()).collect(), top)
-            }
+        match inner.log.after(Position { epoch: latest.epoch, seq: since }) {
+            After::CaughtUp => Page::Updates(Vec::new(), latest),
+            After::Updates(kept) => Page::Updates(
+                kept.take(limit).map(|kept| frame::json(&kept.frame).to_owned()).collect(),
+                latest,
+            ),
             After::Ahead | After::Trimmed | After::OtherEpoch => Page::Unknown,
         }
     }
@@ -722,7 +727,7 @@ mod tests {
         markets.loaded(id(), loaded(7, 1..=5), true);
         let begin = markets.begin(&market, &mut wanted, 500).unwrap();
         assert_eq!(
-            (begin.cursor, begin.top, begin.snapshot),
+            (begin.cursor, begin.latest, begin.snapshot),
             (Position::new(7, 3), Position::new(7, 5), None)
         );
     }
@@ -776,22 +781,22 @@ mod tests {
             markets.read(id(), updates);
             markets.take_doubted([id()])
         };
-        let _ = markets.take_rung(9, &HashSet::new());
+        let _ = markets.take_changed(9, &HashSet::new());
         let mut wanted = resume(Some(7), 6);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
         assert_eq!(read(&[]), [id()]);
         markets.check_top(id(), Position::new(7, 5));
         assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
-        assert_eq!(markets.take_rung(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
+        assert_eq!(markets.take_changed(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
         assert_eq!(read(&[]), [id()]);
         markets.check_top(id(), Position::new(7, 6));
         assert_eq!(markets.begin(&market, &mut wanted, 500), None, "the pod is behind");
-        let _ = markets.take_rung(9, &HashSet::new());
+        let _ = markets.take_changed(9, &HashSet::new());
         read(&[update(7, 6)]);
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None);
         let mut wanted = resume(Some(7), 9);
         assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-        let _ = markets.take_rung(9, &HashSet::new());
+        let _ = markets.take_changed(9, &HashSet::new());
         assert_eq!(read(&[]), [id()]);
         markets.check_top(id(), Position::new(7, 6));
         assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
@@ -803,7 +808,7 @@ mod tests {
         struct Rings(std::sync::atomic::AtomicUsize);
 
         impl Watcher for Rings {
-            fn ring(&self, _: MarketId) {
+            fn notify(&self, _: MarketId) {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
 
@@ -849,7 +854,7 @@ mod tests {
             markets.loaded(id, loaded(7, 1..=5), true);
         }
         let taken = |max| {
-            let (_, batch) = markets.take_rung(max, &HashSet::new()).unwrap();
+            let (_, batch) = markets.take_changed(max, &HashSet::new()).unwrap();
             batch.into_iter().map(|(id, _)| id.get()).collect::<Vec<_>>()
         };
         assert_eq!(taken(9), [1, 2, 3, 4], "what is loaded is read on");
@@ -858,7 +863,7 @@ mod tests {
         assert_eq!(taken(2), [3, 1]);
         markets.mark([ids[3]]);
         assert_eq!(taken(9), [4, 2]);
-        assert!(markets.take_rung(9, &HashSet::new()).is_none());
+        assert!(markets.take_changed(9, &HashSet::new()).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use protocol::{close::CloseCode, error::Refusal};
-use service::telemetry::{Tally, export_build_info, start_counters, traces::SPAN_OUTCOMES};
+use service::telemetry::{Histogram, export_build_info, start_counters, traces::SPAN_OUTCOMES};
 
 /// Which build this is.
 pub const BUILD_INFO: &str = "gateway_build_info";
@@ -46,12 +46,12 @@ pub const TAIL_READ_MARKETS: &str = "gateway_tail_read_markets";
 pub const TAIL_LAG_SECONDS: &str = "gateway_tail_lag_seconds";
 /// From an update's acceptance to its being written to a client's socket, replays apart; clocks included. One for each
 /// delivery.
-pub static UPDATE_AGE: Tally = Tally::new(
+pub static UPDATE_AGE: Histogram = Histogram::new(
     "gateway_update_age_seconds",
     "How old an update was when it was written to a client's socket, replays apart",
 );
 /// What is measured besides the recorder.
-pub static TALLIES: [&Tally; 1] = [&UPDATE_AGE];
+pub static HISTOGRAMS: [&Histogram; 1] = [&UPDATE_AGE];
 /// Updates the tail read.
 pub const TAIL_UPDATES: &str = "gateway_tail_updates_total";
 /// How long a read of the tail took.

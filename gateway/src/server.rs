@@ -174,7 +174,7 @@ pub async fn start(
     let readiness = Arc::new(Ready(Arc::clone(&gateway)));
     tasks.spawn(serve(
         ops,
-        ops::router(readiness, metrics.clone(), &names::TALLIES),
+        ops::router(readiness, metrics.clone(), &names::HISTOGRAMS),
         Limits::default(),
         until(stopped),
     ));

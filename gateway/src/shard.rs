@@ -5,10 +5,10 @@
 //! its cursors where they are and goes on from the log when it takes bytes again.
 
 mod connection;
+mod drain_schedule;
 mod handle;
 mod heartbeat;
 mod reading;
-mod spread;
 mod subscribing;
 mod subscriptions;
 mod writing;
@@ -32,15 +32,15 @@ use slab::Slab;
 pub use self::{connection::Timing, handle::ShardHandle};
 use self::{
     connection::{Connection, Deadlines, Phase},
+    drain_schedule::closing_times,
     handle::{Input, Traced},
     heartbeat::Wheel,
-    spread::closing_times,
     subscriptions::{Ages, Batch, Subscriptions},
     writing::ToWrite,
 };
 use crate::{
     frame::{self, Encoded},
-    limits::{Place, is_roomy},
+    limits::{ConnectionPermit, is_roomy},
     market::Markets,
     metrics as names,
     session::{Rules, Session},
@@ -91,7 +91,7 @@ pub struct Accepted {
     /// Who it is.
     pub claims: WsClaims,
     /// Its place in the pod.
-    pub place: Place,
+    pub permit: ConnectionPermit,
 }
 
 /// Starts shard number `index` on a thread of its own.
@@ -215,7 +215,7 @@ impl Shard {
     fn take_inbox(&mut self) {
         while let Ok(input) = self.inbox.try_recv() {
             match input {
-                Input::Rung(market) => self.rung(market),
+                Input::Changed(market) => self.changed(market),
                 Input::Traced(traced) if self.traced.len() < MAX_TRACED => {
                     self.traced.push(Traced { since_ms: self.now_ms, ..*traced });
                 }
@@ -250,7 +250,7 @@ impl Shard {
     }
 
     fn adopt(&mut self, accepted: Accepted) -> io::Result<()> {
-        let Accepted { socket, leftover, claims, place } = accepted;
+        let Accepted { socket, leftover, claims, permit } = accepted;
         let now_ms = self.now_ms;
         let slot = self.connections.vacant_entry();
         let key = slot.key();
@@ -261,7 +261,7 @@ impl Shard {
         let interval_ms = self.settings.timing.heartbeat_interval_ms;
         slot.insert(Connection {
             socket,
-            place,
+            permit,
             session,
             out: self.stale.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             unread: leftover,
@@ -293,13 +293,13 @@ impl Shard {
         // It may have been revoked on its way here, before this shard was told.
         let known = self.settings.rules.tokens.known();
         self.close_if_revoked(key, &known);
-        self.work_off_unread(key);
+        self.process_unread(key);
         Ok(())
     }
 
     fn close_if_revoked(&mut self, key: usize, known: &Known) {
         let connection = &self.connections[key];
-        if known.has(connection.place.user(), connection.session.mark()) {
+        if known.has(connection.permit.user(), connection.session.mark()) {
             self.close(key, CloseCode::NotAllowed);
         }
     }
@@ -440,7 +440,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        limits::{Places, Rate},
+        limits::{ConnectionPermits, Rate},
         log::Bound,
         tokens::Tokens,
     };
@@ -479,8 +479,8 @@ mod tests {
             jti: Some("a".into()),
         };
         tokens.learn(&[Revocation { whom: Revoked::Token("a".into()), ts: now_ms }], now_ms);
-        let place = Places::new(1, 1).take("1").unwrap();
-        shard.adopt(Accepted { socket, leftover: Vec::new(), claims, place });
+        let permit = ConnectionPermits::new(1, 1).take("1").unwrap();
+        shard.adopt(Accepted { socket, leftover: Vec::new(), claims, permit });
 
         let mut said = Vec::new();
         client.read_to_end(&mut said).unwrap();

@@ -22,7 +22,7 @@ use service::{
 };
 use tokio::task::JoinSet;
 
-use self::health::Part;
+use self::health::Source;
 pub use self::{health::Health, revoked::follow_revocations};
 use crate::{market::Markets, metrics as names};
 
@@ -91,7 +91,7 @@ async fn read_loop(
     let mut due = None;
     loop {
         tokio::select! {
-            () = markets.rung.notified(), if due.is_none() => {
+            () = markets.changed.notified(), if due.is_none() => {
                 due = (!linger.is_zero()).then(|| tokio::time::Instant::now() + linger);
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
@@ -107,7 +107,7 @@ async fn read_loop(
         if due.is_some() {
             continue;
         }
-        while let Some((part, batch)) = markets.take_rung(MAX_READ_MARKETS, &busy) {
+        while let Some((part, batch)) = markets.take_changed(MAX_READ_MARKETS, &busy) {
             busy.insert(part);
             let mut backoff = idle.remove(&part).unwrap_or(BACKOFF);
             let (markets, backbone, health) =
@@ -130,7 +130,7 @@ async fn read_part(
     backoff: &mut Backoff,
 ) {
     let started = Instant::now();
-    health.began(Part::Read(part));
+    health.began(Source::Read(part));
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
         Ok(Tails { news, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
@@ -145,10 +145,10 @@ async fn read_part(
     match error {
         None => {
             backoff.reset();
-            health.succeeded(Part::Read(part));
+            health.succeeded(Source::Read(part));
         }
         Some(error) => {
-            health.failed(Part::Read(part), &error);
+            health.failed(Source::Read(part), &error);
             tokio::time::sleep(backoff.failed()).await;
             markets.mark(unread);
         }
@@ -162,9 +162,9 @@ async fn check_tops(
     ids: &[MarketId],
 ) -> Result<(), BackboneError> {
     match backbone.latest_positions(ids).await {
-        Ok(tops) => {
-            for (&id, top) in ids.iter().zip(tops) {
-                markets.check_top(id, top);
+        Ok(latest_positions) => {
+            for (&id, latest) in ids.iter().zip(latest_positions) {
+                markets.check_top(id, latest);
             }
             markets.flush();
             Ok(())
@@ -229,14 +229,14 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
             if batch.is_empty() {
                 break;
             }
-            health.began(Part::Load);
+            health.began(Source::Load);
             match load(&markets, &*backbone, &batch, history, with_history).await {
                 Ok(()) => {
                     backoff.reset();
-                    health.succeeded(Part::Load);
+                    health.succeeded(Source::Load);
                 }
                 Err(error) => {
-                    health.failed(Part::Load, &error);
+                    health.failed(Source::Load, &error);
                     markets.put_back_loads(&batch);
                     tokio::time::sleep(backoff.failed()).await;
                 }

@@ -226,7 +226,7 @@ impl Archive {
         let mut select = select(request);
         let rows = self.ask(async |connection| select.build().fetch_all(connection).await).await?;
         let entries = rows.iter().take(limit).map(read_entry).collect::<Result<Vec<_>, _>>()?;
-        let next = entries.last().filter(|_| rows.len() > limit).map(|entry| entry.id.clone());
+        let next = entries.last().filter(|_| rows.len() > limit).map(|entry| entry.id);
         Ok(Page { market, entries, next })
     }
 

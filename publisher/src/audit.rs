@@ -201,7 +201,7 @@ pub enum Source {
 /// Where entries are left out, at most [`MAX_SCANNED`] are looked at: a page may then be short, and have a next one.
 async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest) -> Result<Page, AuditError> {
     let AuditRequest { before, limit, actor, since, until, .. } = request;
-    let mut cursor = before.clone();
+    let mut cursor = *before;
     if let Some(until) = until {
         // No entry stands there, but all of `until` and earlier are before it.
         let end = AuditId { market, entry: StreamId { ms: until.saturating_add(1), n: 0 } };
@@ -216,7 +216,7 @@ async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest)
         let entries = read.await.map_err(|_| AuditError::TimedOut)??;
         let is_last = entries.len() < part;
         scanned += entries.len();
-        cursor = entries.last().map(|entry| entry.id.clone());
+        cursor = entries.last().map(|entry| entry.id);
         for entry in entries {
             if since.is_some_and(|since| entry.id.entry.ms < since) {
                 return Ok(page);
@@ -225,7 +225,7 @@ async fn read(backbone: &dyn Backbone, market: MarketId, request: &AuditRequest)
                 continue;
             }
             if page.entries.len() == *limit {
-                page.next = page.entries.last().map(|last| last.id.clone());
+                page.next = page.entries.last().map(|last| last.id);
                 return Ok(page);
             }
             page.entries.push(entry);

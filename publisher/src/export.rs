@@ -308,6 +308,6 @@ fn as_ms(duration: Duration) -> u64 {
 
 /// All that is to be acknowledged.
 fn ids(handed: &AuditBatch) -> impl Iterator<Item = AuditId> {
-    let entries = handed.entries.iter().map(|entry| entry.id.clone());
-    entries.chain(handed.malformed.iter().map(|(id, _)| id.clone()))
+    let entries = handed.entries.iter().map(|entry| entry.id);
+    entries.chain(handed.malformed.iter().map(|(id, _)| *id))
 }

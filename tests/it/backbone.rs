@@ -172,7 +172,7 @@ async fn the_audit_has_former_values_newest_first(backbone: &dyn Backbone) {
 
     let first = AuditId { market, entry: StreamId::ZERO };
     assert!(backbone.audit(market, Some(first), 2).await.unwrap().is_empty());
-    let page = backbone.audit(market, Some(all[1].id.clone()), 2).await.unwrap();
+    let page = backbone.audit(market, Some(all[1].id), 2).await.unwrap();
     assert_eq!(page, all[2..4]);
     let id: AuditId = all[0].id.to_string().parse().unwrap();
     assert_eq!(id, all[0].id);
@@ -202,7 +202,7 @@ async fn reading_after_a_seq_gives_what_follows(backbone: &dyn Backbone) {
     }
     for (after, limit, expected) in [(0, 100, 1..=10), (4, 100, 5..=10), (4, 3, 5..=7), (9, 1, 10..=10)] {
         let page = backbone.read_after(market, Seq::new(after), limit).await.unwrap();
-        assert_eq!(page.top, appended[9].position);
+        assert_eq!(page.latest, appended[9].position);
         assert!(page.updates.iter().map(|update| update.position.seq.get()).eq(expected), "{page:?}");
         for update in &page.updates {
             let seq = update.position.seq.get();
@@ -215,7 +215,7 @@ async fn reading_after_a_seq_gives_what_follows(backbone: &dyn Backbone) {
     for after in [10, 11, 1_000_000] {
         assert!(backbone.read_after(market, Seq::new(after), 10).await.unwrap().updates.is_empty());
     }
-    assert_eq!(backbone.read_after(untouched, Seq::ZERO, 10).await.unwrap().top, Position::ORIGIN);
+    assert_eq!(backbone.read_after(untouched, Seq::ZERO, 10).await.unwrap().latest, Position::ORIGIN);
 }
 
 async fn loading_gives_state_and_history_of_one_moment(backbone: &dyn Backbone) {

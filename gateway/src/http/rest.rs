@@ -94,15 +94,15 @@ pub(super) async fn updates(
     let since = Seq::new(number(&query, "since_seq", 0..=protocol::ids::MAX_SAFE_INTEGER, None)?);
     let limit = page_limit(&query)?;
     if let Some((followed, stale)) = followed(&gateway, market).await
-        && let Page::Updates(updates, top) = followed.page(since, limit)
+        && let Page::Updates(updates, latest) = followed.page(since, limit)
     {
-        return answer(UpdatesPage::new(market, since, &updates, since.next(), top, stale).json());
+        return answer(UpdatesPage::new(market, since, &updates, since.next(), latest, stale).json());
     }
     let page = gateway.backbone.read_after(market, since, limit).await.map_err(|error| unread(&error))?;
     let first = page.updates.first().map_or(since.next(), |update| update.position.seq);
     let updates: Vec<String> =
         page.updates.iter().map(|update| server_message::odds_update(market, update)).collect();
-    answer(UpdatesPage::new(market, since, &updates, first, page.top, false).json())
+    answer(UpdatesPage::new(market, since, &updates, first, page.latest, false).json())
 }
 
 /// The answer, if there is room for it until the kernel has taken all of it.
@@ -188,10 +188,10 @@ impl<'a> UpdatesPage<'a> {
         from_seq: Seq,
         updates: &'a [String],
         first: Seq,
-        top: Position,
+        latest: Position,
         stale: bool,
     ) -> Self {
-        let Position { epoch, seq: latest_seq } = top;
+        let Position { epoch, seq: latest_seq } = latest;
         let to_seq =
             if updates.is_empty() { from_seq } else { Seq::new(first.get() + updates.len() as u64 - 1) };
         // A client above the top has what was lost, and one whose next update is not there has lost it: the snapshot it is.

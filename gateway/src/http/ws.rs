@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 
 use super::Gateway;
 use crate::{
-    limits::{Full, Place},
+    limits::{ConnectionPermit, Full},
     metrics as names,
     settings::Origins,
     shard::Accepted,
@@ -40,12 +40,12 @@ const TOKEN_SUBPROTOCOL: &str = "token.";
 
 pub(super) async fn upgrade(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Response {
     let (outcome, response) = match admit(&gateway, &request) {
-        Ok((claims, place, mut response)) => {
+        Ok((claims, permit, mut response)) => {
             if offered_protocols(request.headers()).any(|protocol| protocol == SUBPROTOCOL) {
                 response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
             }
             let upgrade = hyper::upgrade::on(&mut request);
-            tokio::spawn(hand_over(gateway, upgrade, claims, place));
+            tokio::spawn(hand_over(gateway, upgrade, claims, permit));
             ("accepted", response)
         }
         Err(Refused { outcome, response }) => {
@@ -67,7 +67,10 @@ fn refused(outcome: &'static str, code: ErrorCode, message: &str) -> Refused {
 }
 
 /// Who may come in, with the answer that lets them.
-fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, Response), Refused> {
+fn admit(
+    gateway: &Arc<Gateway>,
+    request: &Request,
+) -> Result<(WsClaims, ConnectionPermit, Response), Refused> {
     let headers = request.headers();
     if gateway.draining.load(Ordering::Relaxed) {
         return Err(refused(
@@ -107,11 +110,11 @@ fn admit(gateway: &Arc<Gateway>, request: &Request) -> Result<(WsClaims, Place, 
         ));
     }
     let response = switching_protocols(headers)?;
-    let place = gateway.places.take(&claims.sub).map_err(|full| match full {
+    let permit = gateway.permits.take(&claims.sub).map_err(|full| match full {
         Full::Pod => refused("full", ErrorCode::ServiceUnavailable, &full.to_string()),
         Full::User => refused("limited", ErrorCode::RateLimited, &full.to_string()),
     })?;
-    Ok((claims, place, response))
+    Ok((claims, permit, response))
 }
 
 /// The answer to a WebSocket handshake (RFC 6455 section 4.2).
@@ -164,7 +167,7 @@ fn offered_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 }
 
 /// Takes the socket out of hyper and tokio once the 101 is out, with what the client has sent already.
-async fn hand_over(gateway: Arc<Gateway>, upgrade: OnUpgrade, claims: WsClaims, place: Place) {
+async fn hand_over(gateway: Arc<Gateway>, upgrade: OnUpgrade, claims: WsClaims, permit: ConnectionPermit) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => return tracing::debug!(%error, "a client left during its handshake"),
@@ -175,7 +178,7 @@ async fn hand_over(gateway: Arc<Gateway>, upgrade: OnUpgrade, claims: WsClaims, 
     match parts.io.into_inner().into_std() {
         Ok(socket) => {
             let leftover = parts.read_buf.to_vec();
-            gateway.pick_shard().adopt(Accepted { socket, leftover, claims, place });
+            gateway.pick_shard().adopt(Accepted { socket, leftover, claims, permit });
         }
         Err(error) => tracing::warn!(%error, "a socket could not be taken out of its reactor"),
     }

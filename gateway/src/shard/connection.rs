@@ -7,7 +7,7 @@ use protocol::close::CloseCode;
 
 use crate::{
     frame::{self, Reader},
-    limits::Place,
+    limits::ConnectionPermit,
     session::{Session, Subscribe},
 };
 
@@ -18,7 +18,7 @@ const MAX_UNSENT_ANSWERS: usize = 16 * 1024;
 pub struct Connection {
     pub(super) socket: TcpStream,
     /// Whose it is. Freed with the connection.
-    pub(super) place: Place,
+    pub(super) permit: ConnectionPermit,
     pub(super) session: Session,
     /// Bytes of frames that go out before anything else: answers, and the rest of a frame that was cut.
     pub(super) out: Vec<u8>,

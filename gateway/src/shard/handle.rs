@@ -17,7 +17,7 @@ use crate::{frame::Encoded, market::Watcher};
 /// What other threads bring. Bounded: connections by the pod's places, rings by one a market, the rest by hand.
 pub(super) enum Input {
     Connection(Box<Accepted>),
-    Rung(MarketId),
+    Changed(MarketId),
     Traced(Box<Traced>),
     Status { stale: bool, message: Encoded },
     Revocations,
@@ -80,8 +80,8 @@ impl ShardHandle {
 }
 
 impl Watcher for ShardHandle {
-    fn ring(&self, market: MarketId) {
-        self.send(Input::Rung(market));
+    fn notify(&self, market: MarketId) {
+        self.send(Input::Changed(market));
     }
 
     fn trace(&self, market: MarketId, position: Position, read: TraceContext) {

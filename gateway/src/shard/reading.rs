@@ -54,13 +54,13 @@ impl Shard {
                     }
                     let bytes = &mut buffer[..count];
                     if connection.unread.is_empty() {
-                        let taken = self.work_off(key, bytes);
+                        let taken = self.process(key, bytes);
                         if let Some(connection) = self.connections.get_mut(key) {
                             connection.unread = bytes[taken..].to_vec();
                         }
                     } else {
                         connection.unread.extend_from_slice(bytes);
-                        self.work_off_unread(key);
+                        self.process_unread(key);
                     }
                 }
             }
@@ -68,10 +68,10 @@ impl Shard {
         self.to_read.push(key);
     }
 
-    pub(super) fn work_off_unread(&mut self, key: usize) {
+    pub(super) fn process_unread(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let mut bytes = std::mem::take(&mut connection.unread);
-        let taken = self.work_off(key, &mut bytes);
+        let taken = self.process(key, &mut bytes);
         if let Some(connection) = self.connections.get_mut(key) {
             // A frame that comes in very many pieces is not copied at each.
             connection.unread = if taken == 0 { bytes } else { bytes[taken..].to_vec() };
@@ -80,7 +80,7 @@ impl Shard {
 
     /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
     /// many bytes that were.
-    fn work_off(&mut self, key: usize, bytes: &mut [u8]) -> usize {
+    fn process(&mut self, key: usize, bytes: &mut [u8]) -> usize {
         let max_bytes = self.settings.max_message_bytes;
         let mut taken = 0;
         while let Some(connection) = self.connections.get_mut(key)
@@ -110,8 +110,8 @@ impl Shard {
         match *message {
             Message::Text(text) => {
                 let subscribed = self.subscriptions.of(key);
-                let Connection { session, place, .. } = connection;
-                let action = session.text(text, place.user(), &subscribed, rules, self.now_ms);
+                let Connection { session, permit, .. } = connection;
+                let action = session.text(text, permit.user(), &subscribed, rules, self.now_ms);
                 self.act(key, action);
             }
             Message::Ping(payload) => match connection.session.control(rules, self.now_ms) {

@@ -44,7 +44,7 @@ impl Shard {
         let market = self.subscriptions.open(wanted.market);
         match self.subscriptions.cursor(key, wanted.market) {
             Some(cursor) if wanted.start == Start::Live => {
-                Some(Begin { cursor, top: cursor, snapshot: None, incarnation: 0 })
+                Some(Begin { cursor, latest: cursor, snapshot: None, generation: 0 })
             }
             _ => self.markets.begin(&market, wanted, self.settings.resume_max),
         }
@@ -64,12 +64,12 @@ impl Shard {
                 let outcome = if recovered { "recovered" } else { "reset" };
                 metrics::counter!(names::RESUMES, "outcome" => outcome).increment(1);
             }
-            subscribed.push(Subscribed { market, position: begin.top, recovered });
+            subscribed.push(Subscribed { market, position: begin.latest, recovered });
         }
         self.ack(key, &Ack { id, subscribed, rejected, with_positions: true, unsubscribed: None });
     }
 
-    pub(super) fn rung(&mut self, market: MarketId) {
+    pub(super) fn changed(&mut self, market: MarketId) {
         let Self { subscriptions, connections, to_write, .. } = self;
         let waiters = subscriptions.look(market, |key| queue(connections, to_write, key));
         for key in waiters {

@@ -237,9 +237,9 @@ impl Subscriptions {
         let subscription = &mut self.entries[entry as usize];
         subscription.cursor = begin.cursor;
         subscription.snapshot = begin.snapshot;
-        let replayed = begin.top.seq.get().saturating_sub(begin.cursor.seq.get());
+        let replayed = begin.latest.seq.get().saturating_sub(begin.cursor.seq.get());
         subscription.replayed = u16::try_from(replayed).unwrap_or(u16::MAX);
-        if self.markets[subscription.market as usize].view.incarnation() != begin.incarnation {
+        if self.markets[subscription.market as usize].view.generation() != begin.generation {
             subscription.snapshot = Some(SnapshotCause::Reset);
         }
         self.queue_if_behind(entry);
@@ -304,7 +304,7 @@ impl Subscriptions {
         let Local { subscribers, waiters, .. } = &mut self.markets[index];
         let waiters = std::mem::take(waiters);
         let subscribers = std::mem::take(subscribers);
-        let turn = usize::try_from(self.markets[index].view.top().seq.get()).unwrap_or(0);
+        let turn = usize::try_from(self.markets[index].view.latest().seq.get()).unwrap_or(0);
         let (first, rest) = subscribers.split_at(turn.wrapping_mul(31) % subscribers.len().max(1));
         for &entry in rest.iter().chain(first) {
             if self.queue_if_behind(entry) {
@@ -347,7 +347,7 @@ impl Subscriptions {
                     if another {
                         reset(&mut self.entries, subscribers);
                     }
-                    cursor = view.top();
+                    cursor = view.latest();
                     batch.add(&frame, link, cursor, Content::Snapshot(cause));
                     continue;
                 }
@@ -357,7 +357,7 @@ impl Subscriptions {
                     After::OtherEpoch => snapshot = Some(SnapshotCause::Reset),
                     After::Updates(updates) => {
                         for update in updates {
-                            cursor = Position { epoch: view.top().epoch, seq: cursor.seq.next() };
+                            cursor = Position { epoch: view.latest().epoch, seq: cursor.seq.next() };
                             batch.add(&update.frame, link, cursor, Content::Update { ts: update.ts });
                             if batch.full {
                                 break;
@@ -714,7 +714,7 @@ mod tests {
     struct World {
         registry: Arc<Markets>,
         subscriptions: Subscriptions,
-        tops: HashMap<u64, At>,
+        latest_positions: HashMap<u64, At>,
         clients: Vec<Client>,
         ages: Ages,
     }
@@ -741,37 +741,37 @@ mod tests {
                 registry.loaded(id(market), Loaded::default(), true);
             }
             let clients = (0..CLIENTS).map(|_| Client::default()).collect();
-            Self { registry, subscriptions, tops: HashMap::new(), clients, ages: Ages::default() }
+            Self { registry, subscriptions, latest_positions: HashMap::new(), clients, ages: Ages::default() }
         }
 
-        fn top(&mut self, market: u64) -> &mut At {
-            self.tops.entry(market).or_insert(At { position: Position::new(100, 0), history: 0 })
+        fn latest(&mut self, market: u64) -> &mut At {
+            self.latest_positions.entry(market).or_insert(At { position: Position::new(100, 0), history: 0 })
         }
 
         fn publish(&mut self, market: u64) {
-            let top = self.top(market);
-            top.position.seq = top.position.seq.next();
-            let next = update(*top);
+            let latest = self.latest(market);
+            latest.position.seq = latest.position.seq.next();
+            let next = update(*latest);
             assert_eq!(self.registry.read(id(market), &[next]), 1);
         }
 
         fn new_epoch(&mut self, market: u64) {
-            let top = self.top(market);
-            top.history += 1;
-            top.position = Position::new(top.position.epoch.get() + 1, top.position.seq.get() + 3);
-            let first = update(*top);
+            let latest = self.latest(market);
+            latest.history += 1;
+            latest.position = Position::new(latest.position.epoch.get() + 1, latest.position.seq.get() + 3);
+            let first = update(*latest);
             self.registry.read(id(market), std::slice::from_ref(&first));
             self.load(market, first);
         }
 
         fn go_back(&mut self, market: u64, count: u64) {
-            let top = self.top(market);
-            if top.position.seq.get() <= count {
+            let latest = self.latest(market);
+            if latest.position.seq.get() <= count {
                 return;
             }
-            top.history += 1;
-            top.position = Position::new(top.position.epoch.get(), top.position.seq.get() - count);
-            let (last, position) = (update(*top), top.position);
+            latest.history += 1;
+            latest.position = Position::new(latest.position.epoch.get(), latest.position.seq.get() - count);
+            let (last, position) = (update(*latest), latest.position);
             self.registry.check_top(id(market), position);
             self.load(market, last);
         }
@@ -790,7 +790,7 @@ mod tests {
             };
             self.flush(client);
             self.subscriptions.subscribe(client, id(market), begin);
-            let history = self.top(market).history;
+            let history = self.latest(market).history;
             self.clients[client].at.insert(market, At { position: begin.cursor, history });
         }
 
@@ -834,7 +834,7 @@ mod tests {
                         // A client whose history's epoch is used again could not be told from another.
                         let position = at.position;
                         let epoch = (position != Position::ORIGIN).then_some(position.epoch);
-                        if at.history == self.top(market).history {
+                        if at.history == self.latest(market).history {
                             self.begin(client, market, Start::After(Offset { epoch, seq: position.seq }));
                         }
                     }
@@ -872,8 +872,8 @@ mod tests {
                     world.write(client, 10_000);
                 }
                 for (market, at) in &world.clients[client].at {
-                    let top = world.tops.get(market).map_or(Position::ORIGIN, |top| top.position);
-                    prop_assert_eq!(at.position.seq, top.seq, "client {} in {}", client, market);
+                    let latest = world.latest_positions.get(market).map_or(Position::ORIGIN, |latest| latest.position);
+                    prop_assert_eq!(at.position.seq, latest.seq, "client {} in {}", client, market);
                 }
                 world.subscriptions.unsubscribe_all(client);
             }

@@ -181,7 +181,7 @@ impl Shard {
     /// Goes on with what the client said while it was not listened to.
     pub(super) fn unpause(&mut self, key: usize) {
         if self.connections.get(key).is_some_and(|connection| !connection.is_paused()) {
-            self.work_off_unread(key);
+            self.process_unread(key);
             if self.connections.get(key).is_some_and(|connection| connection.readable) {
                 self.to_read.push(key);
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backbone::{ChangeListener, Changes};
 
-use super::health::{Health, Part};
+use super::health::{Health, Source};
 use crate::{market::Markets, metrics as names};
 
 pub(super) async fn run(markets: Arc<Markets>, mut listener: Box<dyn ChangeListener>, health: Arc<Health>) {
@@ -16,10 +16,10 @@ pub(super) async fn run(markets: Arc<Markets>, mut listener: Box<dyn ChangeListe
             }
             Ok(Changes::All) => {
                 metrics::counter!(names::TAIL_CONNECTS).increment(1);
-                health.succeeded(Part::ChangeListener);
+                health.succeeded(Source::ChangeListener);
                 markets.doubt_all();
             }
-            Err(error) => health.failed(Part::ChangeListener, &error),
+            Err(error) => health.failed(Source::ChangeListener, &error),
         }
     }
 }

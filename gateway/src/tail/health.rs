@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// What of the tail succeeds or fails on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Part {
+pub(super) enum Source {
     /// Listening for changes.
     ChangeListener,
     /// Reading what changed in this part of the backbone.
@@ -43,9 +43,9 @@ struct Started {
 #[derive(Debug, Default)]
 struct Inner {
     /// When the attempt of each part that is under way began, Unix milliseconds.
-    under_way: HashMap<Part, u64>,
+    under_way: HashMap<Source, u64>,
     /// Since when each part fails, Unix milliseconds.
-    failing: HashMap<Part, u64>,
+    failing: HashMap<Source, u64>,
     /// Since when the prices are stale, if they are.
     stale_since: Option<u64>,
 }
@@ -64,12 +64,12 @@ impl Health {
     }
 
     /// An attempt of `part` begins.
-    pub(super) fn began(&self, part: Part) {
+    pub(super) fn began(&self, part: Source) {
         self.lock().under_way.insert(part, unix_ms());
     }
 
     /// The attempt of `part` has failed.
-    pub(super) fn failed(&self, part: Part, error: &BackboneError) {
+    pub(super) fn failed(&self, part: Source, error: &BackboneError) {
         let mut inner = self.lock();
         let started_ms = inner.under_way.remove(&part).unwrap_or_else(unix_ms);
         if let Entry::Vacant(since) = inner.failing.entry(part) {
@@ -79,12 +79,12 @@ impl Health {
         }
     }
 
-    pub(super) fn succeeded(&self, part: Part) {
+    pub(super) fn succeeded(&self, part: Source) {
         let note = |flag: &mut bool| !std::mem::replace(flag, true);
         self.started.send_if_modified(|started| match part {
-            Part::ChangeListener => note(&mut started.has_listened),
-            Part::Revocations => note(&mut started.knows_revocations),
-            Part::Read(_) | Part::Load => false,
+            Source::ChangeListener => note(&mut started.has_listened),
+            Source::Revocations => note(&mut started.knows_revocations),
+            Source::Read(_) | Source::Load => false,
         });
         let mut inner = self.lock();
         inner.under_way.remove(&part);
@@ -98,7 +98,7 @@ impl Health {
     /// Only these parts hold markets that are followed now: of any other, which a failover or the last unsubscribe
     /// emptied, no read will ever succeed.
     pub(super) fn forget_reads_but_of(&self, parts: &HashSet<usize>) {
-        let is_read = |part: &Part| !matches!(part, Part::Read(part) if !parts.contains(part));
+        let is_read = |part: &Source| !matches!(part, Source::Read(part) if !parts.contains(part));
         self.lock().failing.retain(|part, _| is_read(part));
     }
 
@@ -161,10 +161,10 @@ mod tests {
     #[test]
     fn nobody_is_let_in_before_the_doorbell_listens_and_the_revocations_have_been_read() {
         for (first, second) in
-            [(Part::ChangeListener, Part::Revocations), (Part::Revocations, Part::ChangeListener)]
+            [(Source::ChangeListener, Source::Revocations), (Source::Revocations, Source::ChangeListener)]
         {
             let health = Health::new(Duration::from_secs(10));
-            for part in [Part::Read(0), Part::Load, first] {
+            for part in [Source::Read(0), Source::Load, first] {
                 health.succeeded(part);
                 assert!(!health.is_ready(), "{part:?}");
             }

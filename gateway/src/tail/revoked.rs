@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     BACKOFF,
-    health::{Health, Part},
+    health::{Health, Source},
 };
 use crate::tokens::Tokens;
 
@@ -29,7 +29,7 @@ pub async fn follow_revocations(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        health.began(Part::Revocations);
+        health.began(Source::Revocations);
         match backbone.revocations(known).await {
             Ok(news) => {
                 if let Some(news) = news {
@@ -39,10 +39,10 @@ pub async fn follow_revocations(
                     }
                 }
                 backoff.reset();
-                health.succeeded(Part::Revocations);
+                health.succeeded(Source::Revocations);
             }
             Err(error) => {
-                health.failed(Part::Revocations, &error);
+                health.failed(Source::Revocations, &error);
                 // Whoever answers next may have others, of which the newest is the same.
                 known = StreamId::ZERO;
                 tokio::time::sleep(backoff.failed()).await;

@@ -267,7 +267,7 @@ pub enum RevokeError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogPage {
     /// The log's last update at that moment; [`Position::ORIGIN`] for an empty log.
-    pub top: Position,
+    pub latest: Position,
     /// Updates, oldest first, each the next one's predecessor.
     pub updates: Vec<Update>,
 }

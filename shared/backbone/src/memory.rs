@@ -84,7 +84,7 @@ impl Backbone for MemoryBackbone {
         let Some(market) = inner.markets.get(&market) else { return Ok(LogPage::default()) };
         let updates =
             market.log.iter().filter(|update| update.position.seq > after).take(limit).cloned().collect();
-        Ok(LogPage { top: market.state.position, updates })
+        Ok(LogPage { latest: market.state.position, updates })
     }
 
     async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError> {
@@ -120,8 +120,9 @@ impl Backbone for MemoryBackbone {
 
     async fn latest_positions(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
         let inner = self.lock();
-        let top = |id| inner.markets.get(id).map(|market: &Market| market.state.position).unwrap_or_default();
-        Ok(markets.iter().map(top).collect())
+        let latest =
+            |id| inner.markets.get(id).map(|market: &Market| market.state.position).unwrap_or_default();
+        Ok(markets.iter().map(latest).collect())
     }
 
     async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
@@ -209,7 +210,7 @@ impl Market {
             &mut self.audit,
             retention.audit_len,
             AuditEntry {
-                id: audit_id.clone(),
+                id: audit_id,
                 position,
                 ts,
                 actor: append.actor,

@@ -311,16 +311,16 @@ impl Backbone for RedisBackbone {
         let Some(newest) = self.range("XREVRANGE", market, ("+", "-"), 1).await?.pop() else {
             return Ok(LogPage::default());
         };
-        let top = newest.position;
-        if after >= top.seq {
-            return Ok(LogPage { top, updates: Vec::new() });
+        let latest = newest.position;
+        if after >= latest.seq {
+            return Ok(LogPage { latest, updates: Vec::new() });
         }
-        let from = Position { epoch: top.epoch, seq: after.next() };
+        let from = Position { epoch: latest.epoch, seq: after.next() };
         let mut updates = self.range("XRANGE", market, (&from.to_string(), "+"), limit).await?;
         // A new epoch may have begun between the two reads: what is of it does not belong to this page.
-        updates.retain(|update| update.position.epoch == top.epoch);
-        let top = updates.last().map_or(top, |last| last.position.max(top));
-        Ok(LogPage { top, updates })
+        updates.retain(|update| update.position.epoch == latest.epoch);
+        let latest = updates.last().map_or(latest, |last| last.position.max(latest));
+        Ok(LogPage { latest, updates })
     }
 
     async fn load(&self, markets: &[MarketId], history: usize) -> Result<Vec<Loaded>, BackboneError> {
@@ -371,7 +371,7 @@ impl Backbone for RedisBackbone {
         }
         let answers: RedisResult<Vec<RedisResult<Value>>> = reads.query_async(&mut node.tails.clone()).await;
         let answers = self.nodes.note_each(&node, answers)?;
-        let top = |(market, answer): (&MarketId, RedisResult<Value>)| {
+        let latest = |(market, answer): (&MarketId, RedisResult<Value>)| {
             let entries = answer.map_err(BackboneError::from);
             match entries.and_then(|entries| read_updates(&keys::log(*market), entries)) {
                 Ok(mut updates) => Ok(updates.pop().map_or(Position::ORIGIN, |update| update.position)),
@@ -379,7 +379,7 @@ impl Backbone for RedisBackbone {
                 Err(_) => Ok(Position::ORIGIN),
             }
         };
-        markets.iter().zip(answers).map(top).collect()
+        markets.iter().zip(answers).map(latest).collect()
     }
 
     async fn markets(&self) -> Result<Vec<MarketId>, BackboneError> {
@@ -422,10 +422,10 @@ impl Backbone for RedisBackbone {
 
     async fn revocations(&self, known: StreamId) -> Result<Option<Revocations>, BackboneError> {
         let slot = slot_of_key(keys::REVOKED);
-        let mut top = pipe();
-        top.add_command(newest(keys::REVOKED, 1));
-        let (top,): (Vec<Entry>,) = self.nodes.ask(slot, &top).await?;
-        if id_of_last(&top)? == known {
+        let mut latest = pipe();
+        latest.add_command(newest(keys::REVOKED, 1));
+        let (latest,): (Vec<Entry>,) = self.nodes.ask(slot, &latest).await?;
+        if id_of_last(&latest)? == known {
             return Ok(None);
         }
         let mut range = pipe();

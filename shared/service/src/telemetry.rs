@@ -102,12 +102,12 @@ pub fn start_counters<V: ToString>(
     }
 }
 
-/// Everything as Prometheus text: of the recorder, of `tallies`, and of the process.
+/// Everything as Prometheus text: of the recorder, of `histograms`, and of the process.
 #[must_use]
-pub fn render_metrics(recorded: &PrometheusHandle, tallies: &[&Tally]) -> String {
+pub fn render_metrics(recorded: &PrometheusHandle, histograms: &[&Histogram]) -> String {
     let mut text = recorded.render();
-    for tally in tallies {
-        tally.render(&mut text);
+    for histogram in histograms {
+        histogram.render(&mut text);
     }
     process::render(&mut text);
     text
@@ -120,7 +120,7 @@ fn seconds(us: u32) -> f64 {
 /// A histogram of what happens some hundred thousand times a second. The recorder keeps each value until it is next
 /// folded; this only counts.
 #[derive(Debug)]
-pub struct Tally {
+pub struct Histogram {
     name: &'static str,
     help: &'static str,
     /// By bucket; the last one has no upper bound.
@@ -128,7 +128,7 @@ pub struct Tally {
     sum_us: AtomicU64,
 }
 
-/// What one thread has measured and not yet added to a [`Tally`].
+/// What one thread has measured and not yet added to a [`Histogram`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// By bucket; the last one has no upper bound.
@@ -146,7 +146,7 @@ impl Counts {
     }
 }
 
-impl Tally {
+impl Histogram {
     /// Nothing yet. `name` ends in `_seconds`.
     #[must_use]
     pub const fn new(name: &'static str, help: &'static str) -> Self {
@@ -188,15 +188,15 @@ mod tests {
 
     #[test]
     fn a_tally_renders_as_prometheus_reads_a_histogram() {
-        let tally = Tally::new("x_seconds", "How long.");
+        let histogram = Histogram::new("x_seconds", "How long.");
         let mut counts = Counts::default();
         for us in [0, 500, 501, 9_999_999, 10_000_001] {
             counts.record(us);
         }
-        tally.add(&counts);
-        tally.add(&counts);
+        histogram.add(&counts);
+        histogram.add(&counts);
         let mut text = String::new();
-        tally.render(&mut text);
+        histogram.render(&mut text);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[..2], ["# HELP x_seconds How long.", "# TYPE x_seconds histogram"]);
         for line in [

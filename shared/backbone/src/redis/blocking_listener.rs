@@ -37,7 +37,7 @@ pub(super) async fn listen(
     loop {
         if nodes.is_cluster() {
             sleep(CLUSTER_POLL).await;
-            pending.ring(here().into_iter().map(|(market, _)| market));
+            pending.notify(here().into_iter().map(|(market, _)| market));
             continue;
         }
         let count = groups(&here());
@@ -83,7 +83,7 @@ async fn read_group(
         let streams: Option<Vec<(String, Value)>> =
             from_redis_value(read.query_async(&mut connection).await?)?;
         if let Some(streams) = streams {
-            pending.ring(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
+            pending.notify(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
             sleep(PAUSE).await;
         }
     }

@@ -47,12 +47,12 @@ pub(super) struct RedisChangeListener {
 /// What rang and was not heard yet: at most one mark a market, and one error.
 #[derive(Default)]
 pub(super) struct PendingChanges {
-    marks: Mutex<Marks>,
+    changes: Mutex<Pending>,
     notify: Notify,
 }
 
 #[derive(Default)]
-struct Marks {
+struct Pending {
     markets: BTreeSet<MarketId>,
     all: bool,
     failed: Option<RedisError>,
@@ -103,15 +103,15 @@ impl ChangeListener for RedisChangeListener {
                 sleep(RETRY_AFTER).await;
                 return Err(error.into());
             }
-            let marks = std::mem::take(&mut *self.pending.marks());
-            if marks.all {
+            let changes = std::mem::take(&mut *self.pending.changes());
+            if changes.all {
                 return Ok(Changes::All);
             }
-            if !marks.markets.is_empty() {
+            if !changes.markets.is_empty() {
                 // An error beside them is not lost: it comes again with the next attempt.
-                return Ok(Changes::Markets(marks.markets.into_iter().collect()));
+                return Ok(Changes::Markets(changes.markets.into_iter().collect()));
             }
-            if let Some(error) = marks.failed {
+            if let Some(error) = changes.failed {
                 return Err(error.into());
             }
             tokio::select! {
@@ -132,7 +132,7 @@ async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, pending: Arc<PendingChanges>
     loop {
         let begun = Listening::begin(&node.client, &pending).await;
         if matches!(begun, Ok(_) | Err(Begin::Refused(_))) {
-            pending.mark(|marks| marks.all = true);
+            pending.record(|changes| changes.all = true);
         }
         let error = match begun {
             Ok(mut listening) => listening.until_lost().await,
@@ -143,7 +143,7 @@ async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, pending: Arc<PendingChanges>
             Err(Begin::Failed(error)) => error,
         };
         nodes.learn(&node, &error);
-        pending.mark(|marks| marks.failed = Some(error));
+        pending.record(|changes| changes.failed = Some(error));
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
         // It may have been replaced, and on a pod that reads nothing nobody else would ask. Its failure shows next time.
         let _ = nodes.map().await;
@@ -211,17 +211,17 @@ impl Listening {
 }
 
 impl PendingChanges {
-    fn marks(&self) -> MutexGuard<'_, Marks> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn changes(&self) -> MutexGuard<'_, Pending> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rings for these.
-    pub(super) fn ring(&self, markets: impl IntoIterator<Item = MarketId>) {
-        self.mark(|marks| marks.markets.extend(markets));
+    pub(super) fn notify(&self, markets: impl IntoIterator<Item = MarketId>) {
+        self.record(|changes| changes.markets.extend(markets));
     }
 
-    fn mark(&self, change: impl FnOnce(&mut Marks)) {
-        change(&mut self.marks());
+    fn record(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.changes());
         self.notify.notify_one();
     }
 
@@ -230,10 +230,10 @@ impl PendingChanges {
             return;
         }
         let keys = push.data.into_iter().next().unwrap_or(Value::Nil);
-        self.mark(|marks| match Option::<Vec<String>>::from_redis_value(keys) {
-            Ok(Some(keys)) => marks.markets.extend(keys.iter().filter_map(|key| keys::market_of_log(key))),
+        self.record(|changes| match Option::<Vec<String>>::from_redis_value(keys) {
+            Ok(Some(keys)) => changes.markets.extend(keys.iter().filter_map(|key| keys::market_of_log(key))),
             // FLUSHALL pushes nil: everything changed.
-            _ => marks.all = true,
+            _ => changes.all = true,
         });
     }
 }

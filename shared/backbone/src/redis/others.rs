@@ -24,7 +24,7 @@ impl RedisBackbone {
 
     async fn listen_to_others(self: &Arc<Self>) {
         let own = Arc::clone(self);
-        let remembered = move || own.remembered().iter().map(|(market, top)| (*market, *top)).collect();
+        let remembered = move || own.remembered().iter().map(|(market, latest)| (*market, *latest)).collect();
         let mut listener = RedisChangeListener::new(Arc::clone(&self.nodes), Arc::new(remembered));
         let mut pending = BTreeSet::new();
         loop {
@@ -52,8 +52,8 @@ impl RedisBackbone {
         }
         let mut new = Vec::new();
         for markets in parts.values() {
-            for (market, top) in markets.iter().zip(self.latest_positions(markets).await?) {
-                if self.remember(*market, top) {
+            for (market, latest) in markets.iter().zip(self.latest_positions(markets).await?) {
+                if self.remember(*market, latest) {
                     new.push(*market);
                 }
             }

@@ -159,8 +159,8 @@ async fn at_full_speed_a_stop_waits_for_the_batch_in_flight() {
     assert!(next <= 101, "{next}");
     let rest = Options { from: next, ..recording.options(Speed::Max) };
     replay(&backbone, &rest, never()).await.unwrap();
-    let top = backbone.read_after(MarketId::new(7).unwrap(), Seq::ZERO, 1).await.unwrap().top;
-    assert_eq!(top, Position { epoch: top.epoch, seq: Seq::new(5_000) });
+    let latest = backbone.read_after(MarketId::new(7).unwrap(), Seq::ZERO, 1).await.unwrap().latest;
+    assert_eq!(latest, Position { epoch: latest.epoch, seq: Seq::new(5_000) });
 }
 
 #[tokio::test]

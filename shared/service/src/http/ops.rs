@@ -17,7 +17,7 @@ use serde_json::json;
 use super::refusal;
 use crate::{
     settings::Setting,
-    telemetry::{self, Tally},
+    telemetry::{self, Histogram},
 };
 
 /// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
@@ -43,14 +43,14 @@ pub trait Readiness: Send + Sync + 'static {
 struct Ops {
     readiness: Arc<dyn Readiness>,
     metrics: PrometheusHandle,
-    tallies: &'static [&'static Tally],
+    histograms: &'static [&'static Histogram],
 }
 
-/// The three routes. Liveness depends on nothing but the process. `tallies` are what is measured besides the recorder.
+/// The three routes. Liveness depends on nothing but the process. `histograms` are what is measured besides the recorder.
 pub fn router(
     readiness: Arc<dyn Readiness>,
     metrics: PrometheusHandle,
-    tallies: &'static [&'static Tally],
+    histograms: &'static [&'static Histogram],
 ) -> Router {
     Router::new()
         .route("/livez", get(async || Json(json!({ "live": true }))))
@@ -58,7 +58,7 @@ pub fn router(
         .route("/metrics", get(render_metrics))
         .fallback(async || refusal(ErrorCode::NotFound, "no such path: /livez, /readyz or /metrics"))
         .method_not_allowed_fallback(async || refusal(ErrorCode::MethodNotAllowed, "only GET"))
-        .with_state(Ops { readiness, metrics, tallies })
+        .with_state(Ops { readiness, metrics, histograms })
 }
 
 /// Keeps the recorder's memory bounded for as long as the process lives.
@@ -81,6 +81,6 @@ async fn readyz(State(ops): State<Ops>) -> Response {
 
 /// Prometheus text format 0.0.4.
 async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
-    let text = telemetry::render_metrics(&ops.metrics, ops.tallies);
+    let text = telemetry::render_metrics(&ops.metrics, ops.histograms);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
