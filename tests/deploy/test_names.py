@@ -11,9 +11,9 @@ SECRETS = ("docker/secrets", "docker/tls", "k8s/overlays/dev/secrets")
 # What is no setting of ours, and where it is read or written; None: of Linux, Rust, glibc or an image that is not ours.
 OTHER_NAMES = {
     "RUST_LOG": "shared/service/src/telemetry.rs", "KMARKET_COMMIT": "shared/service/src/telemetry.rs",
-    "FAULT_SEED": "tests/it/fault_sequences.rs", "FAULT_SEEDS": "tests/it/fault_sequences.rs",
-    "FAULT_SOAK": "tests/it/fault_sequences.rs", "UPDATE_OPENAPI": "tests/it/openapi.rs",
-    "UPDATE_RECORDING": "tests/it/recording.rs",
+    "FAULT_SEED": "tests/it/faults/fault_sequences.rs", "FAULT_SEEDS": "tests/it/faults/fault_sequences.rs",
+    "FAULT_SOAK": "tests/it/faults/fault_sequences.rs", "UPDATE_OPENAPI": "tests/it/operate/openapi.rs",
+    "UPDATE_RECORDING": "tests/it/recorded/recording.rs",
     "GATEWAY_1": "docker/nginx/host.conf.template", "GATEWAY_2": "docker/nginx/host.conf.template",
     "LISTEN_HTTPS": "docker/nginx/host.conf.template", "TLS_CERTIFICATE": "docker/nginx/host.conf.template",
     "TLS_KEY": "docker/nginx/host.conf.template", "REDIS_ADDRESS": "docker/make-secrets",

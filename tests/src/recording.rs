@@ -1,7 +1,7 @@
 //! Generates the recorded horse race in `tests/feeds`, in the format of Betfair's historical exchange streams.
 //!
 //! The race, its runners and its prices are invented. The generator is seeded and calculates with integers, so it
-//! writes the same bytes on every machine. `tests/it/recording.rs` compares them with the committed file.
+//! writes the same bytes on every machine. `tests/it/recorded/recording.rs` compares them with the committed file.
 
 #![expect(
     clippy::inconsistent_digit_grouping,

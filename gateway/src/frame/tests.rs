@@ -2,7 +2,7 @@
 //! must hold for all frames.
 //!
 //! This server echoes nothing. Where the suite expects an echo the text is read here; its binary cases end with 1003.
-//! `tests/it/autobahn.rs` has those that need a connection.
+//! `tests/it/client/autobahn.rs` has those that need a connection.
 
 use std::sync::LazyLock;
 

@@ -1,7 +1,7 @@
 //! The seam between the services and what holds the markets' logs.
 //!
 //! [`Backbone`] has two implementations: [`RedisBackbone`] for production, and [`MemoryBackbone`], which lets one
-//! process be the whole system. One conformance suite (`tests/it/backbone.rs`) runs against both.
+//! process be the whole system. One conformance suite (`tests/it/redis/backbone.rs`) runs against both.
 
 pub mod keys;
 mod memory;

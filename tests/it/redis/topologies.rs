@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tests::{Access, Cluster, Desk, Follower, Rest, Sentinels, Services, cluster, eventually, fresh_market};
 
-use crate::backbone;
+use super::backbone;
 
 /// Far below every time-out of a call to Redis: whoever waits for another part's node takes longer.
 const NOT_HELD_UP: Duration = Duration::from_secs(2);

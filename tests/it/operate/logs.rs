@@ -23,7 +23,7 @@ struct Event {
 
 /// By message.
 fn documented() -> BTreeMap<String, Event> {
-    let page = include_str!("../../docs/operations.md");
+    let page = include_str!("../../../docs/operations.md");
     let logs = page.split("\n## Logs\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let names =
         |cell: &str| -> BTreeSet<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
