@@ -1,7 +1,7 @@
-//! The cases of the Autobahn suite that need a connection, by the suite's numbers: in which order things are answered,
-//! and how a connection ends. `gateway/src/frame/tests.rs` has what is read of all the others.
+//! The cases of the Autobahn suite that need a connection, by the suite's numbers: the order of replies, and how a
+//! connection ends. `gateway/src/frame/tests.rs` has the reading of all other cases.
 //!
-//! Where the suite expects an echo, a text is answered as the protocol says: with a pong, or with `BAD_MESSAGE`.
+//! Where the suite expects an echo, the gateway replies with a pong or with `BAD_MESSAGE`.
 
 use tests::{
     Message, RawSocket, Stack, fresh_user,

@@ -1,6 +1,7 @@
-//! Clients that others wrote: Node's `ws` and Python's `websockets` against a real gateway. The scripts in
-//! `tests/clients` do the same with each: a token in each of its three places, updates, a message in fragments, pings,
-//! heartbeats, and closing from both sides; `permessage-deflate` is offered.
+//! Clients by other authors: Node's `ws` and Python's `websockets` against a real gateway.
+//!
+//! The scripts in `tests/clients` do the same with each: a token in each of its three forms, updates, a message in fragments,
+//! pings, heartbeats, and closing from both sides. They offer `permessage-deflate`.
 
 use std::{path::Path, process::Stdio};
 
@@ -20,7 +21,7 @@ async fn node_s_ws_is_served() {
 
 #[tokio::test]
 async fn python_s_websockets_is_served() {
-    // Another Python may come first in the path than the one whose libraries are packages.
+    // The path may name another Python first than the one that has the libraries.
     let pythons = ["python3", "/usr/bin/python3"];
     let found = find(&pythons, &["-c", "import websockets"]).await;
     let python = found.expect("please install Python's library websockets: apt install python3-websockets");

@@ -1,4 +1,4 @@
-//! Heartbeats and the table of close codes (contract, section 3).
+//! Heartbeats, and the table of `docs/protocol.md#close-codes`.
 
 use protocol::time::unix_ms;
 use tests::{
@@ -28,12 +28,12 @@ async fn a_message_beyond_max_message_bytes_closes_with_1009() {
     socket.send("x".repeat(16385)).await;
     assert_eq!(socket.closed().await.code, 1009);
 
-    // The length in the header is enough: nobody waits for 2^40 bytes.
+    // The length in the header is enough. The server does not wait for 2^40 bytes.
     let mut socket = RawSocket::connect(stack.gateway(0).api, &tokens::for_user(fresh_user())).await;
     socket.send_bytes(&[last(opcode::TEXT), 0x80 | 127, 0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4]).await;
     assert_eq!(socket.close_code().await, 1009);
 
-    // Nor does cutting it into fragments get around it.
+    // Fragments do not get around the limit.
     let mut socket = RawSocket::connect(stack.gateway(0).api, &tokens::for_user(fresh_user())).await;
     for first in [opcode::TEXT, opcode::CONTINUATION, opcode::CONTINUATION] {
         socket.send_bytes(&frame(first, &[b'x'; 8000])).await;
@@ -101,7 +101,7 @@ async fn heartbeats_come_as_a_message_and_as_a_frame_and_answering_either_keeps_
     let gateway = stack.another_gateway(&[("HEARTBEAT_INTERVAL", "200ms"), ("HEARTBEAT_TIMEOUT", "1s")]);
     let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
     let (mut first_ts, mut frames) = (None, 0);
-    // The client only answers ping frames, as every WebSocket library does by itself.
+    // The client only replies to ping frames, as every WebSocket library does by itself.
     loop {
         match socket.event().await {
             Event::PingFrame => frames += 1,

@@ -1,4 +1,4 @@
-//! The client already in the field keeps working: it knows nothing of snapshots, epochs or acks, and yet converges.
+//! The client already in the field keeps working. It knows no snapshots, epochs or acks, and yet converges.
 
 use tests::{FieldClient, Lines, Rest, Stack, admin::numbered, fresh_market, fresh_user, tokens};
 
@@ -39,7 +39,7 @@ async fn the_field_client_fetches_what_was_too_much_to_resume() {
     field.connect(gateway.api).await;
     field.reach(5).await;
 
-    // It is away for 400 updates, gets a snapshot that it does not know, and then updates far ahead of its own.
+    // The client misses 400 updates. It gets a snapshot, which it does not know, and then updates far ahead of its own.
     admin.publish_many(market, 5, 400).await;
     field.connect(gateway.api).await;
     admin.keep_publishing(market, &mut 406, field.reach(410)).await;
@@ -61,7 +61,7 @@ async fn the_field_client_converges_after_history_was_lost() {
 
     let keys = ["log", "state"].map(|kind| format!("odds:{kind}:{{{market}}}"));
     let _: u64 = redis::AsyncCommands::del(&mut stack.redis().connection().await, &keys).await.unwrap();
-    // The new epoch begins well above; the update behind that is the first that the client sees, and it fetches.
+    // The new epoch begins well above. The client first sees the update after that, and fetches.
     let first = admin.publish(market, &numbered(31)).await.seq;
     assert!(first > 31);
     let mut next = first + 1;

@@ -1,4 +1,4 @@
-//! `GET /ws/odds`: where the token may be, and refusals before the upgrade (contract, section 3).
+//! `GET /ws/odds` (`docs/protocol.md#handshake`): where the token may be, and refusals before the upgrade.
 
 use tests::{Http, Socket, Stack, fresh_user, tokens};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;

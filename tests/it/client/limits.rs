@@ -1,4 +1,4 @@
-//! The table of limits (contract, section 3).
+//! The limits of clients: rates, connections, markets, and sizes of messages and headers.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -67,7 +67,7 @@ async fn pings_pongs_and_empty_fragments_count_like_messages() {
         socket.send_bytes(&frame(first, b"").repeat(100)).await;
         assert_eq!(socket.close_code().await, 4429, "{what}");
     }
-    // Those that add something are bounded by the message's length, which counts once.
+    // The message's length bounds fragments that carry bytes. Such a message counts once.
     let mut socket = RawSocket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
     socket.send_bytes(&frame(opcode::TEXT, b"{")).await;
     socket.send_bytes(&frame(opcode::CONTINUATION, b" ").repeat(5000)).await;
@@ -212,7 +212,7 @@ async fn handshakes_beyond_those_that_may_be_under_way_get_503_with_retry_after(
     let token = tokens::for_user(fresh_user());
     let mut open = Vec::new();
     for _ in 0..8 {
-        // Once it is through it is none of those any more.
+        // A connection that is through its handshake does not count here.
         open.push(RawSocket::connect(gateway.api, &token).await);
     }
     let mut under_way = Vec::new();
@@ -244,7 +244,7 @@ async fn a_request_s_header_of_more_than_32_kib_is_answered_431_by_both_services
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Pad: \r\n\r\n",
         &url[gateway.url("").len()..]
     );
-    // Where the padding goes, and what else the request is.
+    // Where the padding goes, and what else the request contains.
     for (address, head, status) in [
         (
             gateway.api,
@@ -277,7 +277,7 @@ async fn a_request_s_header_of_more_than_32_kib_is_answered_431_by_both_services
             );
             assert!(answer.contains(&body) && answer.contains("connection: close"), "{answer}");
         }
-        // Of more than that the end is not read: the answer may get lost, and has no body.
+        // The server does not read the end of a longer header. Its response may get lost, and has no body.
         for length in [2 * MAX + 1, 200_000] {
             let answer = exchange(address, &padded(length)).await;
             assert!(!answer.contains("HEADER_TOO_LARGE"), "{length} of {head}: {answer}");
@@ -355,12 +355,12 @@ async fn a_connection_that_goes_away_gives_back_its_place_and_its_markets() {
             assert_eq!(socket.update().await.seq, seq);
         }
     }
-    // A message is counted right after it was sent.
+    // The gateway counts a message right after it sent it.
     let all_counted = async || Some(rest.health().await).filter(|health| health.messages_sent >= 6);
     let health = eventually("all are counted", all_counted).await;
     assert_eq!((health.connections, health.topics), (2, 2));
 
-    // One closes as RFC 6455 says, the other just vanishes.
+    // One client closes as RFC 6455 says, the other vanishes.
     one.send_frame(tokio_tungstenite::tungstenite::Message::Close(None)).await;
     while !matches!(one.event().await, Event::Close(_) | Event::End) {}
     drop(two);
@@ -375,7 +375,7 @@ async fn a_connection_that_goes_away_gives_back_its_place_and_its_markets() {
 async fn exchange(address: SocketAddr, request: &str) -> String {
     within("the answer", async {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // What is not read may be cut off.
+        // Unread bytes may be cut off.
         let _ = stream.write_all(request.as_bytes()).await;
         let mut answer = Vec::new();
         while !answer.starts_with(b"HTTP/1.1 101 ") && matches!(stream.read_buf(&mut answer).await, Ok(1..)) {

@@ -1,4 +1,4 @@
-//! Something else wrote into Redis: it costs the market it wrote into, and no other.
+//! Foreign data in Redis costs the market that it is in, and no other.
 
 use tests::{Admin, Http, Launch, Redis, Socket, admin::numbered, fresh_user, tokens};
 
@@ -12,7 +12,7 @@ async fn a_log_that_cannot_be_understood_holds_up_no_other_market() {
     let mut socket = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
     socket.subscribe(&[followed, healthy]).await;
 
-    // A log that is not a stream at all, and a foreign entry in one that is followed.
+    // A log that is no stream at all, and a foreign entry in a log that a gateway follows.
     let _: String = redis.tell(&format!("SET odds:log:{{{broken}}} nonsense"));
     let _: String = redis.tell(&format!("XADD odds:log:{{{followed}}} 1-1 foreign entry"));
     let mut unlucky = Socket::connect(gateway.api, &tokens::for_user(fresh_user())).await;
@@ -26,11 +26,11 @@ async fn a_log_that_cannot_be_understood_holds_up_no_other_market() {
         assert_eq!(socket.update().await.seq, seq);
         assert_eq!(lucky.update().await.seq, seq);
     }
-    // One that is followed becomes something else.
+    // A followed log turns into something else.
     let _: String = redis.tell(&format!("SET odds:log:{{{followed}}} nonsense"));
     admin.publish(healthy, &numbered(4)).await;
     assert_eq!(socket.update().await.seq, 4);
-    // Only the client that asked for the broken one is sent away, and the pod is as ready as before.
+    // Only the client of the broken market is closed. The pod stays as ready as before.
     assert_eq!(unlucky.closed().await.code, 1013);
     assert_eq!(Http::default().get(&gateway.ops_url("/readyz")).await.status, 200);
 }

@@ -1,4 +1,4 @@
-//! ping, pong, refresh, ids and errors (contract, section 3).
+//! ping, pong, refresh, ids and errors (`docs/protocol.md#websocket`).
 
 use serde_json::{Value, json};
 use tests::{
@@ -39,7 +39,7 @@ async fn every_request_may_carry_an_id_that_its_answer_echoes() {
             socket.send(format_args!("{{{request},\"id\":{id}}}")).await;
             assert_eq!(socket.ack().await.id, Some(id), "{request}");
             if request.contains("subscribe") {
-                // Twenty messages at once are allowed, and no more.
+                // The client may send twenty messages at once, and no more.
                 socket.send(format_args!("{{{request}}}")).await;
                 assert_eq!(socket.ack().await.id, None);
             }
@@ -92,7 +92,7 @@ async fn refresh_replaces_the_token_of_the_same_user() {
     let stack = Stack::shared();
     let gateway = stack.another_gateway(&[("HEARTBEAT_INTERVAL", "200ms")]);
     let user = fresh_user();
-    // Its three seconds past expiry leave it less than two of the five seconds' leeway.
+    // The token expired three seconds ago. Less than two of the five seconds of leeway remain.
     let short = tokens::expiring(user, -3);
     let ends_ms = (tokens::expiry_s(&short) + 5) * 1000;
     let mut socket = Socket::connect(gateway.api, &short).await;

@@ -1,4 +1,4 @@
-//! Reads over REST (contract, section 4).
+//! Reads over REST (`docs/protocol.md#rest`).
 
 use redis::AsyncCommands;
 use tests::{Http, Lines, Rest, Stack, admin::numbered, fresh_market, fresh_user, tokens};
@@ -45,7 +45,7 @@ async fn updates_after_since_seq_come_oldest_first() {
     let above = Rest::of(stack.gateway(1)).updates(market, "since_seq=9999").await;
     assert_eq!((above.to_seq, above.latest_seq, above.has_more), (9999, 250, false));
     assert!(!above.complete, "who is above the top has something that was lost");
-    // One gateway has the market in memory now, the other must ask Redis.
+    // One gateway now has the market in memory. The other must ask Redis.
     for gateway in [0, 1] {
         let rest = Rest::of(stack.gateway(gateway));
         for (query, from, to) in [

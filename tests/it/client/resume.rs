@@ -1,4 +1,4 @@
-//! resume (contract, section 3, rules 1–4).
+//! resume (rules 1 to 4 of `docs/protocol.md#rules`).
 
 use redis::AsyncCommands;
 use tests::{
@@ -9,7 +9,7 @@ use tests::{
 #[tokio::test]
 async fn resume_on_the_other_pod_while_updates_flow_has_no_hole_and_no_duplicate() {
     const UPDATES: u64 = 400;
-    /// Updates taken from one pod before the client goes to the other.
+    /// Updates that the client takes from one pod before it changes to the other.
     const STAY: u64 = 17;
     let stack = Stack::shared();
     let (admin, market) = (stack.admin(), fresh_market());
@@ -155,7 +155,7 @@ async fn resume_beyond_history_gets_a_reset_snapshot() {
     let trimmed: u64 = redis.xtrim(log, redis::streams::StreamMaxlen::Equals(8)).await.unwrap();
     assert_eq!(trimmed, 12);
 
-    // These gateways have never looked at the market before the trim.
+    // These gateways never looked at the market before the trim.
     let mut socket = stack.socket(0).await;
     assert_eq!(
         socket.resume(market, 12).await.position(market).recovered,
@@ -174,7 +174,7 @@ async fn resume_past_what_the_pod_has_in_memory_is_replayed_from_redis() {
     let stack = Stack::shared();
     let (admin, market) = (stack.admin(), fresh_market());
     admin.publish_many(market, 0, 30).await;
-    // This pod has followed the market since 30, and nobody has asked it for what was before.
+    // This pod has followed the market since update 30. No client has asked it for earlier updates.
     let mut witness = stack.socket(0).await;
     witness.subscribe(&[market]).await;
     for seq in 31..=40 {

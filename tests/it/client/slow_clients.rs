@@ -1,4 +1,4 @@
-//! Rule 6: a slow client costs bounded memory and hurts nobody else (contract, section 3).
+//! Rule 7 of `docs/protocol.md#rules`: a slow client costs bounded memory and delays no other client.
 
 use tests::{
     Admin, Lines, Message, RawSocket, Rest, Socket, Stack, eventually, fresh_market, fresh_user, tokens,
@@ -26,7 +26,7 @@ async fn a_client_behind_by_more_than_the_pod_keeps_gets_a_conflated_snapshot_th
     fast.subscribe(&[market]).await;
     publish_in_step(&admin, market, 1..=UPDATES, &mut fast).await;
 
-    // Only now it reads: one update after the other, then a jump through a snapshot, then on from there.
+    // Now the client reads: one update after the other, then a snapshot, then updates from there.
     let (mut last, mut snapshots, mut lines) = (0, 0, Lines::default());
     while last < UPDATES {
         match slow.recv().await.expect("slow, not gone") {
@@ -72,7 +72,7 @@ async fn a_client_unwritable_for_slow_after_is_closed_with_4409_and_the_others_n
     let metrics = tests::Http::default().get(&gateway.ops_url("/metrics")).await.text;
     assert!(metrics.lines().any(|line| line.contains("4409") && line.ends_with(" 1")), "{metrics}");
 
-    // What was under way still arrives, whole and in order, and then the end.
+    // Bytes under way still arrive, whole and in order, and then the end.
     let mut last = 0;
     while let Some(message) = slow.recv().await {
         match message {

@@ -1,4 +1,4 @@
-//! subscribe, unsubscribe, and the updates that follow (contract, section 3).
+//! subscribe, unsubscribe, and the updates that follow (`docs/protocol.md#websocket`).
 
 use tests::{
     Lines, Message, Rest, Stack,

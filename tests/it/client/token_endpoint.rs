@@ -1,4 +1,4 @@
-//! `POST /api/ws/token` (contract, section 2).
+//! `POST /api/ws/token` (`docs/protocol.md#tokens`).
 
 use protocol::time::unix_ms;
 use serde::Deserialize;
@@ -23,7 +23,7 @@ async fn a_token_for_a_user_id_sees_all_markets_for_ten_minutes() {
         assert_eq!(claims.exp - claims.iat, 600);
         let lifetime_ms = issued.expires_at - before_ms;
         assert!((598_000..=602_000).contains(&lifetime_ms), "milliseconds: {lifetime_ms}");
-        // Any pod takes it.
+        // Any pod accepts the token.
         Socket::connect(stack.gateway(1).api, &issued.token).await.expect_silence().await;
     }
 }

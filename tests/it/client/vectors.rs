@@ -1,4 +1,4 @@
-//! docs/vectors: what every client must make of the same messages, and of the same real events.
+//! `docs/vectors`: what every client must make of the same messages, and of the same real events.
 
 mod clients;
 
@@ -45,9 +45,9 @@ struct System {
     tokens: Tokens,
     chaos: Chaos,
     clients: Vec<Running>,
-    /// What was accepted last, by market.
+    /// The last accepted override, by market.
     last: BTreeMap<u64, (u64, u64)>,
-    /// Of each market.
+    /// The epochs of each market.
     epochs: BTreeMap<u64, BTreeSet<u64>>,
     gateway: usize,
     services: Services,
@@ -195,11 +195,11 @@ impl System {
         self.epochs.entry(market_id).or_default().insert(epoch);
     }
 
-    /// Waits until every client has what was published last in every market that it may see, and knows it for good.
+    /// Waits until every client has the last update of every market in its scope, and knows that it is fresh.
     async fn catch_up(&mut self) {
         let (last, tokens) = (&self.last, &self.tokens);
         let is_there = |state: &State| {
-            // Before it has said anything, a client has no markets.
+            // A client without output has no markets.
             let mut visible = state.markets.iter().filter(|(market, _)| tokens.allow(**market)).peekable();
             visible.peek().is_some()
                 && visible.all(|(market, known)| {
@@ -226,7 +226,7 @@ impl Run {
                 self.fetches.clear();
             }
             MessageStep::Say { say, sends } => {
-                // This client gives its requests no ids.
+                // This client sends requests without ids.
                 let say = ["resume", "subscribe"]
                     .iter()
                     .fold(say, |say, kind| say.replace(&format!("\"id\":${kind},"), ""));

@@ -1,4 +1,4 @@
-//! Tokens of the other API, and of a size that no token has (contract, sections 2 and 5).
+//! Tokens of the other API, and tokens that are too long (`docs/protocol.md#tokens`).
 
 use service::token::Role;
 use tests::{Admin, Http, Launch, Socket, Stack, fresh_user, tokens};
@@ -67,7 +67,7 @@ async fn status(address: std::net::SocketAddr, request: &str) -> u16 {
         let stream = TcpStream::connect(address).await.unwrap();
         let (mut read, mut write) = stream.into_split();
         let head = format!("{request}Host: x\r\nConnection: close\r\n\r\n");
-        // The rest of what is too long is not taken any more.
+        // The server does not read the rest of a token that is too long.
         let writing = tokio::spawn(async move {
             let _ = write.write_all(head.as_bytes()).await;
             write

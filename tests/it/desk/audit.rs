@@ -1,4 +1,4 @@
-//! `GET /admin/audit` (contract, section 5).
+//! `GET /admin/audit` (`docs/protocol.md#admin-api`).
 
 use serde_json::json;
 use service::token::Role;

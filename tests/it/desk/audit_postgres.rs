@@ -1,4 +1,4 @@
-//! The audit in PostgreSQL (`DATABASE_URL`): exactly what Redis has, whatever goes wrong on the way.
+//! The audit in PostgreSQL (`DATABASE_URL`): exactly what Redis has, whatever fails on the way.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -73,7 +73,7 @@ async fn postgres_may_be_away_for_a_while_and_has_exactly_the_same_rows_in_the_e
     }
     postgres.restart();
     publish(30).await;
-    // One that does not answer, instead of none.
+    // This Postgres accepts connections and never responds.
     postgres.process().pause();
     publish(30).await;
     postgres.process().unpause();
@@ -86,7 +86,7 @@ async fn postgres_may_be_away_for_a_while_and_has_exactly_the_same_rows_in_the_e
         })
         .await;
         assert!(metric(publisher, r#"publisher_audit_lost_total{cause="trimmed"}"#).await == 0.0);
-        // Once for each outage, whatever was tried meanwhile.
+        // The publisher logs each outage once, however many attempts fail.
         eventually("the end of each outage is said", async || {
             let said = publisher.process.said(Stream::Err);
             let count = |of| said.matches(of).count();
@@ -109,7 +109,7 @@ async fn what_a_killed_publisher_had_in_hand_another_one_brings() {
         admin.publish_many(market, 0, 20).await;
     }
     expect_same(&redis, &database, &markets).await;
-    // Each is given what Postgres does not take.
+    // Each publisher reads entries that Postgres does not accept.
     let lock = database.lock_audit().await;
     for &market in &markets {
         admin.publish_many(market, 20, 20).await;
@@ -181,7 +181,7 @@ async fn what_was_trimmed_while_a_publisher_that_died_had_it_in_hand_is_counted(
     let admin = trader(&first);
     admin.publish_many(market, 0, 5).await;
     expect_same(&redis, &database, &[market]).await;
-    // It is given what Postgres does not take.
+    // The publisher reads entries that Postgres does not accept.
     let lock = database.lock_audit().await;
     admin.publish_many(market, 5, 20).await;
     let given = eventually("some of it is in its hand", async || {
@@ -228,7 +228,7 @@ async fn postgres_keeps_what_redis_lost_and_says_so_when_an_id_is_used_again() {
     let after = database.audit().await;
     assert!(before.iter().all(|row| after.contains(row)), "what was brought stays");
 
-    // No clock does that; if it happens, it does not go unnoticed.
+    // No clock does that. If it happens, the publisher reports it.
     let (id, _) = before.last().unwrap();
     let entry = id.split_once('-').unwrap().1;
     redis.tell::<u64>(&format!("DEL odds:audit:{{{market}}}"));
@@ -298,7 +298,7 @@ async fn tables_are_made_once_and_those_of_a_newer_version_are_left_alone() {
     let (redis, postgres) = (Redis::start(), Postgres::shared());
     let database = postgres.database().await;
     let market = fresh_market();
-    // Both at once, into an empty database.
+    // Both publishers start at once on an empty database.
     let publishers = [exporting(&redis, &database), exporting(&redis, &database)];
     trader(&publishers[0]).publish_many(market, 0, 5).await;
     expect_same(&redis, &database, &[market]).await;
@@ -364,7 +364,7 @@ async fn over_tls_the_password_is_shown_to_nobody_but_the_database_that_the_url_
         let url = format!("{url}?sslmode=verify-full&sslrootcert={}", authority.ca_file().display());
         Launch::publisher(&redis).env("DATABASE_URL", &url).start()
     };
-    // An authority that has not signed it, and a name that is not in it.
+    // An authority that has not signed the certificate, and a name that is not in it.
     for (published, authority, host) in [(0, &others, "127.0.0.1"), (3, &ours, "localhost")] {
         let publisher = verified(authority, host);
         trader(&publisher).publish_many(market, published, 3).await;
@@ -382,7 +382,7 @@ async fn over_tls_the_password_is_shown_to_nobody_but_the_database_that_the_url_
     assert!(!connections.is_empty() && connections.iter().all(|row| row.get("ssl")));
     drop(publisher);
 
-    // One that speaks no TLS is not spoken to either.
+    // The publisher refuses a server without TLS.
     let plain = Postgres::shared();
     let url = format!("{}?sslmode=require", plain.database().await.url());
     let publisher = Launch::publisher(&redis).env("DATABASE_URL", &url).start();
@@ -409,7 +409,7 @@ async fn an_override_that_was_acknowledged_is_in_the_answer_at_every_publisher()
         assert_eq!((&page.entries[0].audit_id, page.entries[0].ts), (&accepted.audit_id, accepted.ts));
         assert!(answer.text.contains(&payload), "{}", answer.text);
     }
-    // Times are those of ids, which the clock may be a millisecond further for.
+    // The filter uses the ids' times. The clock that made them may be a millisecond ahead.
     let until = first.audit_id.split('-').nth(1).unwrap();
     let page: AuditPage = admins[0].audit(&format!("marketId={market}&until={until}")).await.ok();
     assert_eq!(page.entries.last().unwrap().audit_id, first.audit_id);
@@ -540,7 +540,7 @@ async fn nothing_in_a_query_is_taken_for_sql() {
         let before = format!("before={market}-{encoded}-0");
         admin.audit(&before).await.expect_error(400, "BAD_REQUEST");
     }
-    // As large as numbers get.
+    // The largest numbers.
     for query in ["since=18446744073709551615", "before=9007199254740991-0-0", "until=0"] {
         assert!(admin.audit(query).await.ok::<AuditPage>().entries.is_empty(), "{query}");
     }

@@ -1,4 +1,4 @@
-//! `POST /admin/odds/batch` (contract, section 5).
+//! `POST /admin/odds/batch` (`docs/protocol.md#admin-api`).
 
 use serde_json::Value;
 use service::token::Role;

@@ -1,4 +1,4 @@
-//! The trading console: where it is served, and what a browser is told about it.
+//! The trading console: where it is served, and with which headers.
 
 use tests::{Http, Launch, Redis, Rest, Services, Stack};
 

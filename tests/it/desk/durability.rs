@@ -1,4 +1,4 @@
-//! `PUBLISH_MIN_REPLICAS`: what an acknowledged override has reached.
+//! `PUBLISH_MIN_REPLICAS`: where an acknowledged override is.
 
 use service::token::Role;
 use tests::{
@@ -17,14 +17,14 @@ async fn an_override_is_acknowledged_when_enough_replicas_have_it() {
     let market = fresh_market();
     assert_eq!(admin.publish(market, &numbered(1)).await.durability, "replicated");
 
-    // The truth about what happened: it is in the log, and one replica too few has it.
+    // The response tells what happened: the update is in the log, and one replica too few has it.
     replica.kill();
     let body = override_body(market, &numbered(2));
     let message = admin.send_with_key("again", &body).await.expect_error(503, "SERVICE_UNAVAILABLE");
     assert!(message.contains("appended as seq 2") && message.contains("0 of 1"), "{message}");
     assert_eq!(Rest::of(&gateway).snapshot(market).await.seq, 2);
 
-    // The same request again appends nothing, and waits for the replicas again.
+    // The same request appends nothing, and waits for the replicas again.
     let _other = Redis::replica_of(primary.port());
     let answer = admin.send_with_key("again", &body).await;
     let accepted: Accepted = answer.json();

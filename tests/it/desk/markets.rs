@@ -1,4 +1,4 @@
-//! All markets at once (contract, section 5): which there are, whatever Redis lost of it; suspending and opening them.
+//! All markets at once (`docs/protocol.md#admin-api`): listed, whatever Redis lost of the list; suspended; opened.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ async fn a_market_is_suspended_while_its_prices_move_and_clients_are_told() {
     admin.publish(market, r#"{"status":{"state":"open","inPlay":true}}"#).await;
     let body = format!(r#"{{"marketIds":[{market}],"reason":"storm"}}"#);
     let suspending = admin.post("/admin/markets/suspend", &[], &body);
-    // Fewer than it is tried.
+    // Redis lists fewer markets than there are.
     let moving = async {
         for _ in 0..4 {
             admin.publish(market, r#"{"win":{"home":1.85}}"#).await;
@@ -64,7 +64,7 @@ async fn a_list_that_was_lost_is_whole_again_once_the_publisher_listens_anew() {
     }
     expect_listed(&redis, markets).await;
     redis.expect_tracking(3);
-    // As after a failover to a replica that had not heard of it, all connections being new.
+    // This is the state after a failover to a replica that lacks the list. All connections are new.
     let _: u64 = redis.tell("DEL odds:markets");
     redis.kill_tracking();
     expect_listed(&redis, markets).await;

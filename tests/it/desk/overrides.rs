@@ -1,4 +1,4 @@
-//! `POST /admin/odds/override` (contract, section 5).
+//! `POST /admin/odds/override` (`docs/protocol.md#admin-api`).
 
 use serde_json::Value;
 use service::token::Role;
@@ -167,7 +167,7 @@ async fn an_idempotency_key_makes_a_retry_safe() {
     let first = admin.send_with_key("retry-1", &body).await;
     assert_eq!((first.status, replayed(&first)), (200, None));
     admin.publish(market, &numbered(2)).await;
-    // The other publisher knows it as well.
+    // The other publisher knows the key as well.
     let other = stack.another_publisher(&[]);
     for admin in [&admin, &Admin::new(other.url(""))] {
         let again = admin.send_with_key("retry-1", &body).await;

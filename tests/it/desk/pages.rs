@@ -1,4 +1,4 @@
-//! Pages for browsers: the live board, and what it asks to begin with.
+//! Pages for browsers: the live board, and its first requests.
 
 use serde_json::{Value, json};
 use tests::{
@@ -56,7 +56,7 @@ async fn the_board_is_there_when_embedded_and_where_it_is_asked_for() {
             assert_eq!(Rest::of(service).get(path).await.status, status, "{path}");
         }
     }
-    // The trading console is the publisher's: only a gateway that embeds one can lead there.
+    // The trading console belongs to the publisher. Only a gateway that embeds one can link to it.
     assert!(Rest::of(&on).get("/board/place.js").await.text.contains("null"));
 }
 
@@ -143,7 +143,7 @@ async fn many_who_ask_for_the_markets_cost_redis_one_read() {
     for answer in asked {
         assert_eq!(answer.await.unwrap(), 200);
     }
-    // One, and one more for each second that this took.
+    // One read, and one more for each second that this took.
     assert!(reads() - before <= 1 + began.elapsed().as_secs(), "{} reads", reads() - before);
 }
 

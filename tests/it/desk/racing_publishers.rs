@@ -1,4 +1,4 @@
-//! Several publishers at one market.
+//! Several publishers append to one market.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Taking tokens back: `POST /admin/tokens/revoke`, and what it does on every pod (contract, sections 2, 3 and 5).
+//! `POST /admin/tokens/revoke` (`docs/protocol.md#admin-api`), and what it does on every pod.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ async fn a_revoked_user_s_tokens_are_refused_everywhere_and_later_ones_are_good(
     let stack = Stack::shared();
     let reader = stack.another_gateway(&[("READ_AUTH", "token")]);
     let user = fresh_user();
-    // Of both kinds: those that have an id, and those that have none.
+    // Tokens of both kinds: with an id, and without one.
     let earlier = [tokens::for_user(user), tokens::with_id(user, &format!("early-{user}"), 60)];
     let gateways = [stack.gateway(0), stack.gateway(1), &reader];
     for gateway in gateways {
@@ -92,7 +92,7 @@ async fn a_revoked_token_is_taken_back_alone() {
         assert_eq!(error.code, "UNAUTHORIZED", "the old one stays: {}", error.message);
         socket.expect_silence().await;
     }
-    // What counts is the token that the connection has now.
+    // The connection's current token counts.
     refresh(&mut on_b, &c).await;
     assert!(on_b.ack().await.ok);
     revoke(&admin, &format!(r#"{{"jti":"{}"}}"#, ids[1])).await;

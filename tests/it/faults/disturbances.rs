@@ -1,4 +1,4 @@
-//! What goes wrong between the parts must not show at the clients: no hole, no duplicate.
+//! Failures between the services do not show at the clients: no hole, no duplicate.
 
 use tests::{
     Admin, Message, RawSocket, Rest, Socket, Stack,
@@ -23,7 +23,7 @@ async fn connections_to_redis_that_break_again_and_again_lose_nothing() {
                 let kill = kill.arg("KILL").arg("TYPE").arg(if seq % 20 == 0 { "pubsub" } else { "normal" });
                 let _: u64 = kill.arg("SKIPME").arg("yes").query_async(&mut redis).await.unwrap();
             }
-            // An answer may be lost with its connection: the key makes it safe to ask again.
+            // A response may be lost with its connection. The key makes a retry safe.
             let accepted = eventually("an accepted override", async || {
                 let answer =
                     admin.send_with_key(&seq.to_string(), &override_body(market, &numbered(seq))).await;
@@ -117,7 +117,7 @@ async fn clients_that_vanish_at_any_moment_leave_no_trace() {
                 tests::raw::last(tests::raw::opcode::TEXT),
                 format!(r#"{{"type":"resume","offsets":{{"{market}":0}}}}"#).as_bytes(),
             );
-            // Some are cut off in the middle of their request, some before its answer, some after it.
+            // The proxy cuts some requests in the middle, some before their response, some after it.
             socket.send_bytes(&request[..request.len().min(client * 2)]).await;
             if client * 2 >= request.len() {
                 assert!(matches!(socket.recv().await, Some(Message::Ack(_))));
@@ -144,7 +144,7 @@ async fn a_killed_publisher_takes_nothing_with_it() {
     let admin = Admin::new(doomed.url(""));
     let publishing = tokio::spawn(async move {
         let mut acknowledged = 0;
-        // A connection that breaks ends the task; what was acknowledged before must be there.
+        // A broken connection ends the task. Everything acknowledged before must be there.
         while let Some(accepted) = admin.try_publish(market, &numbered(acknowledged + 1)).await {
             acknowledged = accepted.seq;
         }

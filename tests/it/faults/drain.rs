@@ -1,4 +1,4 @@
-//! SIGTERM (contract, section 3, rule 10), with many clients and with requests in flight.
+//! SIGTERM (rule 11 of `docs/protocol.md#rules`), with many clients and with requests in flight.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ async fn of_5000_clients_each_goes_on_elsewhere_without_a_hole_and_no_second_has
         waits.insert(bye.after_ms);
     }
     assert!(waits.len() > 1_000, "they are told to wait differently: {}", waits.len());
-    // By the pod's own plan: when it gets to it, and the clients to read of it, is for the machine to say.
+    // The check uses the pod's own schedule. When the pod acts on it, and when clients read of it, depends on the machine.
     let said = leaves.process.said(Stream::Err);
     let mut times: Vec<u64> = said
         .lines()
@@ -74,7 +74,7 @@ async fn a_rolling_restart_of_both_pods_costs_5000_clients_nothing() {
     let new = [pods.gateway(), pods.gateway()];
     let rolled = async {
         for (index, gateway) in old.iter().enumerate() {
-            // The balancer knows of the new one before the old one is told to go, and of its end some time after.
+            // The balancer learns of the new pod before the old one gets its signal, and of the old pod's end some time later.
             crowd.send_to(&[at[0], at[1], new[index].api]);
             terminate_and_expect_end(gateway).await;
             at[index] = new[index].api;
@@ -107,7 +107,7 @@ async fn a_draining_publisher_answers_what_is_in_flight_and_refuses_the_rest_wit
     let publisher = stack.another_publisher(&[]);
     let (admin, market) = (Admin::new(publisher.url("")), fresh_market());
     let in_flight = InFlight::begin(&publisher, &override_body(market, &numbered(1))).await;
-    // Connected and silent when the signal comes: what it asks then is refused, and nobody waits for it.
+    // This client is connected and silent when the signal comes. The pod refuses its later request and does not wait for it.
     let mut early = TcpStream::connect(publisher.api).await.unwrap();
     publisher.process.terminate();
     publisher.expect_readiness(503).await;
@@ -166,7 +166,7 @@ impl Pods {
         Arc::new(launch.env("RUST_LOG", "info,gateway::shard=debug").start())
     }
 
-    /// Publishes in all markets until `until` is done; the last number of each.
+    /// Publishes in all markets until `until` is done. Returns the last number of each.
     async fn publish_until(&mut self, until: impl Future<Output = ()>) -> BTreeMap<u64, u64> {
         let mut ticks = interval(PUBLISH_EVERY);
         tokio::pin!(until);
@@ -188,7 +188,7 @@ async fn terminate_and_expect_end(gateway: &Arc<Service>) {
     gateway.expect_readiness(503).await;
     let patience = Duration::from_secs(u64::from(DRAIN_SECONDS) + 5);
     let gateway = Arc::clone(gateway);
-    // On a thread of its own: updates go on meanwhile.
+    // The publisher has a thread of its own, so updates go on meanwhile.
     let ended = spawn_blocking(move || gateway.process.wait_for(patience)).await.unwrap();
     assert!(ended.success(), "{ended}");
 }

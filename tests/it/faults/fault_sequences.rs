@@ -1,9 +1,10 @@
-//! Faults in an order that a seed draws, while desks publish without a pause and clients change pods as they please.
-//! Each [`Follower`] checks what it sees; after each fault everybody has what Redis has, and Redis has all that was
-//! acknowledged.
+//! Faults in an order that a seed draws, while desks publish without a pause and clients change pods at random.
 //!
-//! `FAULT_SEED=…` runs one sequence again, `FAULT_SEEDS=20` so many, and `FAULT_SOAK=10m` one after the other for so
-//! long, with hangs of half a minute.
+//! Each [`Follower`] checks its messages. After each fault every client has what Redis has, and Redis has every
+//! acknowledged update.
+//!
+//! `FAULT_SEED=…` repeats one sequence. `FAULT_SEEDS=20` runs 20 of them. `FAULT_SOAK=10m` runs one after the other for 10
+//! minutes, with hangs of half a minute.
 
 mod sets;
 
@@ -139,7 +140,7 @@ enum Fault {
     TrackingOverflows,
     GatewayKilled,
     PublisherKilled,
-    /// Of a set.
+    /// Faults of a set of nodes.
     Node(Role, Trouble),
 }
 
@@ -167,12 +168,12 @@ impl Fault {
         Self::PublisherKilled,
     ];
 
-    /// Whether Redis is without something afterwards that was acknowledged.
+    /// Returns true if Redis may have lost acknowledged updates afterwards.
     fn loses(self) -> bool {
         matches!(self, Self::Flushed | Self::Emptied | Self::OlderCopy | Self::LaggingReplica)
     }
 
-    /// Whether Redis may be without something afterwards that was not acknowledged, and that clients may have seen.
+    /// Returns true if Redis may have lost updates that were not acknowledged and that clients may have seen.
     fn may_lose_more(self) -> bool {
         matches!(self, Self::Node(..))
     }
@@ -181,14 +182,14 @@ impl Fault {
 /// What the services are on.
 enum Home {
     Single(Box<Single>),
-    /// With whether logs are followed at replicas.
+    /// The flag says whether gateways follow logs at replicas.
     Set(Set, bool),
 }
 
 /// One Redis.
 struct Single {
     redis: Redis,
-    /// Between the gateways and Redis, and between the publishers and Redis.
+    /// Proxies between the gateways and Redis, and between the publishers and Redis.
     links: [Chaos; 2],
 }
 
@@ -208,7 +209,7 @@ impl Home {
         }
     }
 
-    /// How gateways and publishers get there.
+    /// How gateways and publishers reach Redis.
     fn accesses(&self) -> [Access; 2] {
         match self {
             Self::Single(single) => single.links.each_ref().map(Access::from),
@@ -223,7 +224,7 @@ impl Home {
         }
     }
 
-    /// Where this market is now. Blocks the thread.
+    /// Returns this market's latest position. Blocks the thread.
     fn redis_of(&self, market: u64) -> &Redis {
         match self {
             Self::Single(single) => &single.redis,
@@ -231,7 +232,7 @@ impl Home {
         }
     }
 
-    /// The nodes that a process may have connections to.
+    /// Returns the nodes that a process may have connections to.
     fn nodes(&self) -> usize {
         match self {
             Self::Single(_) => 1,
@@ -295,7 +296,7 @@ impl Single {
             Fault::Trickle => self.weather(Weather::Trickle(Duration::from_millis(1)), acknowledged).await,
             Fault::HalfOpen => self.links[rng.random_range(0..2)].swallow(),
             Fault::TrackingKilled => self.redis.kill_tracking(),
-            // The gateways'.
+            // The proxy of the gateways.
             Fault::TrackingOverflows => {
                 self.redis.expect_tracking(4);
                 self.links[0].set(Weather::Held);
@@ -320,7 +321,7 @@ struct World {
     rng: StdRng,
     moment: Duration,
     clients: Vec<Client>,
-    /// One for each market.
+    /// One follower per market.
     desks: Vec<Desk>,
     markets: Vec<u64>,
     gateways: [Pod; 2],
@@ -364,7 +365,7 @@ impl World {
         Self { rng, moment, clients, desks, markets, gateways, publishers, idle, home }
     }
 
-    /// Publishes and follows before, in and after a fault, and looks whether everything is as it should be.
+    /// Publishes and follows before, during and after a fault, and checks everything.
     async fn go_through(&mut self, fault: Fault) {
         let before = self.latest_positions();
         let acknowledged: Arc<[AtomicUsize; MARKETS]> = Arc::default();
@@ -429,10 +430,10 @@ impl World {
         }
         for (desk, &market) in self.desks.iter().zip(&self.markets) {
             let redis = self.home.redis_of(market);
-            // What was acknowledged is there, of this epoch at least.
+            // Every acknowledged update is there, of this epoch or a later one.
             let since = if fault.may_lose_more() { 0 } else { desk.last()[&market].0 };
             desk.expect_all_in(redis, market, since);
-            // What several have seen of one position is one update.
+            // All followers saw the same update at the same position.
             let mut seen: HashMap<(u64, u64), &str> =
                 desk.accepted().iter().map(|(_, position, payload)| (*position, payload.as_str())).collect();
             for client in &self.clients {
@@ -451,7 +452,7 @@ impl World {
         }
     }
 
-    /// Nothing of those who were here is left: connections, open files, threads.
+    /// Checks that clients left nothing behind: no connections, open files or threads.
     async fn expect_no_trace_of_clients(self) {
         let Self { clients, desks, gateways, publishers, idle, home, .. } = self;
         drop((clients, desks));
@@ -500,7 +501,7 @@ async fn keep_publishing(
     while !enough.load(Ordering::Relaxed) {
         desk.persist(market).await;
         acknowledged.fetch_add(1, Ordering::Relaxed);
-        // Leaves the machine to others.
+        // Leaves the processor to others.
         sleep(PACE).await;
     }
     desk
@@ -524,7 +525,7 @@ struct Client {
 }
 
 impl Client {
-    /// Until it is over, and everything that was acknowledged until then is here.
+    /// Follows until the sequence is over and every acknowledged update is here.
     async fn live(mut self, gateways: [SocketAddr; 2], mut over: watch::Receiver<Option<Tops>>) -> Self {
         let is_whole = |follower: &Follower, tops: &Tops| {
             tops.iter().all(|(market, top)| {

@@ -1,5 +1,4 @@
-//! Slow and hostile peers: none of them brings a pod down, leaves anything behind in it, or costs its other clients an
-//! update.
+//! Slow and hostile peers. None of them stops a pod, leaves anything behind in it, or costs other clients an update.
 
 use std::{cell::Cell, net::SocketAddr, time::Duration};
 
@@ -33,7 +32,7 @@ const A_BYTE_EVERY: Duration = Duration::from_millis(50);
 async fn a_thousand_sockets_that_send_nothing() {
     withstand(&[("HANDSHAKE_TIMEOUT", "1s")], async |gateway| {
         let attackers = (0..1000).map(async |_| {
-            // Some wait in the kernel's queue meanwhile.
+            // Some connections wait in the kernel's queue meanwhile.
             let mut stream = TcpStream::connect(gateway).await.unwrap();
             expect_end(&mut stream).await;
         });
@@ -56,7 +55,7 @@ async fn requests_that_come_byte_by_byte() {
                 for byte in request.as_bytes() {
                     ticks.tick().await;
                     if writer.write_all(&[*byte]).await.is_err() {
-                        // The reader sees the end as well.
+                        // The reader sees the end of the connection as well.
                         return std::future::pending().await;
                     }
                 }
@@ -100,7 +99,7 @@ async fn what_is_no_http_at_all() {
         for (what, bytes) in &attacks {
             let attackers = (0..10).map(async |_| {
                 let mut stream = TcpStream::connect(gateway).await.unwrap();
-                // What it does not even read may be cut off.
+                // Bytes that the server does not read may be cut off.
                 let _ = within(what, stream.write_all(bytes)).await;
                 expect_end(&mut stream).await;
             });
@@ -113,7 +112,7 @@ async fn what_is_no_http_at_all() {
 #[tokio::test]
 async fn answers_that_nobody_reads() {
     withstand(&[("HANDSHAKE_TIMEOUT", "500ms")], async |gateway| {
-        // The requests find room in the buffers of the kernel, their answers do not.
+        // The kernel's buffers have room for the requests, and not for the responses.
         let requests = b"GET /api/ws/health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1500);
         let attackers = (0..20).map(async |_| {
             let socket = TcpSocket::new_v4().unwrap();
@@ -156,7 +155,7 @@ async fn long_answers_that_nobody_reads_are_bounded_and_short_ones_are_given_mea
     };
     refused.expect_error(503, "SERVICE_UNAVAILABLE");
     assert!(refused.header("retry-after").is_some());
-    // What the making of the answers needed besides is given back in a moment.
+    // The memory that encoding the responses needed is returned a moment later.
     let memory = async || (gateway.process.memory_bytes() - before < 256 << 20).then_some(());
     eventually("memory for eight answers", memory).await;
     assert_eq!(rest.updates(market, "since_seq=0&limit=3").await.updates.len(), 3);
@@ -297,7 +296,7 @@ async fn messages_that_are_made_to_break_parsers() {
             assert!(matches!(error.code.as_str(), "BAD_MESSAGE" | "UNAUTHORIZED"), "{shown}: {error:?}");
             assert!(error.message.len() < 1_000, "it is not sent back: {shown}");
         }
-        // What is fine, if unusual.
+        // These are unusual, and valid.
         for unusual in [
             format!(r#"{{"type":"ping","ts":42,"x":{}}}"#, deep("[", "]")),
             r#"{"type":"ping","ts":42,"id":"\u0000"}"#.to_owned(),
@@ -358,7 +357,7 @@ async fn withstand<T>(settings: &[(&str, &str)], attack: impl AsyncFn(SocketAddr
         tokio::join!(attacking, publishing);
         memory.push(gateway.process.memory_bytes());
     }
-    // It goes up and down: what is given back may be taken again.
+    // The value goes up and down: another request may take what one returned.
     let warm = memory[..WARM].iter().max();
     assert!(
         warm.is_some_and(|warm| memory[ROUNDS - 1] < warm + GROWTH),

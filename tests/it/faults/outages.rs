@@ -1,5 +1,6 @@
-//! Whatever goes wrong between the services and Redis, and in Redis: each [`Follower`] checks that it sees no hole, no
-//! duplicate and no reordering, and in the end its state is the one in Redis.
+//! Failures of Redis, and between the services and Redis.
+//!
+//! Each [`Follower`] checks that it sees no hole, no duplicate and no reordering. At the end its state equals Redis'.
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ impl Scene {
         scene
     }
 
-    /// Publishes, and waits until everybody has it.
+    /// Publishes, and waits until every client has the update.
     async fn go_on(&mut self, updates: usize) {
         self.desk.publish_many(self.market, updates).await;
         for follower in &mut self.followers {
@@ -42,7 +43,7 @@ impl Scene {
         }
     }
 
-    /// The end of every story.
+    /// Checks that every client has ended where Redis is.
     async fn expect_whole(&mut self, redis: &Redis, resets: usize) {
         self.go_on(5).await;
         for follower in &self.followers {
@@ -113,7 +114,7 @@ async fn however_many_connections_are_half_open_a_gateway_is_back_within_the_tim
     let gateways = Services::start(&chaos, &[("STALE_AFTER", "1s")], &[]);
     let gateway = gateways.gateway(0);
     let rest = Rest::of(gateway);
-    // As many as there may be, since none of these reads ends before all of them have begun.
+    // The pool is exhausted, since none of these reads ends before all of them have begun.
     chaos.set(Weather::Slow(Duration::from_millis(100)));
     join_all((0..32).map(|_| rest.updates(fresh_market(), "since_seq=0"))).await;
     chaos.set(Weather::Fair);
@@ -191,7 +192,7 @@ async fn while_redis_loads_overrides_are_refused_and_prices_are_stale_until_it_h
         answer.is_err_and(|error| error.code() == Some("LOADING")).then_some(())
     })
     .await;
-    // The first may find its connection broken, and cannot tell.
+    // The first request may find its connection broken. Then its outcome is unknown.
     eventually("the publisher says that nothing was appended", async || {
         let answer = admin.send(&override_body(scene.market, &numbered(0))).await;
         let message = answer.expect_error(503, "SERVICE_UNAVAILABLE");
@@ -260,7 +261,7 @@ async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
     let replicas: u64 = primary.tell("WAIT 1 5000");
     assert_eq!(replicas, 1);
     replica.tell::<()>("REPLICAOF NO ONE");
-    // Acknowledged, and seen by everybody, and nowhere but on the primary.
+    // The update is acknowledged, every client has it, and only the primary holds it.
     scene.go_on(4).await;
     primary.kill();
     chaos.lead_to(&replica);
@@ -290,7 +291,7 @@ async fn a_tracking_connection_that_redis_closes_for_its_output_buffer_costs_not
     let mut desk = Desk::new(Admin::new(publisher.url("")));
     let mut followers =
         [Follower::start(gateways[0].api, &markets).await, Follower::start(gateways[1].api, &markets).await];
-    // What changes before is told when the link is; what changes only after, never.
+    // A change before the link breaks is notified. A change after it is never notified.
     let (before, after) = markets.split_at(2);
     for _ in 0..3 {
         redis.expect_tracking(3);

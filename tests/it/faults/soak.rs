@@ -1,5 +1,7 @@
-//! Rule 1 for clients that do as they please: whatever order they subscribe, unsubscribe, resume, vanish and change
-//! pods in, each market's seq goes up by exactly 1 from the ack's position or jumps through a snapshot.
+//! Rule 1 of `docs/protocol.md#rules` for clients that act at random.
+//!
+//! They subscribe, unsubscribe, resume, vanish and change pods in any order. Each market's seq goes up by exactly 1 from
+//! the ack's position, or jumps through a snapshot.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,7 @@ const ACTIONS_EACH: usize = 8;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_clients_do_each_market_s_seq_goes_up_by_one_or_jumps_through_a_snapshot() {
     let seed: u64 = rand::random();
-    // Shown when the test fails.
+    // The output shows this when the test fails.
     println!("seed {seed}");
     let stack =
         Stack::with(&[("MESSAGE_BURST", "1000000"), ("HISTORY_LEN", "20"), ("RESUME_MAX", "20")], &[]);
@@ -100,9 +102,9 @@ struct Client {
     rng: StdRng,
     token: String,
     socket: Option<Socket>,
-    /// What it knows of each market, from this connection and those before.
+    /// The client's knowledge of each market, from this connection and earlier ones.
     known: BTreeMap<u64, Known>,
-    /// What this connection is subscribed to.
+    /// The markets that this connection is subscribed to.
     subscribed: Vec<u64>,
 }
 
@@ -110,7 +112,7 @@ struct Client {
 struct Known {
     epoch: u64,
     seq: u64,
-    /// `None` when it began in the middle, without a snapshot.
+    /// `None` when delivery began in the middle, without a snapshot.
     lines: Option<Lines>,
 }
 
@@ -181,7 +183,7 @@ impl Client {
             self.subscribed.push(market);
             let position = ack.position(market);
             let known = self.known.get_mut(&market).unwrap();
-            // What happened while it did not listen is missing, unless nothing did.
+            // The client misses what happened while it did not listen, unless nothing happened.
             let lines = if position.seq == known.seq { known.lines.take() } else { None };
             *known = Known { epoch: position.epoch, seq: position.seq, lines };
         }
@@ -209,7 +211,7 @@ impl Client {
         }
     }
 
-    /// Sends a request and takes what comes before its ack.
+    /// Sends a request, and takes the messages that come before its ack.
     async fn ask(&mut self, request: &str) -> Ack {
         self.socket.as_mut().unwrap().send(request).await;
         loop {
@@ -220,7 +222,7 @@ impl Client {
         }
     }
 
-    /// Rule 1.
+    /// Checks rule 1 of `docs/protocol.md#rules`.
     fn take(&mut self, message: Message) {
         let market = match &message {
             Message::Update(update) => update.market_id,

@@ -1,5 +1,4 @@
-//! Secrets are nowhere to be seen: not in a log line however much is logged, not in a metric or a trace, and not in an
-//! answer.
+//! Secrets appear nowhere: in no log line at any level, in no metric, in no trace, and in no response.
 
 use protocol::Secret;
 use serde_json::Value;
@@ -61,7 +60,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
     let admin_keys = Keyring::parse(&Secret::new(ADMIN_JWT), Audience::Admin).unwrap();
     let admin_token = tokens::admin_signed(&admin_keys, Role::Admin);
 
-    // Where tokens come from.
+    // Tokens are issued here.
     let (json, issue) = (("content-type", "application/json"), gateway.url("/api/ws/token"));
     let body = format!(r#"{{"userId":{user}}}"#);
     let ask = async |key: &str, body: &str| {
@@ -74,7 +73,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
         seen.answer("the token endpoint", &ask(API_KEY, &body).await);
     }
 
-    // Where clients bring them: good, bad, and of the other API.
+    // Clients bring tokens here: good ones, bad ones, and those of the other API.
     let read = format!("/api/markets/{market}/odds/snapshot");
     for token in [token.as_str(), NO_TOKEN, &admin_token, &format!("{token}x")] {
         for path in ["/ws/odds", read.as_str(), "/api/ws/health", "/nowhere"] {
@@ -105,7 +104,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
         seen.0.push(("a socket's answer".to_owned(), format!("{answer:?}")));
     }
 
-    // The desk.
+    // The admin API.
     for token in [admin_token.as_str(), NO_TOKEN, &token] {
         let bearer = format!("Bearer {token}");
         for path in ["/admin/odds/override", "/admin/odds/batch", "/admin/tokens/revoke"] {
@@ -122,7 +121,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
     publisher.process.expect_line("the database's use", |line| line.contains("are up to date").then_some(()));
 
     refusals(&mut seen, &redis, &database);
-    // A Redis that does not know us, and a Postgres.
+    // A Redis and a Postgres that refuse the password.
     let stranger = Launch::gateway(&redis).env("RUST_LOG", "trace");
     let wrong = redis.access().url.replace(REDIS_PASSWORDS[1], NO_TOKEN);
     let stranger = stranger.env("REDIS_URL", &wrong).start_unready();
@@ -131,7 +130,7 @@ async fn a_secret_is_in_no_log_line_no_metric_no_trace_and_no_answer() {
     let unarchived = unarchived.env("DATABASE_URL", &database.url_with_password(NO_TOKEN)).start();
     unarchived.process.expect_line("trouble", |line| line.contains("does not get to").then_some(()));
 
-    // The last request is the last one to be told of.
+    // The last request is also the last one in the log.
     let told = || collector.spans().iter().filter(|span| span.name == "GET /admin/audit").count();
     eventually("a trace of each read of the audit", async || (told() >= 3).then_some(())).await;
     seen.0.push(("a trace".to_owned(), collector.said()));

@@ -175,7 +175,7 @@ async fn an_override_is_sent_with_its_prices_byte_for_byte() {
     let entry: Value = stack.admin().audit(&format!("marketId={market}&limit=1")).await.ok();
     assert_eq!(entry["entries"][0]["reason"], "line \"move\"");
 
-    // The same key appends nothing; a seq that is not the market's is exit code 3.
+    // The same key appends nothing. A seq that is not the market's gives exit code 3.
     let again = send(&["--reason", "line \"move\"", "--expected-seq", "0", "--idempotency-key", "k1"]);
     assert_eq!((again.0, again.1.as_str()), (Some(0), out.as_str()));
     let (code, out, err) = send(&["--expected-seq", "0"]);
@@ -298,7 +298,7 @@ async fn tail_without_markets_follows_all_that_there_are() {
     assert!(early.said(tests::process::Stream::Err).contains("say which to follow"));
     let (rest, market) = (tests::Rest::of(&gateway), fresh_market());
     Admin::new(publisher.url("")).publish(market, PAYLOAD).await;
-    // A moment after it was published.
+    // The age is measured a moment after the publish.
     eventually("it is listed", async || {
         rest.get("/api/markets").await.text.contains(&market.to_string()).then_some(())
     })

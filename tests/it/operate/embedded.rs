@@ -1,4 +1,4 @@
-//! Without `REDIS_URL` one process is the whole system (contract, section 7).
+//! Without `REDIS_URL` one process is the whole system.
 
 use tests::{
     Admin, FieldClient, Http, Launch, Lines, Rest, Service, Socket, Stack, admin::numbered, fresh_market,

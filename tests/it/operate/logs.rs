@@ -1,4 +1,4 @@
-//! The table of docs/operations.md, "Logs": what operators search for is there under the names that it says.
+//! The table of `docs/operations.md#logs`: each message that operators search for exists under its documented name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

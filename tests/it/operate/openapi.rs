@@ -1,4 +1,4 @@
-//! The OpenAPI documents: served, committed, and complete. That answers are as they say is what `tests/api/run` tries.
+//! The OpenAPI documents: served, committed, and complete. `tests/api/run` checks that responses match them.
 
 use std::{collections::BTreeSet, env, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! The listener for operations, and SIGTERM (contract, section 4 and rule 10).
+//! The listener for operators, and SIGTERM (rule 11 of `docs/protocol.md#rules`).
 
 use tests::{
     Http, Launch, Redis, Socket, Stack, admin::numbered, eventually, fresh_market, fresh_user, tokens,
@@ -41,7 +41,7 @@ async fn the_age_of_what_is_delivered_live_is_measured_for_each_delivery_and_tha
     }
     let http = Http::default();
     let ages = "gateway_update_age_seconds";
-    // A delivery is counted after it was written.
+    // The gateway counts a delivery after the write.
     eventually("three deliveries", async || {
         let metrics = http.get(&gateway.ops_url("/metrics")).await.text;
         (metrics.contains(&format!("\n{ages}_count 3\n"))

@@ -1,4 +1,4 @@
-//! New secrets in the files of a process that runs (contract, section 7).
+//! New secrets in the files of a running process (`docs/operations.md#secrets-and-tokens`).
 
 use std::{
     fs,
@@ -96,7 +96,7 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why_without
     fs::remove_file(secret.path()).unwrap();
     told("No such file");
     assert_eq!(handshake(&gateway, &token).await, 101);
-    // And the next good one is taken.
+    // The service takes the next good secret.
     symlink("..data/secret", secret.path()).unwrap();
     secret.write(&format!("new:{NEW}"));
     let new = sign(&keys(&format!("new:{NEW}")), fresh_user());
@@ -172,7 +172,7 @@ async fn sighup_reads_all_files_at_once() {
         let admin = Admin::with_token(publisher.url(""), &token);
         assert_eq!(admin.audit("marketId=1").await.status, status);
     }
-    // An empty key would let everyone in: it is refused, as at the start.
+    // An empty key would let every client in. The service refuses it, as at start.
     api_key.write("");
     gateway.process.hang_up();
     gateway.process.expect_line("a refusal", |line| {

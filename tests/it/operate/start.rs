@@ -1,4 +1,4 @@
-//! What a service refuses to start with (contract, sections 2 and 7).
+//! Settings with which a service refuses to start (README, "Configuration").
 
 use tests::{Http, Launch, Redis, Stack, launch::Finished, tokens};
 

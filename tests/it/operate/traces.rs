@@ -1,4 +1,4 @@
-//! Traces: an override's way from the desk's request to clients' sockets, told to an OpenTelemetry collector.
+//! Traces: an override's way from the admin request to clients' sockets, as an OpenTelemetry collector receives it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -47,7 +47,7 @@ async fn one_trace_leads_from_the_request_to_the_sockets() {
     let gateway = Launch::gateway(&redis).envs(&settings).start();
     let untraced = Launch::gateway(&redis).start();
     let (admin, market, parent) = (Admin::new(publisher.url("")), fresh_market(), Parent::new());
-    // Connections go round the two shards.
+    // The gateway spreads connections over its two shards.
     let mut sockets = Vec::new();
     for gateway in [&gateway, &gateway, &gateway, &gateway, &untraced] {
         sockets.push(subscriber(gateway, market).await);
@@ -159,7 +159,7 @@ async fn a_share_of_requests_begins_a_trace_and_a_parent_decides_for_its_own() {
         let spans = collector.spans();
         let request = spans.iter().find(|span| span.attributes.get("kmarket.request_id") == Some(&own))?;
         assert_eq!(request.parent, "");
-        // Each publisher sends in order: what came before these was not sent.
+        // Each publisher sends spans in order. So earlier spans that are missing were not sent.
         let traces: BTreeSet<&str> = spans.iter().map(|span| span.trace.as_str()).collect();
         assert_eq!(traces, [sampled.trace.as_str(), request.trace.as_str()].into());
         Some(())
@@ -181,7 +181,7 @@ async fn a_collector_that_is_away_costs_nothing_and_is_missed_once() {
             .find_map(|line| line.strip_prefix(r#"publisher_trace_spans_total{outcome="lost"} "#));
         line.unwrap().parse::<u64>().unwrap()
     };
-    // Twice, so that there was an attempt to send after the first had failed.
+    // Two requests: the exporter tries to send again after the first failure.
     for _ in 0..2 {
         let before = lost().await;
         admin.publish(market, PAYLOAD).await;
@@ -233,7 +233,7 @@ async fn a_collector_that_never_answers_holds_up_neither_overrides_nor_the_end()
     let settings = [("OTLP_ENDPOINT", &*endpoint), ("OTLP_SAMPLE_RATIO", "1")];
     let publisher = Launch::publisher(&redis).envs(&settings).start();
     let admin = Admin::new(publisher.url(""));
-    // Somebody is being waited for: the collector's first request.
+    // The test waits for the collector's first request.
     admin.publish(fresh_market(), PAYLOAD).await;
     let (_kept, _) = tokio::task::spawn_blocking(move || silent.accept().unwrap()).await.unwrap();
     admin.publish_many(fresh_market(), 0, 1000).await;

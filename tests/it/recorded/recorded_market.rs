@@ -49,7 +49,7 @@ async fn the_recorded_market_reaches_a_thousand_subscribers_over_two_gateways() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_a_gateway_is_killed_in_the_middle_its_clients_resume_on_the_other_without_hole_or_duplicate() {
     const SUBSCRIBERS: usize = 200;
-    /// 32 hours in some seconds: the end is far off when the middle is reached.
+    /// The recording spans 32 hours, played in some seconds. Clients that reach the middle are far from its end.
     const SPEED: &str = "30000";
     let stack = Stack::with(&[], &[]);
     raise_open_files();
@@ -113,7 +113,7 @@ impl Subscriber {
         this
     }
 
-    /// Goes to another gateway and on from where it was.
+    /// Connects to another gateway and continues from this client's position.
     async fn resume(&mut self, gateway: SocketAddr) {
         self.socket = RawSocket::connect(gateway, &self.token).await;
         self.resume_here().await;
@@ -128,7 +128,7 @@ impl Subscriber {
         }
     }
 
-    /// Takes the next message, which must be the next update; `false` when the connection has ended.
+    /// Takes the next message, which must be the next update. Returns `false` when the connection has ended.
     async fn step(&mut self) -> bool {
         match self.socket.recv().await {
             Some(Message::Update(update)) => {

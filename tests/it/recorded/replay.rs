@@ -1,5 +1,4 @@
-//! `publisher replay`: what goes wrong with a recording, and recordings of real markets. The good case with the
-//! committed recording is `recorded_market`.
+//! `publisher replay`: faults of a recording, and recordings of real markets. `recorded_market` has the good case.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +44,7 @@ async fn a_bad_line_is_reported_with_its_number_and_skipped() {
 async fn ctrl_c_stops_it_cleanly_and_it_says_where_to_go_on() {
     let stack = Stack::shared();
     let market = fresh_market();
-    // Three changes at once, and the next an hour later.
+    // Three changes come at once, and the next one an hour later.
     let lines: Vec<String> = [0, 1, 2, 3_600_000, 3_600_001, 3_600_002]
         .iter()
         .zip(1..)
@@ -99,7 +98,7 @@ async fn real_recordings_beside_the_checkout_end_as_another_implementation_says(
         assert!(finished.status.success(), "{name}: {}", finished.err);
         let said = output(&finished);
         assert!(said.contains(" 0 lines skipped"), "{name}: {said}");
-        // `expected.json` has no end for the recording that is plain text already.
+        // `expected.json` has no end for the plain-text recording.
         for (id, end) in ends.get(name).into_iter().flatten() {
             let market = id.rsplit('.').next().unwrap().parse().unwrap();
             let snapshot: Snapshot = Rest::of(stack.gateway(0)).snapshot(market).await;

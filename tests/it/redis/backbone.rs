@@ -253,7 +253,7 @@ async fn tails_give_what_is_past_each_cursor(backbone: &dyn Backbone) {
     let limited = read_tails(backbone, &cursors[..1], 2).await;
     assert_eq!(limited[0].1.len(), 2);
     assert_eq!(limited[0].1[0].position, at[2]);
-    // A cursor of an older history is before everything of the newer one.
+    // A cursor of an older epoch is before every update of the newer epoch.
     let older = Position::new(at[0].epoch.get() - 1, 4);
     assert_eq!(read_tails(backbone, &[(a, older)], 100).await[0].1.len(), 5);
     assert!(read_tails(backbone, &[], 100).await.is_empty());
@@ -295,13 +295,13 @@ async fn the_doorbell_rings_for_what_changes(backbone: &dyn Backbone) {
     let (a, b) = (new_market(), new_market());
     let mut bell = backbone.change_listener(std::sync::Arc::new(Vec::new));
     assert_eq!(within("first ring", bell.wait()).await.unwrap(), Changes::All);
-    // Listening begins at each primary by itself.
+    // The listener starts at each primary separately.
     let mut begun = 1;
     for market in [a, b, a, new_market(), new_market(), b] {
         publish(backbone, market, &numbered(1)).await;
         wait_for_rings(&mut *bell, vec![market], &mut begun).await;
     }
-    // What rings while nobody waits is not forgotten.
+    // The listener keeps changes that arrive while no call waits.
     publish(backbone, a, &numbered(2)).await;
     publish(backbone, b, &numbered(2)).await;
     wait_for_rings(&mut *bell, vec![a, b], &mut begun).await;
@@ -333,11 +333,11 @@ async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &
     assert_eq!(kept.all, [user, token]);
     assert_eq!(kept.newest.ms, kept.all[1].ts);
     assert_eq!(backbone.revocations(kept.newest).await.unwrap(), None, "nothing new");
-    // One that knows another newest, as after a loss, hears of all that are kept.
+    // A caller that knows another newest id, as after a loss, gets all revocations that are kept.
     let lost = StreamId { n: kept.newest.n + 1, ..kept.newest };
     assert_eq!(backbone.revocations(lost).await.unwrap(), Some(kept));
 
-    // As fast as it goes, so that there is no room before the first is over.
+    // The loop revokes without a pause, so that no revocation expires before the limit is reached.
     let mut refused = false;
     for n in 0..1000 {
         match backbone.revoke(Revoked::User(n.to_string()), "desk-1").await {

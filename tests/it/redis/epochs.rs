@@ -1,4 +1,4 @@
-//! Rule 5: history that is lost under a live subscription (contract, section 3).
+//! Rule 5 of `docs/protocol.md#rules`: a log loses history under a live subscription.
 
 use redis::AsyncCommands;
 use tests::{
@@ -24,8 +24,8 @@ async fn when_the_log_s_epoch_changes_every_subscriber_gets_a_reset_snapshot() {
     let epoch = Rest::of(stack.gateway(0)).snapshot(market).await.epoch;
     forget(stack.redis(), market).await;
 
-    // This publisher remembers where it had been: seq goes on, and clients that know nothing of epochs never see it
-    // go back. The first test of that is within the very second of the log's creation.
+    // This publisher remembers its position, so seq goes on. Clients that know no epochs never see seq
+    // go back. The first check runs within the very second in which the log began.
     let accepted = admin.publish(market, r#"{"moneyline":{"home":2.10}}"#).await;
     assert_eq!(accepted.seq, 3 + GAP + 1);
     assert!(accepted.epoch > epoch);
@@ -45,7 +45,7 @@ async fn whoever_publishes_next_goes_on_above_what_others_had_published() {
     let stack = Stack::shared();
     let publisher = stack.another_publisher(&[]);
     let other = Admin::new(publisher.url(""));
-    // One that has just started may not be listening yet.
+    // A publisher that has just started may not listen yet.
     eventually("the other publisher has heard", async || {
         let market = fresh_market();
         stack.admin().publish_many(market, 0, 3).await;
@@ -72,7 +72,7 @@ async fn a_log_that_begins_again_at_1_resets_its_subscribers_too() {
     .await;
     forget(stack.redis(), market).await;
 
-    // A publisher that has not seen the market before cannot know better.
+    // A publisher that has never seen the market cannot notice the loss.
     let publisher = stack.another_publisher(&[]);
     let accepted = tests::Admin::new(publisher.url("")).publish(market, &numbered(1)).await;
     assert_eq!(accepted.seq, 1);
@@ -112,7 +112,7 @@ async fn while_redis_is_gone_clients_are_told_and_stay_and_afterwards_they_are_w
     refused.expect_error(503, "SERVICE_UNAVAILABLE");
     assert!(refused.header("retry-after").is_some());
 
-    // It comes back empty. The publisher remembers, so seq goes on under a new epoch.
+    // Redis comes back empty. The publisher remembers, so seq goes on under a new epoch.
     redis.restart();
     let accepted = eventually("the publisher is back", async || {
         let answer = admin.send(&tests::admin::override_body(market, &numbered(4))).await;

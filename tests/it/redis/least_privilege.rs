@@ -1,4 +1,4 @@
-//! The users of Redis that the project ships (`docker/redis/users.acl`): each may do what it does, and nothing else.
+//! The Redis users that the project ships (`docker/redis/users.acl`): each may do its work, and nothing else.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 use service::token::Role;
@@ -189,7 +189,7 @@ async fn publish_and_follow(redis: impl Into<Access>, gateway: &[(&str, &str)], 
     let admin = Admin::with_token(services.publisher().url(""), &tokens::admin(Role::Admin));
     assert_eq!(admin.revoke(&format!(r#"{{"userId":{user}}}"#)).await.status, 200);
     assert_eq!(taken_back.closed().await.code, 4403);
-    // One that follows nothing yet reads from Redis.
+    // A gateway that follows no market yet reads from Redis.
     let cold = Launch::gateway(&redis).start();
     assert_eq!(tests::Rest::of(&cold).snapshot(markets[0]).await.seq, 4);
     let listed = async |path: &str| {

@@ -1,4 +1,4 @@
-//! What is in Redis (contract, section 6): other programs read it too.
+//! The keys in Redis (`docs/protocol.md#redis-keys`). Other programs read them too.
 
 use std::collections::BTreeMap;
 

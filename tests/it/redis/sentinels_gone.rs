@@ -1,4 +1,4 @@
-//! Sentinels say where the primary is; without them it is where it was.
+//! Sentinels name the primary. Without them the services use the last one that they know.
 
 use tests::{Desk, Follower, Sentinels, Services, fresh_market};
 
@@ -12,11 +12,11 @@ async fn while_no_sentinel_answers_the_last_known_primary_serves() {
     desk.publish_many(market, 3).await;
     follower.reach_all_of(&desk).await;
 
-    // Every connection is lost, and nobody says where to connect.
+    // Every connection is lost, and no sentinel says where the primary is.
     redis.kill_sentinels();
     let _: u64 = redis.node(0).tell("CLIENT KILL TYPE normal SKIPME yes");
     desk.publish_many(market, 3).await;
     follower.reach_all_of(&desk).await;
-    // A market that is not in memory yet needs the primary as well.
+    // A market that is not in memory yet also needs the primary.
     Follower::start(services.gateway(1).api, &[later]).await;
 }

@@ -1,4 +1,4 @@
-//! `TAIL_FROM=replica`: logs are followed at replicas, and the primaries stay the truth.
+//! `TAIL_FROM=replica`: gateways follow logs at replicas, and the primaries stay the truth.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The whole system over every kind of Redis, through failovers and slot moves.
+//! The whole system over every topology of Redis, through failovers and slot moves.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ async fn a_killed_primary_of_a_cluster_is_replaced_and_holds_up_no_other_market(
     let [lost, other, third] = [0, 1, 2].map(|primary| cluster.fresh_market_at(primary));
     let (mut desk, mut others_desk) = (Desk::new(services.admin()), Desk::new(services.admin()));
     let mut everything = Follower::start(services.gateway(0).api, &[lost, other, third]).await;
-    // Its pod has no market at the nodes that stay.
+    // The gateway of this client follows no market on the nodes that stay.
     let mut only_lost = Follower::start(services.gateway(1).api, &[lost]).await;
     let mut only_others = Follower::start(services.gateway(0).api, &[other, third]).await;
     desk.publish_many(lost, 3).await;
@@ -112,7 +112,7 @@ async fn what_a_replica_had_when_it_was_acknowledged_outlives_a_primary_that_is_
         (cluster.holder_of(market) == cluster::PRIMARIES).then_some(())
     })
     .await;
-    // The new primary needs a replica of its own before anything is acknowledged again.
+    // The new primary needs a replica of its own before a publisher acknowledges again.
     cluster.restart(0);
     let desk = publishing.await.unwrap();
     desk.expect_all_in(cluster.node(cluster::PRIMARIES), market, first.epoch);

@@ -1,4 +1,4 @@
-//! A Redis whose ACL forbids `CLIENT TRACKING`: the tail follows with blocking reads.
+//! A Redis whose ACL forbids `CLIENT TRACKING`: the tail uses blocking reads.
 
 use tests::{Access, Desk, Follower, Http, Redis, Services, fresh_market};
 
@@ -8,7 +8,7 @@ async fn a_gateway_that_may_not_track_follows_all_the_same() {
     let _: String = redis.tell("ACL SETUSER untracked on >secret ~* &* +@all -client|tracking");
     let url = format!("redis://untracked:secret@127.0.0.1:{}", redis.port());
     let services = Services::start(Access { url, ca_file: None, has_users: false }, &[], &[]);
-    // More than one group of blocking reads.
+    // These markets need more than one group of blocking reads.
     let markets: Vec<u64> = (0..150).map(|_| fresh_market()).collect();
     let mut desk = Desk::new(services.admin());
     let mut follower = Follower::start(services.gateway(0).api, &markets).await;
@@ -18,7 +18,7 @@ async fn a_gateway_that_may_not_track_follows_all_the_same() {
         }
         follower.reach_all_of(&desk).await;
     }
-    // Not the sweep: the listener rang.
+    // The change came through the listener, not through the sweep.
     let metrics = Http::default().get(&services.gateway(0).ops_url("/metrics")).await.text;
     let rung =
         metrics.lines().find_map(|line| line.strip_prefix("gateway_tail_rung_total ")?.parse::<u64>().ok());

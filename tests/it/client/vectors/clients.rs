@@ -1,4 +1,4 @@
-//! Two clients that were written apart, driven alike: each says what it knows whenever that changes.
+//! Two clients with separate code, driven alike. Each reports its knowledge whenever that changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,7 +42,7 @@ pub struct State {
 pub struct Known {
     pub epoch: u64,
     pub seq: Option<u64>,
-    /// As vectors write them.
+    /// Lines as the vectors write them.
     pub lines: Value,
     pub fresh: bool,
     pub rejected: Option<String>,
@@ -81,12 +81,12 @@ impl Running {
         Self { name: "JavaScript", states, task }
     }
 
-    /// What it knows.
+    /// Returns the client's knowledge.
     pub fn state(&self) -> State {
         self.states.borrow().clone()
     }
 
-    /// Waits until what it knows is so.
+    /// Waits until `is_so` holds for the client's knowledge.
     pub async fn until(&mut self, what: &str, is_so: impl Fn(&State) -> bool) {
         let is_there = timeout(DEADLINE, self.states.wait_for(is_so)).await.is_ok_and(|found| found.is_ok());
         assert!(is_there, "{}: {what}: not within {DEADLINE:?}: {:?}", self.name, self.state());
@@ -107,17 +107,17 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// For all markets, and good for so long.
+    /// Issues tokens for all markets, with this lifetime.
     pub fn new(ttl_s: u64) -> Self {
         Self { ttl_s, scope: Arc::default() }
     }
 
-    /// From now on for these markets alone.
+    /// Issues tokens for these markets only from now on.
     pub fn narrow(&self, scope: BTreeSet<u64>) {
         *self.scope.lock().unwrap() = Some(scope);
     }
 
-    /// Whether they are for this market.
+    /// Returns true if tokens cover this market.
     pub fn allow(&self, market: u64) -> bool {
         self.scope.lock().unwrap().as_ref().is_none_or(|scope| scope.contains(&market))
     }

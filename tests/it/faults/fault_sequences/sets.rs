@@ -1,4 +1,4 @@
-//! The same behind sentinels and in a cluster, with a proxy before the nodes that faults hit.
+//! The same sequences behind sentinels and in a cluster, with a proxy before the nodes that faults hit.
 
 use std::{sync::atomic::AtomicUsize, time::Duration};
 
@@ -16,7 +16,7 @@ use super::{MARKETS, more};
 /// whichever of them is promoted and whatever its former primary still believes.
 pub(super) enum Set {
     Sentinels(Sentinels),
-    /// Faults hit the first primary of the start and its replica.
+    /// Faults hit the primary that is first at the start, and its replica.
     Cluster(Cluster),
 }
 
@@ -30,9 +30,9 @@ pub(super) enum Role {
 /// What happens to it, or to the connections there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// And comes back, when it has been replaced if it was a primary.
+    /// The node comes back, after a failover if it was a primary.
     Killed,
-    /// So long that a primary may be replaced.
+    /// The node is away so long that a failover may happen.
     Hangs,
     LinksCut,
     RepliesCut,
@@ -42,8 +42,8 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    /// Sentinels ask through the proxy as well: what looks to them like a dead primary has it replaced while it lives,
-    /// and it takes them half a minute to tell it.
+    /// Sentinels also use the proxy. A primary that looks dead to them is replaced while it lives,
+    /// and they need half a minute to demote it.
     const BEHIND_SENTINELS: [Self; 5] =
         [Self::Killed, Self::Hangs, Self::LinksCut, Self::RepliesCut, Self::Slow];
     const IN_A_CLUSTER: [Self; 7] = [
@@ -73,7 +73,7 @@ impl Set {
         }
     }
 
-    /// `PUBLISH_MIN_REPLICAS`: all there are of a primary.
+    /// `PUBLISH_MIN_REPLICAS`: all replicas of a primary.
     pub(super) fn replicas(&self) -> usize {
         match self {
             Self::Sentinels(_) => 2,
@@ -81,7 +81,7 @@ impl Set {
         }
     }
 
-    /// The first of them at the nodes that faults hit.
+    /// The first market is on the nodes that faults hit.
     pub(super) fn fresh_markets(&self) -> Vec<u64> {
         (0..MARKETS)
             .map(|index| match self {
@@ -91,7 +91,7 @@ impl Set {
             .collect()
     }
 
-    /// Something that may happen to a node.
+    /// An event that may happen to a node.
     pub(super) fn draw(&self, rng: &mut StdRng) -> (Role, Trouble) {
         let troubles = match self {
             Self::Sentinels(_) => &Trouble::BEHIND_SENTINELS[..],
@@ -101,7 +101,7 @@ impl Set {
         (role, *troubles.choose(rng).expect("there are some"))
     }
 
-    /// Which node is the primary of this market. Blocks the thread.
+    /// Returns the node that is this market's primary. Blocks the thread.
     fn primary(&self, market: u64) -> usize {
         match self {
             Self::Sentinels(set) => set.primary(),
@@ -116,12 +116,12 @@ impl Set {
         }
     }
 
-    /// The primary of this market. Blocks the thread.
+    /// Returns this market's primary. Blocks the thread.
     pub(super) fn redis_of(&self, market: u64) -> &Redis {
         self.node(self.primary(market))
     }
 
-    /// Lets this happen to a node that has `market`.
+    /// Makes this happen to a node that has `market`.
     pub(super) async fn strike(
         &mut self,
         (role, trouble): (Role, Trouble),
@@ -139,7 +139,7 @@ impl Set {
             Trouble::Killed => {
                 self.node(index).kill();
                 if role == Role::Primary {
-                    // One that came back at once would have nothing, and its replicas would take that from it.
+                    // A primary that came back at once would be empty, and its replicas would copy that.
                     eventually("it is replaced", async || (self.primary(market) != index).then_some(()))
                         .await;
                 }
@@ -154,7 +154,7 @@ impl Set {
             Trouble::RepliesCut => {
                 self.chaos(index).cut_replies(5);
                 more(acknowledged).await;
-                // Nobody asks a replica that is not followed.
+                // No process uses a replica that no gateway follows.
                 self.chaos(index).cut_replies(0);
             }
             Trouble::Slow => {
