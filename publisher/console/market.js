@@ -1,18 +1,16 @@
-// The chosen market in the middle: its prices, what the trader types, and sending it.
+// The selected market in the middle of the desk: its prices, the fields in which a trader types new ones, and the review of
+// what would change. `sender.js` sends it.
 
-import { Refused, statusOf } from './api.js';
-import { confirm } from './dialogs.js';
-import { body, movedLines, plan, reasonProblem } from './diff.js';
+import { statusOf } from './api.js';
+import { movedLines, plan, reasonProblem } from './diff.js';
 import { el, find, put } from './dom.js';
 import { keepingFocus } from './focus.js';
 import { Decimal, parse, show } from './json.js';
 import { change, diffList } from './rows.js';
 import { age } from './time.js';
 
-/** How often a market that only moved elsewhere is sent again before the trader is told. */
-const ATTEMPTS = 5;
 const TONES = { open: 'good', suspended: 'warn', closed: 'bad' };
-/** The line that is changed by suspending and opening. */
+/** The line that only suspending and opening a market changes. */
 const STATUS = 'status';
 
 const key = (...names) => JSON.stringify(names);
@@ -22,7 +20,7 @@ export class MarketView {
 
     constructor(app) {
         this.#app = app;
-        // Enter goes on to the next field; Ctrl+Enter, which sends, is the desk's.
+        // Enter moves to the next field. main.js handles Ctrl+Enter, which sends.
         this.#root.addEventListener('keydown', (event) => {
             if (event.key !== 'Enter' || event.ctrlKey || event.metaKey || event.target.tagName !== 'INPUT') return;
             event.preventDefault();
@@ -31,7 +29,7 @@ export class MarketView {
         });
     }
 
-    /** Shows how the market and the draft stand now. */
+    /** Draws the market and its draft. Builds the elements again only when there are others than before. */
     show() {
         const app = this.#app;
         const market = app.markets.get(app.selected);
@@ -54,120 +52,19 @@ export class MarketView {
         this.#refresh(market, draft);
     }
 
-    /** Puts the cursor where the first price is typed. */
+    /** Moves the focus to the first field for a price. */
     edit() {
         (this.#root.querySelector('.line input:not(:disabled)') ?? this.#root.querySelector('button'))?.focus();
     }
 
     cancel() {
-        this.#app.drop();
+        this.#app.dropDraft();
         this.#shape = '';
         this.show();
     }
 
-    /** Everything that can be wrong is looked at, and asked about, before anything is sent. */
-    async submit() {
-        const app = this.#app;
-        const id = app.selected;
-        const draft = app.draft();
-        if (draft.isEmpty || draft.isBusy || !app.session.mayTrade) return;
-        draft.isTried = true;
-        draft.failed = null;
-        draft.pending = null;
-        let agreed = '';
-        for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
-            const market = app.markets.get(id);
-            const { payload, rows, problems } = plan(draft, market.lines);
-            this.show();
-            if (problems.length || reasonProblem(draft.reason)) {
-                this.#root.querySelector('[aria-invalid="true"]')?.focus();
-                return;
-            }
-            const moved = movedLines(draft, market.lines, parse);
-            if (moved.length) {
-                if (!await this.#askConflict(moved, rows)) return;
-                draft.seeAgain(market.lines);
-            }
-            const large = JSON.stringify(rows.filter((row) => row.isLarge).map(({ line, selection, before, after }) => [line, selection, before, after]));
-            if (large !== '[]' && large !== agreed) {
-                if (!await this.#askLarge(rows.filter((row) => row.isLarge))) return;
-                agreed = large;
-            }
-            draft.pending = { body: body(id, payload, draft.reason.trim(), market.seq), key: uuid() };
-            if (await this.#send(id, draft) !== 'conflict') return;
-            await app.refresh([id]);
-        }
-        draft.failed = app.texts.of('failed', { why: app.texts.of('conflict') });
-        this.show();
-    }
-
-    /** The same request again, with its key. */
-    async again() {
-        const draft = this.#app.draft();
-        if (draft.pending && !draft.isBusy && await this.#send(this.#app.selected, draft) === 'conflict') {
-            await this.#app.refresh([this.#app.selected]);
-            await this.submit();
-        }
-    }
-
-    async #send(id, draft) {
-        const app = this.#app;
-        draft.isBusy = true;
-        draft.failed = null;
-        this.show();
-        try {
-            const { seq } = await app.api.override(draft.pending.body, draft.pending.key);
-            app.drafts.delete(id);
-            app.say(app.texts.of('published', { id, seq }), 'good');
-            await app.refresh([id]);
-            app.audit.tail();
-            return 'done';
-        } catch (error) {
-            if (!(error instanceof Refused)) throw error;
-            if (error.status === 409) return 'conflict';
-            if (error.status === 401) app.expired(error.message);
-            if (!error.isUnknown) {
-                draft.pending = null;
-                draft.failed = app.texts.of('failed', { why: error.message });
-            } else draft.failed = app.texts.of('unknown', { why: error.message });
-            return 'failed';
-        } finally {
-            draft.isBusy = false;
-            this.show();
-        }
-    }
-
-    /** What was seen, what is there now, and what would be sent, side by side. */
-    #askConflict(moved, rows) {
-        const { texts } = this.#app;
-        const table = new Map();
-        const at = ({ line, selection }) => {
-            const name = key(line, selection);
-            if (!table.has(name)) table.set(name, { line, selection });
-            return table.get(name);
-        };
-        for (const row of moved) Object.assign(at(row), { saw: row.before, now: row.after });
-        for (const row of rows) {
-            const into = at(row);
-            Object.assign(into, { now: row.before, yours: row.after, saw: 'saw' in into ? into.saw : row.before });
-        }
-        const text = (value) => value ?? texts.of('absent');
-        const lines = [...table.values()].map(({ line, selection, saw, now, yours = now }) => el('tr', {},
-            el('td', {}, `${line} ${selection}`), el('td.number', {}, text(saw)), el('td.number', {}, el('b', {}, text(now))), el('td.number', {}, text(yours))));
-        const head = ['selection', 'saw', 'now', 'yours'].map((name, index) => el(index ? 'th.number' : 'th', {}, texts.of(name)));
-        return confirm(texts, {
-            title: texts.of('conflict'), yes: texts.of('sendAnyway'), no: texts.of('back'), isDanger: true,
-            content: [el('p', {}, texts.of('conflictText')), el('table', {}, el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...lines))],
-        });
-    }
-
-    #askLarge(rows) {
-        const { texts } = this.#app;
-        return confirm(texts, {
-            title: texts.of('confirmLarge'), yes: texts.of('yesPublish'), no: texts.of('back'), isDanger: true,
-            content: [el('p', {}, texts.of('confirmLargeText')), diffList(texts, rows)],
-        });
-    }
+    /** Moves the focus to the first field with a problem. */
+    focusProblem() { this.#root.querySelector('[aria-invalid="true"]')?.focus(); }
 
     #build(market, draft) {
         const { texts, session } = this.#app;
@@ -195,6 +92,7 @@ export class MarketView {
             parts.lines, ...(session.mayTrade ? [this.#buildReview(draft)] : []));
     }
 
+    /** A line of the market. */
     #buildLine(line, of, draft) {
         const { texts, session } = this.#app;
         const edit = draft.edits.get(line);
@@ -237,6 +135,7 @@ export class MarketView {
                 el('tbody', {}, ...rows, ...extras)));
     }
 
+    /** A line that the trader adds. */
     #buildAdded(added, at, draft) {
         const { texts } = this.#app;
         const name = el('input.name.line-name', {
@@ -259,7 +158,7 @@ export class MarketView {
                 el('tbody', {}, ...added.extra.map((extra, index) => this.#buildExtra(at, added.extra, extra, index, draft)))));
     }
 
-    /** A selection that is not there yet. */
+    /** A row for a selection that the trader adds. */
     #buildExtra(line, all, extra, index, draft) {
         const { texts } = this.#app;
         const field = (kind, of, label) => {
@@ -299,9 +198,9 @@ export class MarketView {
         Object.assign(parts, {
             diffs: el('div', { id: 'diffs' }), moved: el('div.note', { role: 'alert', hidden: true }), later: el('div.note', { hidden: true }),
             failed: el('div.note.bad', { role: 'alert', hidden: true }), undo: el('span.badge.accent', { hidden: true }), wrong: el('span.problem', { role: 'status' }),
-            again: el('button', { id: 'again', type: 'button', onclick: () => this.again() }, texts.of('again')),
+            again: el('button', { id: 'again', type: 'button', onclick: () => this.#app.sender.again() }, texts.of('again')),
             cancel: el('button', { id: 'cancel', type: 'button', onclick: () => this.cancel() }, texts.of('cancel')),
-            publish: el('button.primary', { id: 'publish', type: 'button', onclick: () => this.submit() }),
+            publish: el('button.primary', { id: 'publish', type: 'button', onclick: () => this.#app.sender.submit() }),
         });
         return el('div.review', { 'aria-label': texts.of('review'), role: 'group' },
             el('div.title', {}, el('h3', {}, texts.of('review')), parts.undo),
@@ -309,6 +208,7 @@ export class MarketView {
             el('div.actions', {}, parts.wrong, el('span.fill'), parts.again, parts.cancel, parts.publish));
     }
 
+    /** Updates texts and states in the elements that `#build` made. */
     #refresh(market, draft) {
         const app = this.#app;
         const { texts, session } = app;
@@ -344,12 +244,12 @@ export class MarketView {
     #refreshReview(market, draft, rows, problems) {
         const { texts } = this.#app;
         const parts = this.#parts;
-        // What is new is not called wrong before it was tried to be sent, or has something in it.
+        // A new row shows its problem only when every field of it has text, or after an attempt to send it.
         for (const [name, { problem, inputs }] of this.#problems) {
             const found = problems.find(({ line, selection }) => key(line, selection) === name)?.problem;
-            const isTold = found && (draft.isTried || inputs.every((input) => input.value !== ''));
-            put(problem, isTold ? texts.of(found) : '');
-            inputs.forEach((input) => input.setAttribute('aria-invalid', String(Boolean(isTold))));
+            const isShown = found && (draft.isTried || inputs.every((input) => input.value !== ''));
+            put(problem, isShown ? texts.of(found) : '');
+            inputs.forEach((input) => input.setAttribute('aria-invalid', String(Boolean(isShown))));
         }
         const about = draft.isEmpty ? null : reasonProblem(draft.reason);
         const whole = problems.find(({ line }) => line === null)?.problem;
@@ -373,7 +273,7 @@ export class MarketView {
 
     #lines() { return this.#app.markets.get(this.#app.selected).lines; }
 
-    /** The draft is another one now: what was sent before is not it. */
+    /** The draft has changed, so the request that was sent before cannot be repeated. */
     #touched() {
         const draft = this.#app.draft();
         draft.failed = null;
@@ -382,7 +282,7 @@ export class MarketView {
     }
 }
 
-/** Told once while it stays the same, so that it is read out once. */
+/** Shows or hides a note. Leaves an unchanged text alone, so that screen readers read it only once. */
 function note(element, isShown, content) {
     element.hidden = !isShown;
     const next = el('div', {}, ...(isShown ? content() : []));
@@ -391,10 +291,4 @@ function note(element, isShown, content) {
 
 function isEditable(line, value) {
     return line !== STATUS && (value instanceof Decimal || typeof value === 'string');
-}
-
-/** For a secure page the browser's own; a page over plain HTTP has only random bytes. */
-function uuid() {
-    if (crypto.randomUUID) return crypto.randomUUID();
-    return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }
