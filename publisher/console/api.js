@@ -49,7 +49,7 @@ export class Api {
         return decode(() => JSON.parse(text));
     }
 
-    /** Suspends or opens markets. `verb`: `suspend` or `open`; `which`: `{marketIds}` or `{all: true}`. Returns results in order. */
+    /** `verb`: `suspend` or `open`; `which`: `{marketIds}` or `{all: true}`. Returns a result per market, in order. */
     async setStatus(verb, which, reason) {
         const { text } = await this.#request('POST', `/admin/markets/${verb}`, STATUS_TIMEOUT_MS, JSON.stringify({ ...which, reason }));
         return decode(() => JSON.parse(text));
