@@ -4,10 +4,10 @@
 // a hidden page draws nothing.
 
 import { Card, SAMPLES } from './card.js';
+import { CONSOLE } from './console.js';
 import { el, find, put } from './dom.js';
 import { Texts } from './i18n.js';
 import { Link } from './link.js';
-import { CONSOLE } from './place.js';
 import { Resume } from './resume.js';
 import { Client } from './sdk/index.js';
 import { parse } from './sdk/json.js';

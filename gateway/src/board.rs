@@ -1,9 +1,9 @@
-//! The live board: a page that shows markets as clients see them, over the SDK that clients use.
+//! The live board: a page that shows markets as clients see them, with the SDK that clients use.
 
 use axum::Router;
 use service::http::pages::{self, File};
 
-/// What the page and its modules are; its look and language switch are shared with other pages.
+/// The files of the page. Its base sheet and its language switch are shared with other pages.
 const FILES: &[File] = &[
     File::html("/", include_str!("../board/index.html")),
     File::js("/board/board.js", include_str!("../board/board.js")),
@@ -32,10 +32,10 @@ const FILES: &[File] = &[
     File::js("/board/sdk/wx.js", include_str!("../../sdk/src/wx.js")),
 ];
 
-/// The page at `/`, and what it is made of under `/board/`. With the trading console on the same listener it has a
-/// link there.
+/// Returns routes for the page at `/` and its files under `/board/`. The page links to the trading console if the same
+/// listener has it.
 pub fn router(has_console: bool) -> Router {
-    let place =
+    let console =
         if has_console { "export const CONSOLE = 'console';\n" } else { "export const CONSOLE = null;\n" };
-    pages::router(FILES.iter().copied().chain([File::js("/board/place.js", place)]))
+    pages::router(FILES.iter().copied().chain([File::js("/board/console.js", console)]))
 }

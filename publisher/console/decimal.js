@@ -13,9 +13,9 @@ const MAX_ODDS = 10_000n;
 
 /** Returns what is wrong with odds (`notDecimal`, `tooPrecise` or `outOfRange`), or null. */
 export function oddsProblem(text) {
-    const parts = /^(0|[1-9]\d*)(?:\.(\d+))?$/.exec(text);
-    if (!parts) return 'notDecimal';
-    const [, whole, decimals = ''] = parts;
+    const match = /^(0|[1-9]\d*)(?:\.(\d+))?$/.exec(text);
+    if (!match) return 'notDecimal';
+    const [, whole, decimals = ''] = match;
     if (decimals.length > MAX_DECIMALS) return 'tooPrecise';
     const value = scaled(text, MAX_DECIMALS);
     return value > 10n ** 4n && value <= MAX_ODDS * 10n ** 4n && whole.length < 10 ? null : 'outOfRange';
@@ -58,9 +58,9 @@ export function percent(tenths) {
 /** Returns both decimals as integers of one scale, or null. */
 function both(a, b) {
     const decimals = (text) => /^-?\d+(?:\.(\d+))?$/.exec(text)?.[1]?.length ?? (/^-?\d+$/.test(text) ? 0 : null);
-    const places = [decimals(a), decimals(b)];
-    if (places.includes(null)) return null;
-    const scale = Math.max(...places);
+    const counts = [decimals(a), decimals(b)];
+    if (counts.includes(null)) return null;
+    const scale = Math.max(...counts);
     return [scaled(a, scale), scaled(b, scale)];
 }
 

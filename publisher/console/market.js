@@ -16,7 +16,7 @@ const STATUS = 'status';
 const key = (...names) => JSON.stringify(names);
 
 export class MarketView {
-    #app; #root = find('chosen'); #shape = ''; #cells = new Map(); #parts = {}; #problems = new Map();
+    #app; #root = find('chosen'); #shape = ''; #cells = new Map(); #elements = {}; #problems = new Map();
 
     constructor(app) {
         this.#app = app;
@@ -45,9 +45,9 @@ export class MarketView {
         ]);
         if (shape !== this.#shape) {
             this.#shape = shape;
-            const scrolled = this.#parts.lines?.scrollTop ?? 0;
+            const scrolled = this.#elements.lines?.scrollTop ?? 0;
             keepingFocus(this.#root, () => this.#build(market, draft));
-            this.#parts.lines.scrollTop = scrolled;
+            this.#elements.lines.scrollTop = scrolled;
         }
         this.#refresh(market, draft);
     }
@@ -70,9 +70,9 @@ export class MarketView {
         const { texts, session } = this.#app;
         this.#cells.clear();
         this.#problems.clear();
-        const parts = this.#parts = {
+        const elements = this.#elements = {
             status: el('span.badge'), seq: el('span.faint'), changed: el('span.faint'),
-            toggle: el('button', { type: 'button', 'data-trader': true, onclick: () => this.#app.setStatus(parts.toggle.dataset.verb, market.id) }),
+            toggle: el('button', { type: 'button', 'data-trader': true, onclick: () => this.#app.setStatus(elements.toggle.dataset.verb, market.id) }),
         };
         const lines = [...market.lines].map(([line, of]) => this.#buildLine(line, of, draft));
         draft.added.forEach((added, index) => lines.push(this.#buildAdded(added, `+${index}`, draft)));
@@ -85,11 +85,11 @@ export class MarketView {
                 },
             }, texts.of('addLine'))));
         }
-        parts.lines = el('div.lines', { tabindex: -1 }, ...lines);
+        elements.lines = el('div.lines', { tabindex: -1 }, ...lines);
         this.#root.replaceChildren(
             el('div.head', {},
-                el('h2', { id: 'market-title' }, texts.of('market', { id: market.id })), parts.status, el('span.facts', {}, parts.seq, parts.changed), el('span.fill'), parts.toggle),
-            parts.lines, ...(session.mayTrade ? [this.#buildReview(draft)] : []));
+                el('h2', { id: 'market-title' }, texts.of('market', { id: market.id })), elements.status, el('span.facts', {}, elements.seq, elements.changed), el('span.fill'), elements.toggle),
+            elements.lines, ...(session.mayTrade ? [this.#buildReview(draft)] : []));
     }
 
     /** A line of the market. */
@@ -189,13 +189,13 @@ export class MarketView {
 
     #buildReview(draft) {
         const { texts } = this.#app;
-        const parts = this.#parts;
-        parts.reason = el('textarea', {
+        const elements = this.#elements;
+        elements.reason = el('textarea', {
             id: 'reason', 'data-key': 'reason', rows: 1, maxlength: 500, placeholder: texts.of('reasonHint'), 'aria-label': texts.of('reason'),
             oninput: ({ target }) => { draft.reason = target.value; this.#touched(); },
         });
-        parts.reason.value = draft.reason;
-        Object.assign(parts, {
+        elements.reason.value = draft.reason;
+        Object.assign(elements, {
             diffs: el('div', { id: 'diffs' }), moved: el('div.note', { role: 'alert', hidden: true }), later: el('div.note', { hidden: true }),
             failed: el('div.note.bad', { role: 'alert', hidden: true }), undo: el('span.badge.accent', { hidden: true }), wrong: el('span.problem', { role: 'status' }),
             again: el('button', { id: 'again', type: 'button', onclick: () => this.#app.sender.again() }, texts.of('again')),
@@ -203,27 +203,27 @@ export class MarketView {
             publish: el('button.primary', { id: 'publish', type: 'button', onclick: () => this.#app.sender.submit() }),
         });
         return el('div.review', { 'aria-label': texts.of('review'), role: 'group' },
-            el('div.title', {}, el('h3', {}, texts.of('review')), parts.undo),
-            parts.diffs, parts.moved, parts.later, parts.failed, parts.reason,
-            el('div.actions', {}, parts.wrong, el('span.fill'), parts.again, parts.cancel, parts.publish));
+            el('div.title', {}, el('h3', {}, texts.of('review')), elements.undo),
+            elements.diffs, elements.moved, elements.later, elements.failed, elements.reason,
+            el('div.actions', {}, elements.wrong, el('span.fill'), elements.again, elements.cancel, elements.publish));
     }
 
     /** Updates texts and states in the elements that `#build` made. */
     #refresh(market, draft) {
         const app = this.#app;
         const { texts, session } = app;
-        const parts = this.#parts;
+        const elements = this.#elements;
         const status = statusOf(market.lines);
-        put(parts.status, status ? (status in TONES ? texts.of(status) : status) : '');
-        parts.status.className = `badge ${TONES[status] ?? ''}`;
-        parts.status.hidden = !status;
-        put(parts.seq, texts.of('seq', { seq: market.seq }));
-        put(parts.changed, market.ts ? texts.of('changed', { age: age(texts, app.now - market.ts) }) : texts.of('never'));
+        put(elements.status, status ? (status in TONES ? texts.of(status) : status) : '');
+        elements.status.className = `badge ${TONES[status] ?? ''}`;
+        elements.status.hidden = !status;
+        put(elements.seq, texts.of('seq', { seq: market.seq }));
+        put(elements.changed, market.ts ? texts.of('changed', { age: age(texts, app.now - market.ts) }) : texts.of('never'));
         const verb = status === 'suspended' || status === 'closed' ? 'open' : 'suspend';
-        parts.toggle.dataset.verb = verb;
-        parts.toggle.className = verb === 'suspend' ? 'danger' : '';
-        parts.toggle.disabled = market.seq === 0;
-        put(parts.toggle, texts.of(verb === 'suspend' ? 'suspend' : 'reopen'));
+        elements.toggle.dataset.verb = verb;
+        elements.toggle.className = verb === 'suspend' ? 'danger' : '';
+        elements.toggle.disabled = market.seq === 0;
+        put(elements.toggle, texts.of(verb === 'suspend' ? 'suspend' : 'reopen'));
         const { rows, problems } = plan(draft, market.lines);
         for (const [line, of] of market.lines) {
             for (const [selection, value] of of) {
@@ -243,7 +243,7 @@ export class MarketView {
 
     #refreshReview(market, draft, rows, problems) {
         const { texts } = this.#app;
-        const parts = this.#parts;
+        const elements = this.#elements;
         // A new row shows its problem only when every field of it has text, or after an attempt to send it.
         for (const [name, { problem, inputs }] of this.#problems) {
             const found = problems.find(({ line, selection }) => key(line, selection) === name)?.problem;
@@ -254,21 +254,21 @@ export class MarketView {
         const about = draft.isEmpty ? null : reasonProblem(draft.reason);
         const whole = problems.find(({ line }) => line === null)?.problem;
         const isReasonWrong = about && (draft.isTried || about !== 'noReason');
-        parts.reason.setAttribute('aria-invalid', String(Boolean(isReasonWrong)));
-        put(parts.wrong, whole ? texts.of(whole) : isReasonWrong ? `${texts.of('reason')}: ${texts.of(about === 'noReason' ? 'noReason' : 'reasonBad')}` : '');
-        parts.diffs.replaceChildren(draft.isEmpty ? el('p.faint', {}, texts.of('noChanges')) : diffList(texts, rows, 12));
+        elements.reason.setAttribute('aria-invalid', String(Boolean(isReasonWrong)));
+        put(elements.wrong, whole ? texts.of(whole) : isReasonWrong ? `${texts.of('reason')}: ${texts.of(about === 'noReason' ? 'noReason' : 'reasonBad')}` : '');
+        elements.diffs.replaceChildren(draft.isEmpty ? el('p.faint', {}, texts.of('noChanges')) : diffList(texts, rows, 12));
         const moved = movedLines(draft, market.lines, parse);
-        note(parts.moved, moved.length > 0, () => [texts.of('moved'), diffList(texts, moved, 6)]);
+        note(elements.moved, moved.length > 0, () => [texts.of('moved'), diffList(texts, moved, 6)]);
         const later = draft.later ?? [];
-        note(parts.later, later.length > 0, () => [texts.of('laterTouched', { which: later.slice(0, 8).map(({ seq, actor }) => `seq ${seq} (${actor})`).join(', ') })]);
-        note(parts.failed, Boolean(draft.failed), () => [draft.failed]);
-        parts.undo.hidden = !draft.undoOf;
-        put(parts.undo, draft.undoOf ? texts.of('undoing', { id: draft.undoOf }) : '');
-        parts.again.hidden = !draft.pending || !draft.failed;
-        parts.cancel.hidden = draft.isEmpty;
-        parts.publish.disabled = draft.isEmpty || Boolean(draft.isBusy);
-        parts.publish.replaceChildren(texts.of(draft.isBusy ? 'publishing' : 'publish'), el('kbd', { 'aria-hidden': 'true' }, texts.of('publishKey')));
-        parts.reason.closest('.review').classList.toggle('idle', draft.isEmpty);
+        note(elements.later, later.length > 0, () => [texts.of('laterTouched', { which: later.slice(0, 8).map(({ seq, actor }) => `seq ${seq} (${actor})`).join(', ') })]);
+        note(elements.failed, Boolean(draft.failed), () => [draft.failed]);
+        elements.undo.hidden = !draft.undoOf;
+        put(elements.undo, draft.undoOf ? texts.of('undoing', { id: draft.undoOf }) : '');
+        elements.again.hidden = !draft.pending || !draft.failed;
+        elements.cancel.hidden = draft.isEmpty;
+        elements.publish.disabled = draft.isEmpty || Boolean(draft.isBusy);
+        elements.publish.replaceChildren(texts.of(draft.isBusy ? 'publishing' : 'publish'), el('kbd', { 'aria-hidden': 'true' }, texts.of('publishKey')));
+        elements.reason.closest('.review').classList.toggle('idle', draft.isEmpty);
     }
 
     #lines() { return this.#app.markets.get(this.#app.selected).lines; }
