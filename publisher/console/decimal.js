@@ -1,7 +1,7 @@
-// Prices as decimal text, by the rules of the publisher (docs/protocol.md#admin-api). Nothing here is a float.
+// Prices as decimal text, by the rules of the publisher (docs/protocol.md#rules-of-an-override). Nothing here is a float.
 //
-// `oddsProblem` repeats the rule of `check_decimal_odds`, in the Rust file price.rs. Both are tested with
-// docs/vectors/prices.json.
+// `oddsProblem` repeats `check_decimal_odds` of shared/protocol/src/price.rs: docs/vectors/prices.json tests both. `PRICED`
+// repeats that of shared/protocol/src/overrides.rs: a test compares it with the rules in docs/protocol.md.
 
 /** Selections whose price must be decimal odds. */
 export const PRICED = new Set(['home', 'away', 'draw', 'over', 'under', 'yes', 'no']);

@@ -1,5 +1,5 @@
 // Drafts of overrides: what a draft would change, as rows of before and after, and the payload that changes it. A payload
-// carries each changed line whole. The limits repeat those of the publisher: docs/protocol.md#admin-api.
+// carries each changed line whole. The limits repeat those of the publisher: docs/protocol.md#rules-of-an-override.
 
 import { PRICED, isLarge, movedBy, oddsProblem } from './decimal.js';
 import { Decimal, NUMBER, show, write } from './json.js';

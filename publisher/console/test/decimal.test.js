@@ -1,10 +1,17 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { compare, isLarge, movedBy, oddsProblem, percent } from '../decimal.js';
+import { PRICED, compare, isLarge, movedBy, oddsProblem, percent } from '../decimal.js';
+
+const read = (name) => readFileSync(new URL(`../../../docs/${name}`, import.meta.url), 'utf8');
+
+test('the selections that need decimal odds are those of docs/protocol.md', () => {
+    const [, names] = /^\| ((?:`\w+`(?:, | and )?)+) are decimal odds\b/m.exec(read('protocol.md'));
+    assert.deepEqual([...PRICED].sort(), names.match(/\w+(?=`)/g).sort());
+});
 
 test('odds are valid or not as docs/vectors/prices.json says', () => {
-    const { valid, invalid } = JSON.parse(readFileSync(new URL('../../../docs/vectors/prices.json', import.meta.url), 'utf8'));
+    const { valid, invalid } = JSON.parse(read('vectors/prices.json'));
     assert.ok(valid.length && invalid.length);
     for (const text of valid) assert.equal(oddsProblem(text), null, text);
     for (const text of invalid) assert.notEqual(oddsProblem(text), null, text);

@@ -60,7 +60,7 @@ pub fn client_message(data: &[u8]) {
 }
 
 /// Reads a body as an override, and as a batch in both formats. An accepted override keeps the rules of
-/// `docs/protocol.md#admin-api`, with its prices unchanged.
+/// `docs/protocol.md#rules-of-an-override`, with its prices unchanged.
 pub fn override_body(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(accepted) = Override::parse(text)
