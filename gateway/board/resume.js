@@ -1,4 +1,4 @@
-// Follows a resume until every market has what it missed: how many markets, updates and resets there were.
+// Follows a resume until every market has caught up, and counts markets, updates and resets.
 
 export class Resume {
     #open = new Map(); // id → the seq up to which the market is replayed
@@ -30,7 +30,7 @@ export class Resume {
         return this.#end();
     }
 
-    /** Does not wait for this market any more. */
+    /** Stops waiting for this market. */
     forget(marketId) {
         this.#open.delete(marketId);
         return this.#end();

@@ -1,5 +1,5 @@
-// Sends the selected market's draft as an override: checks it, has the trader confirm what is unusual, and repeats it
-// when the market has changed meanwhile.
+// Sends the selected market's draft as an override: checks it, lets the trader confirm large moves and conflicts, and sends
+// it again when other lines of the market have changed meanwhile.
 
 import { ApiError } from './api.js';
 import { confirm } from './dialogs.js';

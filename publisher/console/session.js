@@ -5,7 +5,7 @@ const KEY = 'kmarket.console.token';
 export class Session {
     #token = null;
 
-    /** Takes the token of the link that opened the page, or the one that this tab has stored. */
+    /** Takes the token of the link that opened the page, or the token that this tab has stored. */
     static restore() {
         const session = new Session();
         session.#token = linkedToken() ?? stored();

@@ -400,7 +400,7 @@ def listens(port):
 
 
 async def eventually(look, what):
-    """Calls `look`, which returns (found, whether that is what was expected), until it is. Returns what was found."""
+    """Calls `look`, which returns (result, whether the result is as expected), until it is. Returns the result."""
     end = time.monotonic() + DEADLINE_S
     while True:
         found, is_expected = await look()
