@@ -1,8 +1,8 @@
-/** A price as it was published, such as "2.10". Numbers come as text: show them, and calculate with decimals. */
+/** A value as it was published. Every number is text, such as "2.10": show it as it is, and calculate with decimals. */
 export type Value = string | boolean | null | Value[] | { [name: string]: Value };
 /** Selection → price. */
 export type Line = { [selection: string]: Value };
-/** Line → its selections. Not to be written to. */
+/** Line → its selections. Do not modify it. */
 export type Lines = { readonly [line: string]: Line };
 export type MarketId = number | string;
 
@@ -10,44 +10,45 @@ export interface Market {
     marketId: number;
     epoch: number;
     seq: number;
-    /** Unix ms at which the last update was accepted, by the server's clock; 0 before the first. */
+    /** When the last update was accepted, in Unix ms of the server's clock; 0 before the first update. */
     ts: number;
     lines: Lines;
-    /** Live, without a gap, and the gateway vouches for it. */
+    /** True while updates arrive, none is missing, and the gateway's prices are not stale. */
     fresh: boolean;
-    /** How old the last update is now, with the difference of the clocks allowed for; null before the first. */
+    /** The age of the last update, corrected for the difference of the clocks; null before the first update. */
     ageMs: number | null;
+    /** Why the gateway refused the market, else null. */
     rejected: Rejection | null;
 }
 
 export type Rejection = 'FORBIDDEN' | 'LIMIT_EXCEEDED' | (string & {});
 
 export interface Change extends Market {
-    /** `stored`: from storage, before a connection. */
+    /** `stored`: the state came from storage, before the gateway delivered any. */
     cause: 'update' | 'snapshot' | 'stored';
-    /** The lines that the message carried, and those that it removed. */
+    /** Names of the lines that were set or removed. */
     changed: string[];
-    /** History was lost, or what was missed was too much. */
+    /** True if history was lost, or more was missed than the gateway replays. */
     reset: boolean;
-    /** This device was too slow; older updates are folded into this. */
+    /** True if this device was too slow, so that the snapshot replaces the updates before it. */
     conflated: boolean;
 }
 
-/** `paused`: in the background. `stopped`: a close code that means a bug or "not allowed"; only `start` goes on. */
+/** `paused`: the app is in the background. `stopped`: a close code said that reconnecting is pointless; call `start`. */
 export type State = 'idle' | 'connecting' | 'open' | 'waiting' | 'paused' | 'stopped' | 'closed';
 
 export interface StateEvent {
     state: State;
-    /** Close code and reason that led here. */
+    /** The close code and reason that led to this state. */
     code?: number;
     reason?: string;
-    /** With `waiting`. */
+    /** The time until the next attempt, for `waiting`. */
     retryInMs?: number;
 }
 
 export interface ErrorEvent {
     kind: 'token' | 'socket' | 'message' | 'refused' | 'http' | 'storage' | 'listener';
-    /** With `refused`: the code of the gateway's error. */
+    /** The code of the gateway's error message, for `refused`. */
     code?: string;
     error: unknown;
 }
@@ -56,10 +57,10 @@ export interface Events {
     change: Change;
     state: StateEvent;
     stale: { reason: string; since: number } | null;
-    /** A market's prices are good from now on, or not; see Market.fresh. */
+    /** Market.fresh has changed. */
     fresh: { marketId: number; fresh: boolean };
     rejected: { marketId: number; code: Rejection };
-    /** All are dealt with; this is for logs. */
+    /** For your logs: the client has handled the error already. */
     error: ErrorEvent;
 }
 
@@ -68,11 +69,11 @@ export interface Storage {
     set(key: string, text: string): unknown;
 }
 
-/** Everything from outside. `web` and `wx` make one. */
+/** The platform under the client: clock, sockets, HTTP. `web` and `wx` return one. */
 export interface Host {
-    /** Where the token goes if the options do not say: `query` by default. */
+    /** Where the handshake carries the token, unless the options say otherwise. `query` by default. */
     tokenIn?: 'query' | 'protocol';
-    /** No connecting while hidden. */
+    /** True if the client must not connect while the app is hidden. */
     pausesInBackground?: boolean;
     storage?: Storage;
     /** Unix ms. */
@@ -81,27 +82,28 @@ export interface Host {
     random(): number;
     setTimeout(run: () => void, ms: number): unknown;
     clearTimeout(timer: unknown): void;
-    /** Text frames only. After `close` is told, or called, nothing more needs to be. */
+    /** Opens a WebSocket. Pass text messages only. After `on.close`, or a call of `close`, no callback is needed. */
     open(url: string, protocols: string[], on: {
         open(): void;
         message(text: string): void;
         close(code: number, reason?: string): void;
     }): { send(text: string): void; close(code: number): void };
     get(url: string): Promise<{ status: number; text: string }>;
-    /** Tells of the app and the network until the answer is called. */
+    /** Reports changes of the app and the network until the returned function is called. */
     watch?(on: { shown(): void; hidden(): void; online(): void; offline(): void }): () => void;
 }
 
 export interface Options {
-    /** http(s):// or ws(s)://, with the path in front of /ws/odds and /api if there is one. */
+    /** http(s):// or ws(s)://, with the path before /ws/odds and /api if there is one. */
     url: string;
-    /** Asks your server for a token. Called for the first connection, before a token expires, and when one is refused. */
+    /** Asks your server for a token: for the first connection, before a token expires, and after one was refused. */
     token: () => Token | Promise<Token>;
     host: Host;
-    /** Where markets are kept between runs of the app; by default the host's. */
+    /** Keeps the markets' states between runs of the app. The host's storage by default. */
     storage?: Storage;
+    /** `kmarket` by default. */
     storageKey?: string;
-    /** The gateway has READ_AUTH=token. */
+    /** True if the gateway has READ_AUTH=token. */
     readAuth?: boolean;
     tokenIn?: 'query' | 'protocol';
 }
@@ -111,26 +113,30 @@ export type Token = string | { token: string; /** Unix ms */ expiresAt?: number 
 export class Client {
     constructor(options: Options);
     readonly state: State;
+    /** Why and since when (Unix ms) the gateway's prices are stale, else null. */
     readonly stale: { reason: string; since: number } | null;
-    /** The server's clock minus ours, and the round trip. */
+    /** The server's clock minus this device's, and the round trip; each is null until it is known. */
     readonly clock: { offsetMs: number | null; rttMs: number | null };
+    /** Adds a listener. Returns a function that removes it. */
     on<T extends keyof Events>(type: T, listener: (event: Events[T]) => unknown): () => void;
+    /** Connects. Does nothing while the client is connected or reconnecting. */
     start(): void;
-    /** Ends all; `start` begins again. */
+    /** Saves the markets and disconnects. `start` connects again. */
     close(): void;
-    /** Throws a TypeError for what is no market id. */
+    /** Throws a TypeError for anything that is not a market id. */
     subscribe(markets: MarketId | readonly MarketId[]): void;
     unsubscribe(markets: MarketId | readonly MarketId[]): void;
+    /** Returns a subscribed market, or undefined until a state of it is known. */
     market(id: MarketId): Market | undefined;
 }
 
 export interface WebOptions {
-    /** Node 20 has none: pass that of the package ws. */
+    /** Needed on Node 20, which has no global WebSocket: pass that of the package ws. */
     WebSocket?: unknown;
     fetch?: unknown;
     storage?: Storage;
 }
 export function web(options?: WebOptions): Host;
 export function localStorageOf(storage?: { getItem(key: string): string | null; setItem(key: string, text: string): void }): Storage;
-/** `api`: wx, uni or Taro. Markets are kept in its storage unless told otherwise (`storage: null`). */
+/** `api`: wx, uni or Taro. Keeps the markets' states in its storage; `storage: null` keeps none. */
 export function wx(api: object, options?: { storage?: Storage | null }): Host;

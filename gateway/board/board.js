@@ -1,49 +1,49 @@
-// The board: markets as they are now, and what becomes of the connection that brings them.
+// The board puts its modules together: the markets as they are now, and the state of the connection that delivers them.
 //
-// Whatever comes is kept at once and drawn with the next frame, so that a thousand updates a second cost no more than a
-// frame's worth of drawing, and a page that nobody sees draws nothing.
+// Changes are kept at once and drawn in the next frame. So a thousand updates per second cost one drawing per frame, and
+// a hidden page draws nothing.
 
 import { Card, SAMPLES } from './card.js';
+import { CONSOLE } from './console.js';
 import { el, find, put } from './dom.js';
 import { Texts } from './i18n.js';
 import { Link } from './link.js';
-import { CONSOLE } from './place.js';
 import { Resume } from './resume.js';
 import { Client } from './sdk/index.js';
 import { parse } from './sdk/json.js';
 import { TEXTS } from './texts.js';
 
 const MAX_MARKETS = 50;
-const LOOK_FOR_MARKETS_MS = 5000;
+const LIST_MARKETS_MS = 5000;
 const OFFLINE_MS = 5000;
 const TICK_MS = 250;
-/** Over which updates a second are counted. */
+/** Ticks over which updates per second are averaged. */
 const RATE_TICKS = 12;
 const JOURNAL_LENGTH = 40;
-/** Markets that an entry tells the numbers of. */
+/** The most markets whose seqs one journal entry shows. */
 const MOVED_SHOWN = 8;
 const TOKEN_KEY = 'kmarket.token';
 
 const here = new URL('.', location.href);
 const texts = new Texts(TEXTS);
 const cards = new Map(); // id → Card
-const dirty = new Set(); // ids
-const seqs = new Map(); // id → the last number that came
+const dirty = new Set(); // ids of the cards to draw
+const seqs = new Map(); // id → the last seq
 const resume = new Resume();
-const ticks = []; // updates in each of the last ticks
-let chosen = chosenMarkets(); // null: all there are
+const ticks = []; // updates per tick, newest last
+let chosen = chosenMarkets(); // ids, or null for all markets
 let updates = 0, updatesInTick = 0, holes = 0;
 let state = { state: 'idle' };
 let retryAt = 0;
 let drawing = false;
-let ending = null; // why the connection is about to end, when it is by the reader's wish
+let ending = null; // the journal text for a close that the reader caused
 let pasted = sessionStorage.getItem(TOKEN_KEY);
 const user = `board-${crypto.getRandomValues(new Uint32Array(1))[0].toString(16)}`;
 let token = null;
 
 const link = new Link({
     authorization: () => (token ? { authorization: `Bearer ${token}` } : {}),
-    resumed: (answers) => reportResume(resume.begin(answers, (id) => seqs.get(id))),
+    resumed: (positions) => reportResume(resume.begin(positions, (id) => seqs.get(id))),
 });
 const client = new Client({ url: here.href, host: link.host, token: freshToken });
 
@@ -54,17 +54,17 @@ async function freshToken() {
         token = pasted;
         return pasted;
     }
-    const answer = await fetch(new URL('api/ws/token', here), {
+    const response = await fetch(new URL('api/ws/token', here), {
         method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ userId: user }),
     });
-    if (answer.status === 401) ask();
-    if (!answer.ok) throw new Error(`${answer.status} ${(await answer.json().catch(() => ({}))).message ?? ''}`);
-    const issued = await answer.json();
+    if (response.status === 401) ask();
+    if (!response.ok) throw new Error(`${response.status} ${(await response.json().catch(() => ({}))).message ?? ''}`);
+    const issued = await response.json();
     token = issued.token;
     return issued;
 }
 
-/** This gateway gives the page none: the reader may have one. */
+/** Asks the reader for a token, because this gateway does not issue one to the page. */
 function ask() {
     client.close();
     find('ask').hidden = false;
@@ -93,22 +93,23 @@ function chosenMarkets() {
     return text === null ? null : idsIn(text)?.slice(0, MAX_MARKETS) ?? null;
 }
 
-/** Null when there is anything else in it. */
+/** Returns the market ids in a text, or null if it has anything else in it. */
 function idsIn(text) {
-    const ids = text.split(/[\s,，、]+/).filter(Boolean).map((part) => (/^[1-9]\d*$/.test(part) ? Number(part) : NaN));
+    const ids = text.split(/[\s,，、]+/).filter(Boolean).map((word) => (/^[1-9]\d*$/.test(word) ? Number(word) : NaN));
     return ids.length && ids.every(Number.isSafeInteger) ? [...new Set(ids)] : null;
 }
 
-async function lookForMarkets() {
+/** Adds markets that are new at the gateway, as long as the reader has chosen none. */
+async function listMarkets() {
     if (chosen || document.hidden || !token || state.state !== 'open' || client.stale) return;
     try {
         const { status, text } = await link.host.get(new URL(`api/markets?limit=${MAX_MARKETS}`, here));
         if (status === 200 && !chosen) {
-            // One that is listed no longer stays: a list may have holes for a while, a board should not.
+            // A market that is no longer listed stays: the list may be incomplete for a while.
             JSON.parse(text).markets.filter((id) => !cards.has(id)).slice(0, MAX_MARKETS - cards.size).forEach(show);
             find('empty').hidden = cards.size > 0;
         }
-    } catch { /* the connection's own state says it */ }
+    } catch { /* the state of the connection shows it */ }
 }
 
 function show(id) {
@@ -131,7 +132,7 @@ function hide(id) {
     drawSoon();
 }
 
-/** These and no others, in the page's address as well; null: all there are. */
+/** Shows these markets and no others, and puts them into the page's address. Null: all markets. */
 function choose(ids) {
     chosen = ids;
     const address = new URL(location.href);
@@ -140,7 +141,7 @@ function choose(ids) {
     [...cards.keys()].filter((id) => !ids?.includes(id)).forEach(hide);
     ids?.forEach(show);
     find('all').hidden = !chosen;
-    lookForMarkets();
+    listMarkets();
 }
 
 find('add').addEventListener('submit', (event) => {
@@ -157,7 +158,7 @@ find('add').addEventListener('submit', (event) => {
 });
 find('all').addEventListener('click', () => choose(null));
 
-// ---- what comes ----
+// ---- changes ----
 
 client.on('change', (market) => {
     const card = cards.get(market.marketId);
@@ -175,7 +176,7 @@ client.on('change', (market) => {
     drawSoon(market.marketId);
 });
 
-/** What a market did before it was here, for its chart. */
+/** Fetches the updates before the market came to the board, for its chart. */
 async function lookBack(card, { marketId, epoch, seq, lines }) {
     if (!seq) return;
     try {
@@ -183,7 +184,7 @@ async function lookBack(card, { marketId, epoch, seq, lines }) {
         const { status, text } = await link.host.get(url);
         const page = status === 200 ? parse(text) : {};
         if (Number(page.epoch) === epoch) card.lookBack(page.updates.filter((update) => Number(update.seq) <= seq), lines);
-    } catch { /* then it begins here */ }
+    } catch { /* the chart begins with the first update here */ }
     drawSoon(marketId);
 }
 
@@ -211,7 +212,7 @@ client.on('state', (event) => {
     const { code = 0, reason = '' } = event;
     if (event.state === 'open') {
         note('good', 'logConnected');
-        lookForMarkets();
+        listMarkets();
     } else if (event.state === 'stopped') {
         note('bad', 'logStopped', { code, reason });
     } else if (before === 'open' && event.state === 'waiting') {
@@ -223,7 +224,7 @@ client.on('state', (event) => {
     drawSoon(...cards.keys());
 });
 
-/** A handshake that fails tells a page nothing. The same path without one says what it thinks of the token. */
+/** Asks whether a failed handshake was a 401, which a browser does not say: a plain GET of the same path does. */
 async function judgePasted() {
     const { status } = await link.host.get(new URL('ws/odds', here)).catch(() => ({ status: 0 }));
     if (status === 401) forgetPasted();
@@ -240,7 +241,7 @@ function reportResume(report) {
     if (resets) note('warn', 'logReset', { markets: resets });
 }
 
-// ---- what the reader does to the connection ----
+// ---- buttons that break the connection ----
 
 find('drop').addEventListener('click', () => {
     ending = ['logDropped'];
@@ -262,7 +263,7 @@ find('offline').addEventListener('click', () => {
 
 // ---- the journal ----
 
-/** `name` of a text, so that the language may change later; `detail` is the same in all. */
+/** Adds an entry: the `name` and values of a text, in whichever language, and a `detail` that needs no translation. */
 function note(kind, name, values = {}, detail = '') {
     const text = el('span.what');
     text.dataset.name = name;
@@ -271,10 +272,10 @@ function note(kind, name, values = {}, detail = '') {
     if (detail) entry.append(el('span.detail.faint', {}, detail));
     find('journal').prepend(entry);
     while (find('journal').children.length > JOURNAL_LENGTH) find('journal').lastChild.remove();
-    word(text);
+    translate(text);
 }
 
-function word(entry) {
+function translate(entry) {
     entry.textContent = texts.of(entry.dataset.name, JSON.parse(entry.dataset.values));
 }
 
@@ -336,20 +337,20 @@ setInterval(() => {
     for (const card of cards.values()) card.drawAge(card.ts && Math.max(0, serverNow() - card.ts));
     drawConnection();
 }, TICK_MS);
-setInterval(lookForMarkets, LOOK_FOR_MARKETS_MS);
+setInterval(listMarkets, LIST_MARKETS_MS);
 
 // ---- texts ----
 
-function speak() {
+function translateAll() {
     document.title = texts.of('title');
-    find('journal').querySelectorAll('.what').forEach(word);
+    find('journal').querySelectorAll('.what').forEach(translate);
     cards.forEach((card) => card.label());
     drawSoon(...cards.keys());
 }
 
 find('language').addEventListener('click', () => texts.choose(texts.language === 'zh' ? 'en' : 'zh'));
-texts.onChange(speak);
-speak();
+texts.onChange(translateAll);
+translateAll();
 
 if (CONSOLE) {
     find('console').href = new URL(CONSOLE, here);

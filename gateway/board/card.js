@@ -1,12 +1,12 @@
-// One market on the board. `take` is called for every update, and keeps it; `draw` at most once a frame, and shows it.
+// One market on the board. `take` keeps every update; `draw`, called at most once per frame, shows the last state.
 
 import { el, put } from './dom.js';
 
-/** Updates that the chart goes back. */
+/** The most updates in the chart. */
 export const SAMPLES = 60;
-/** The chart is as wide as so many, however few there are. */
+/** The chart is at least as wide as this many updates. */
 const LEAST_WIDTH = 24;
-/** Lines of the chart: the first selections of the first line. */
+/** Curves in the chart: the first selections of the first line. */
 const SERIES = 3;
 const CHART_EVERY_MS = 200;
 const FLASH_MS = 900;
@@ -14,10 +14,10 @@ const WIDTH = 120;
 const HEIGHT = 36;
 
 const PRICE = /^\d+(\.\d+)?$/;
-/** The lines in this order, and the selections of each; all others behind them. */
+/** The order of lines and of the selections in each. Others come after these. */
 const LINES = ['moneyline', 'win', 'spread', 'total'];
 const ORDER = ['home', 'over', 'yes', 'draw', 'away', 'under', 'no'];
-/** A line's member that is no price: by how much, or at how many. */
+/** Members of a line that are handicaps or totals, not prices. */
 const POINTS = new Set(['line', 'points', 'handicap']);
 
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
@@ -30,11 +30,11 @@ function svg(tag, attributes) {
 
 export class Card {
     #texts; #market = null; #shape = null; #rejected = null;
-    #cells = new Map(); // line and selection → {text, price, at}
-    #went = new Map(); // the same → 'up' or 'down'
-    #moved = new Set(); // the same, since the last drawing
-    #samples = []; // prices of `#names`, oldest first
-    #names = [];
+    #cells = new Map(); // keyOf(line, selection) → {line, selection, text, price, flashing}
+    #went = new Map(); // the same key → 'up' or 'down'
+    #moved = new Set(); // the keys that moved since the last drawing
+    #samples = []; // prices of `#names` per update, oldest first
+    #names = []; // selections in the chart
     #chartAt = 0;
 
     constructor(id, texts, remove) {
@@ -59,7 +59,7 @@ export class Card {
 
     get seqNow() { return this.#market ? this.#market.seq : null; }
 
-    /** A `change` of the client's. */
+    /** Takes a `change` event of the client. */
     take(market) {
         const before = this.#market?.lines;
         this.#market = market;
@@ -89,7 +89,7 @@ export class Card {
         this.age.title = this.#texts.of('age');
     }
 
-    /** `fresh`: the gateway vouches for its prices. */
+    /** Draws the market. `fresh`: as in the SDK; `now`: the time of the frame. */
     draw(fresh, now) {
         const market = this.#market;
         this.#drawState(fresh);
@@ -113,7 +113,7 @@ export class Card {
         }
     }
 
-    /** `ageMs`: of its last update, or null. */
+    /** Draws the age of the last update, or nothing for null. */
     drawAge(ageMs) { put(this.age, ageMs === null ? '' : ageText(this.#texts, ageMs)); }
 
     get ts() { return this.#market?.ts || null; }
@@ -158,12 +158,12 @@ export class Card {
         return price;
     }
 
-    /** `updates` up to a moment at which its lines were `lines`, oldest first; what came since is here already. */
+    /** Adds older updates, oldest first, to the chart. `lines` is the state after the last of them. */
     lookBack(updates, lines) {
         const [line, names] = chartOf(lines);
         if (!names || names.join('\n') !== this.#names.join('\n')) return;
         const past = updates.map(({ payload }) => pricesOf(payload[line], names)).filter(Boolean);
-        // The last of them is where this card began.
+        // The card has the last of them already: it was the first state that the card took.
         this.#samples = [...past.slice(0, -1), ...this.#samples].slice(-SAMPLES);
         this.#chartAt = 0;
     }
@@ -181,7 +181,7 @@ export class Card {
         }
     }
 
-    /** Each selection's change since the window began, in percent, on one scale around the middle. */
+    /** Draws each selection's change in percent since the first sample, all on one scale around the middle. */
     #drawChart() {
         const [first] = this.#samples;
         const changes = first ? this.#names.map((_, n) => this.#samples.map((prices) => prices[n] / first[n] - 1)) : [];
@@ -192,7 +192,7 @@ export class Card {
             const y = (change) => (HEIGHT / 2 - change / most * (HEIGHT / 2 - 2)).toFixed(1);
             let points = '';
             (changes[n] ?? []).forEach((change, index) => {
-                if (index) points += `${x(index)},${y(changes[n][index - 1])} `; // a price holds until the next
+                if (index) points += `${x(index)},${y(changes[n][index - 1])} `; // a price stays until the next update
                 points += `${x(index)},${y(change)} `;
             });
             line.setAttribute('points', points);
@@ -202,24 +202,24 @@ export class Card {
     }
 }
 
-/** A name of ours in the reader's language; any other as it was published. */
+/** Returns a known name in the reader's language, any other as it was published. */
 function wording(texts, name) {
     return KNOWN.has(name) ? texts.of(name) : name;
 }
 
 const KNOWN = new Set([...LINES, ...ORDER]);
 
-/** What there is to show: `[line, [selection …]] …`. The status is shown otherwise. */
+/** Returns the lines and selections to show, in order: `[[line, [selection …]] …]`. The status line is not among them. */
 function shapeOf(lines) {
     const by = (order) => (a, b) => (order.indexOf(a) + 1 || Infinity) - (order.indexOf(b) + 1 || Infinity) || 0;
     return Object.keys(lines)
         .filter((line) => line !== 'status' && lines[line] && typeof lines[line] === 'object')
-        .sort() // or a snapshot and the updates before it would differ
+        .sort() // so that the order after a snapshot is the same as after updates
         .sort(by(LINES))
         .map((line) => [line, Object.keys(lines[line]).sort(by(ORDER))]);
 }
 
-/** The line that the chart is of, and the selections. */
+/** Returns the line that the chart shows, and its selections. */
 function chartOf(lines) {
     const [first] = shapeOf(lines);
     if (!first) return [];
@@ -227,7 +227,7 @@ function chartOf(lines) {
     return [line, selections.filter((name) => isPrice(name, lines[line][name])).slice(0, SERIES)];
 }
 
-/** Null where one of them has none. */
+/** Returns the prices of these selections, or null if one of them has none. */
 function pricesOf(line, names) {
     if (!line || !names.every((name) => isPrice(name, line[name]))) return null;
     return names.map((name) => Number(line[name]));

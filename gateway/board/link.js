@@ -1,39 +1,39 @@
-// What the board's connection runs over: the SDK's host for browsers, with a plug that can be pulled, an ear for how the
-// gateway takes a resume up, and the token in a header where there may be one.
+// The host under the board's client: the SDK's host for browsers. The board can also break its connection, sees the acks
+// of resumes, and sends the token of HTTP requests in a header.
 
 import { web } from './sdk/index.js';
 
 export class Link {
-    #end = () => {};
+    #cut = () => {};
     #watched = null;
 
-    /** `resumed` hears the positions of each ack that answers a resume, before the client does. */
+    /** `authorization()` returns headers. `resumed` gets `[{id, seq, recovered}]` of each resume, before the client does. */
     constructor({ authorization, resumed }) {
         const plain = web();
         this.host = {
             ...plain,
             open: (url, protocols, on) => {
-                let over = false;
-                const tell = (run) => (...args) => { if (!over) run(...args); };
+                let isCut = false;
+                const unlessCut = (run) => (...args) => { if (!isCut) run(...args); };
                 const socket = plain.open(url, protocols, {
-                    open: tell(on.open),
-                    message: tell((text) => {
-                        if (text.includes('"recovered"')) this.#hear(text, resumed);
+                    open: unlessCut(on.open),
+                    message: unlessCut((text) => {
+                        if (text.includes('"recovered"')) this.#readAck(text, resumed);
                         on.message(text);
                     }),
-                    close: tell(on.close),
+                    close: unlessCut(on.close),
                 });
-                this.#end = (reason) => {
-                    if (over) return;
-                    over = true;
+                this.#cut = (reason) => {
+                    if (isCut) return;
+                    isCut = true;
                     socket.close(1000);
                     on.close(1006, reason);
                 };
                 return socket;
             },
             get: async (url) => {
-                const answer = await fetch(url, { cache: 'no-store', headers: authorization() });
-                return { status: answer.status, text: await answer.text() };
+                const response = await fetch(url, { cache: 'no-store', headers: authorization() });
+                return { status: response.status, text: await response.text() };
             },
             watch: (on) => {
                 this.#watched = on;
@@ -42,10 +42,10 @@ export class Link {
         };
     }
 
-    /** As when a network fails: the gateway learns of it, the client had no say. */
-    cut(reason) { this.#end(reason); }
+    /** Breaks the connection, as a failing network does: for the client it is a close with code 1006. */
+    cut(reason) { this.#cut(reason); }
 
-    /** No connection, and no attempt at one, until `goOnline`. */
+    /** Breaks the connection and keeps the client from reconnecting until `goOnline`. */
     goOffline(reason) {
         this.#watched?.offline();
         this.cut(reason);
@@ -53,10 +53,10 @@ export class Link {
 
     goOnline() { this.#watched?.online(); }
 
-    #hear(text, resumed) {
+    #readAck(text, resumed) {
         const { type, positions = {} } = JSON.parse(text);
-        if (type !== 'ack') return; // a name in a payload
-        const answers = Object.entries(positions).filter(([, position]) => 'recovered' in position);
-        if (answers.length) resumed(answers.map(([id, { seq, recovered }]) => ({ id: Number(id), seq, recovered })));
+        if (type !== 'ack') return; // a payload may have the name as well
+        const recovered = Object.entries(positions).filter(([, position]) => 'recovered' in position);
+        if (recovered.length) resumed(recovered.map(([id, { seq, recovered }]) => ({ id: Number(id), seq, recovered })));
     }
 }

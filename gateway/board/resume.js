@@ -1,25 +1,26 @@
-// Follows a resume to its end: how much was replayed, to how many markets, and whether a number was missing.
+// Follows a resume until every market has caught up, and counts markets, updates and resets.
 
 export class Resume {
-    #open = new Map(); // id → the seq at which it has everything that it missed
+    #open = new Map(); // id → the seq up to which the market is replayed
     #report = null;
 
     /**
-     * `answers`: the ack's `{id, seq, recovered}`; `seqOf`: what the board had. Answers with the report if that is all:
-     * how many `markets`, updates `replayed` and `resets`, and of those that `moved`, from which seq to which.
+     * Takes the ack of a resume, `[{id, seq, recovered}]`, and `seqOf(id)`, the seq that the board had. Like the other
+     * methods it returns the report when the resume is complete, else null. The report counts `markets`, `replayed`
+     * updates and `resets`, and lists the markets that `moved`: `[{id, from, to}]`, in seqs.
      */
-    begin(answers, seqOf) {
+    begin(positions, seqOf) {
         this.#open.clear();
-        this.#report = { markets: answers.length, replayed: 0, resets: 0, moved: [] };
-        for (const { id, seq, recovered } of answers) {
+        this.#report = { markets: positions.length, replayed: 0, resets: 0, moved: [] };
+        for (const { id, seq, recovered } of positions) {
             const had = seqOf(id) ?? 0;
-            if (answers.length === 1 || seq !== had) this.#report.moved.push({ id, from: had, to: seq });
+            if (positions.length === 1 || seq !== had) this.#report.moved.push({ id, from: had, to: seq });
             if (!recovered || seq > had) this.#open.set(id, seq);
         }
         return this.#end();
     }
 
-    /** What a market's change means for it; the report if that was the last one. */
+    /** Takes a change of a market. */
     change({ marketId, seq, cause }) {
         const to = this.#open.get(marketId);
         if (to === undefined) return null;
@@ -29,7 +30,7 @@ export class Resume {
         return this.#end();
     }
 
-    /** A market that nobody waits for any more. */
+    /** Stops waiting for this market. */
     forget(marketId) {
         this.#open.delete(marketId);
         return this.#end();

@@ -1,9 +1,9 @@
-//! The live board: a page that shows markets as clients see them, over the SDK that clients use.
+//! The live board: a page that shows markets as clients see them, with the SDK that clients use.
 
 use axum::Router;
 use service::http::pages::{self, File};
 
-/// What the page and its modules are; its look and language switch are shared with other pages.
+/// The files of the page. Its base sheet and its language switch are shared with other pages.
 const FILES: &[File] = &[
     File::html("/", include_str!("../board/index.html")),
     File::js("/board/board.js", include_str!("../board/board.js")),
@@ -19,15 +19,23 @@ const FILES: &[File] = &[
     File::js("/board/sdk/index.js", include_str!("../../sdk/src/index.js")),
     File::js("/board/sdk/client.js", include_str!("../../sdk/src/client.js")),
     File::js("/board/sdk/clock.js", include_str!("../../sdk/src/clock.js")),
+    File::js("/board/sdk/connection.js", include_str!("../../sdk/src/connection.js")),
+    File::js("/board/sdk/gaps.js", include_str!("../../sdk/src/gaps.js")),
+    File::js("/board/sdk/heartbeat.js", include_str!("../../sdk/src/heartbeat.js")),
     File::js("/board/sdk/json.js", include_str!("../../sdk/src/json.js")),
+    File::js("/board/sdk/markets.js", include_str!("../../sdk/src/markets.js")),
+    File::js("/board/sdk/requests.js", include_str!("../../sdk/src/requests.js")),
+    File::js("/board/sdk/store.js", include_str!("../../sdk/src/store.js")),
+    File::js("/board/sdk/timers.js", include_str!("../../sdk/src/timers.js")),
+    File::js("/board/sdk/token.js", include_str!("../../sdk/src/token.js")),
     File::js("/board/sdk/web.js", include_str!("../../sdk/src/web.js")),
     File::js("/board/sdk/wx.js", include_str!("../../sdk/src/wx.js")),
 ];
 
-/// The page at `/`, and what it is made of under `/board/`. With the trading console on the same listener it has a
-/// link there.
+/// Returns routes for the page at `/` and its files under `/board/`. The page links to the trading console if the same
+/// listener has it.
 pub fn router(has_console: bool) -> Router {
-    let place =
+    let console =
         if has_console { "export const CONSOLE = 'console';\n" } else { "export const CONSOLE = null;\n" };
-    pages::router(FILES.iter().copied().chain([File::js("/board/place.js", place)]))
+    pages::router(FILES.iter().copied().chain([File::js("/board/console.js", console)]))
 }

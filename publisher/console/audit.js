@@ -1,4 +1,4 @@
-// Who did what to the chosen market: live, filtered, older, as a table for elsewhere; and taking it back.
+// The audit of the selected market on the right of the desk: live, filtered, older pages, CSV export, and undo.
 
 import { lineRows } from './diff.js';
 import { el, find, put } from './dom.js';
@@ -6,15 +6,17 @@ import { diffList } from './rows.js';
 import { age, clock } from './time.js';
 
 const PAGE = 50;
+/** Filters apply when nothing was typed for this long. */
 const TYPED_MS = 250;
-/** How long an entry that just came is marked. */
+/** How long a new entry is highlighted. */
 const FRESH_MS = 4000;
 const ROWS = 8;
 const CSV_PAGE = 500;
 const CSV_PAGES = 40;
 
 export class AuditView {
-    #app; #list = find('entries'); #market = null; #entries = new Map(); #before = null; #asked = 0; #timer;
+    #app; #list = find('entries'); #market = null; #entries = new Map(); #before = null; #timer;
+    #load = 0; // counts calls of `load`: the response to an earlier one is dropped
 
     constructor(app) {
         this.#app = app;
@@ -28,10 +30,10 @@ export class AuditView {
         find('csv').addEventListener('click', () => this.#export());
     }
 
-    /** The newest page of a market. */
+    /** Shows the newest page of a market. */
     async load(market) {
         this.#market = market;
-        this.#asked += 1;
+        this.#load += 1;
         this.#entries.clear();
         this.#before = null;
         this.#list.replaceChildren();
@@ -39,15 +41,15 @@ export class AuditView {
         await this.tail();
     }
 
-    /** What is new since then. */
+    /** Adds the entries that are new since the last page. */
     async tail() {
         if (!this.#market) return;
-        const asked = this.#asked;
+        const load = this.#load;
         const page = await this.#app.ask(() => this.#app.api.audit({ ...this.#query(), limit: PAGE }));
-        if (!page || asked !== this.#asked) return;
+        if (!page || load !== this.#load) return;
         const isFirst = this.#entries.size === 0;
         const fresh = page.entries.filter(({ auditId }) => !this.#entries.has(auditId));
-        // More came than a page has: what is between is not known.
+        // More entries are new than a page has. The list starts again, because some between are missing.
         if (!isFirst && fresh.length === page.entries.length && page.hasMore) {
             this.#entries.clear();
             this.#list.replaceChildren();
@@ -66,7 +68,7 @@ export class AuditView {
         this.show();
     }
 
-    /** All of it anew, as after a change of language. */
+    /** Builds every entry again, as after a change of language. */
     redraw() {
         this.#list.replaceChildren(...[...this.#entries.values()].map((entry) => this.#item(entry)));
         this.show();
@@ -82,9 +84,9 @@ export class AuditView {
     }
 
     async #older() {
-        const asked = this.#asked;
+        const load = this.#load;
         const page = await this.#app.ask(() => this.#app.api.audit({ ...this.#query(), before: this.#before, limit: PAGE }));
-        if (!page || asked !== this.#asked) return;
+        if (!page || load !== this.#load) return;
         this.#before = page.before;
         for (const entry of page.entries) {
             if (this.#entries.has(entry.auditId)) continue;
@@ -97,12 +99,12 @@ export class AuditView {
     async #export() {
         const { texts, api } = this.#app;
         const market = this.#market;
-        const parts = [];
+        const pages = [];
         let before = null;
         try {
             for (let n = 0; n < CSV_PAGES; n += 1) {
                 const page = await api.auditCsv({ ...this.#query(), ...(before && { before }), limit: CSV_PAGE });
-                parts.push(n ? page.text.slice(page.text.indexOf('\r\n') + 2) : page.text);
+                pages.push(n ? page.text.slice(page.text.indexOf('\r\n') + 2) : page.text); // one header
                 before = page.before;
                 if (!before) break;
             }
@@ -111,8 +113,8 @@ export class AuditView {
             this.#app.say(texts.of('exportFailed', { why: error.message }), 'bad');
             return;
         }
-        // The mark by which a spreadsheet knows UTF-8.
-        const url = URL.createObjectURL(new Blob(['\ufeff', ...parts], { type: 'text/csv;charset=utf-8' }));
+        // Spreadsheets need the byte order mark to recognise UTF-8.
+        const url = URL.createObjectURL(new Blob(['\ufeff', ...pages], { type: 'text/csv;charset=utf-8' }));
         el('a', { href: url, download: `audit-${market}.csv` }).click();
         setTimeout(() => URL.revokeObjectURL(url), 60_000);
     }

@@ -1,8 +1,8 @@
-// Questions that stand before everything else until they are answered. Esc is no.
+// Modal dialogs. Esc declines.
 
 import { el } from './dom.js';
 
-/** Resolves to whether it was confirmed. `isReady` says whether it may be, asked again at each input. */
+/** Resolves to whether the trader confirmed. `isReady()`, called at each input, says whether the trader may. */
 export function confirm(texts, { title, content = [], yes, no = texts.of('cancel'), isDanger = false, isReady = () => true }) {
     return new Promise((resolve) => {
         const sure = el(isDanger ? 'button.danger' : 'button.primary', { type: 'submit' }, yes);
@@ -31,7 +31,7 @@ export function confirm(texts, { title, content = [], yes, no = texts.of('cancel
     });
 }
 
-/** Why a market, or (with `phrase`, which must be typed) all, change their status. `null` when nobody says yes. */
+/** Asks for the reason of a change of status. Resolves to null if the trader declines. A `phrase` must be typed to confirm. */
 export async function askStatus(texts, { title, text, phrase, isDanger }) {
     const reason = el('input', { id: 'status-reason', maxlength: 500, autocomplete: 'off', placeholder: texts.of('reasonHint') });
     const typed = phrase && el('input', { id: 'status-phrase', autocomplete: 'off', spellcheck: 'false' });

@@ -1,5 +1,5 @@
-// What a draft would change, as rows of before and after, and as the payload that does it. A line is the unit of change:
-// a payload carries each line that is touched, whole.
+// Drafts of overrides: what a draft would change, as rows of before and after, and the payload that changes it. A payload
+// carries each changed line whole. The limits repeat those of the publisher: docs/protocol.md#rules-of-an-override.
 
 import { PRICED, isLarge, movedBy, oddsProblem } from './decimal.js';
 import { Decimal, NUMBER, show, write } from './json.js';
@@ -9,23 +9,32 @@ const MAX_LINES = 32;
 const MAX_PAYLOAD_BYTES = 16 * 1024;
 const MAX_NAME = 64;
 
-/**
- * What a trader is about to send. `edits`: line → `{cells: Map of selection → typed text, extra: [{name, value}],
- * isRemoved, replaced: Map | null}`, of which `replaced` (where it is there) is the whole line. `added`: new lines,
- * `{name, extra}`. `seen`: line → its text when it was touched first, `null` where there was none.
- */
+/** The override that a trader is typing for one market. */
 export class Draft {
     static #count = 0;
 
-    /** Which one it is. */
     id = Draft.#count += 1;
+    /**
+     * Line → `{cells, extra, isRemoved, replaced}`: typed texts by selection, new selections `[{name, value}]`, and, if
+     * it is set, the new line as a whole (null: removed).
+     */
     edits = new Map();
+    /** New lines: `[{name, extra}]`. */
     added = [];
+    /** Line → its JSON text when the trader began to edit it, null if it did not exist. */
     seen = new Map();
     reason = '';
+    /** The id of the audit entry that this draft undoes, and the later entries that it would undo as well. */
     undoOf = null;
+    later = [];
 
-    /** The edit of a line that is there, begun now if it was not. */
+    // Sending, by sender.js.
+    isTried = false; // the trader has tried to send it
+    isBusy = false; // a request is under way
+    pending = null; // {body, key} of the request that may be repeated
+    failed = null; // why the last attempt failed
+
+    /** Returns the edit of an existing line. Begins one if there is none. */
     of(line, lines) {
         if (!this.edits.has(line)) {
             this.edits.set(line, { cells: new Map(), extra: [], isRemoved: false });
@@ -34,16 +43,16 @@ export class Draft {
         return this.edits.get(line);
     }
 
-    /** Typed text; the text that stands there anyway is no edit. */
+    /** Takes typed text. An empty text, or the current one, is not an edit. */
     type(line, selection, text, lines) {
         const edit = this.of(line, lines);
-        const stands = lines.get(line)?.get(selection);
-        if (text === '' || (stands !== undefined && text === show(stands))) edit.cells.delete(selection);
+        const current = lines.get(line)?.get(selection);
+        if (text === '' || (current !== undefined && text === show(current))) edit.cells.delete(selection);
         else edit.cells.set(selection, text);
         this.tidy(line);
     }
 
-    /** Takes these whole lines in place of those that stand. */
+    /** Replaces whole lines: line → its new selections, or null to remove it. */
     replace(payload, lines) {
         for (const [line, to] of payload) {
             this.edits.set(line, { cells: new Map(), extra: [], isRemoved: false, replaced: to });
@@ -51,7 +60,7 @@ export class Draft {
         }
     }
 
-    /** An edit that edits nothing is none. */
+    /** Drops the edit of a line if it changes nothing. */
     tidy(line) {
         const edit = this.edits.get(line);
         if (edit && !edit.cells.size && !edit.extra.length && !edit.isRemoved && edit.replaced === undefined) {
@@ -60,20 +69,20 @@ export class Draft {
         }
     }
 
-    /** The trader has seen how it stands now. */
-    seeAgain(lines) {
+    /** Notes that the trader has seen the current lines. */
+    acceptCurrent(lines) {
         for (const line of this.seen.keys()) this.#see(line, lines);
     }
 
     get isEmpty() { return !this.edits.size && !this.added.length; }
 
     #see(line, lines) {
-        const stands = lines.get(line);
-        this.seen.set(line, stands ? write(stands) : null);
+        const current = lines.get(line);
+        this.seen.set(line, current ? write(current) : null);
     }
 }
 
-/** `{payload: Map, rows, problems: [{line, selection, problem}]}` of a draft on `lines` as they stand. */
+/** Applies a draft to the current lines. Returns `{payload: Map, rows, problems: [{line, selection, problem}]}`. */
 export function plan(draft, lines) {
     const payload = new Map();
     const problems = [];
@@ -114,16 +123,16 @@ export function plan(draft, lines) {
     return { payload, rows, problems };
 }
 
-/** Where a line that the draft touches has moved since it was seen: rows from what was seen to what stands. */
+/** Returns rows for the lines of a draft that have changed since the trader saw them: from then to now. */
 export function movedLines(draft, lines, parse) {
     return [...draft.seen].flatMap(([line, seen]) => {
-        const stands = lines.get(line) ?? null;
-        if ((stands && write(stands)) === seen) return [];
-        return lineRows(line, seen === null ? null : parse(seen), stands);
+        const current = lines.get(line) ?? null;
+        if ((current && write(current)) === seen) return [];
+        return lineRows(line, seen === null ? null : parse(seen), current);
     });
 }
 
-/** A row for each selection that differs: `{line, selection, before, after, tenths, isLarge}`, texts or `null`. */
+/** Returns a row per selection that differs: `{line, selection, before, after, tenths, isLarge}`, with texts or null. */
 export function lineRows(line, before, after) {
     const selections = new Set([...(before?.keys() ?? []), ...(after?.keys() ?? [])]);
     const rows = [];
@@ -141,7 +150,7 @@ export function lineRows(line, before, after) {
     return rows;
 }
 
-/** `null`, or what is wrong. */
+/** Returns what is wrong with a typed value, or null. */
 export function valueProblem(selection, text) {
     if (PRICED.has(selection)) return oddsProblem(text);
     return NUMBER.test(text) ? null : 'notNumber';
@@ -151,13 +160,13 @@ function nameProblem(name) {
     return [...name].length < 1 || [...name].length > MAX_NAME || /\p{Cc}/u.test(name) ? 'name' : null;
 }
 
-/** `null`, or what is wrong. Whoever changes a price by hand says why. */
+/** Returns what is wrong with a reason, or null. The console requires one, although the API does not. */
 export function reasonProblem(reason) {
     if (!reason.trim()) return 'noReason';
     return [...reason].length > MAX_REASON || /[^\P{Cc}\n\t]/u.test(reason) ? 'reason' : null;
 }
 
-/** The body of an override. */
+/** Returns the JSON body of an override. */
 export function body(market, payload, reason, expectedSeq) {
     return `{"marketId":${market},"payload":${write(payload)},"reason":${JSON.stringify(reason)},"expectedSeq":${expectedSeq}}`;
 }

@@ -1,6 +1,6 @@
-// The reader's place in what is drawn anew.
+// Keeps the focus while elements are replaced.
 
-/** Runs `redraw`, and leaves the focus and the cursor in the field that has the same `data-key`. */
+/** Runs `redraw`. Then the field with the same `data-key` has the focus and the cursor. */
 export function keepingFocus(root, redraw) {
     const active = root.contains(document.activeElement) ? document.activeElement : null;
     const key = active?.dataset.key;

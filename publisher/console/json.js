@@ -1,4 +1,4 @@
-// JSON without loss: a number keeps the text it was written with, an object its order, as prices and names need.
+// JSON without loss: a number keeps its text and an object its order, because prices and names need both.
 
 /** A number as it was written. */
 export class Decimal {
@@ -12,7 +12,7 @@ export const NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 const TOKEN = /\s*(?:([{}[\],:])|(true|false|null)|(-?\d[\d.eE+-]*)|("(?:[^"\\]|\\.)*"))/y;
 const WORDS = { true: true, false: false, null: null };
 
-/** Objects become Maps, numbers Decimals, all else what it is in JavaScript. Throws a SyntaxError. */
+/** Parses JSON: objects become Maps, numbers Decimals, other values as in `JSON.parse`. Throws a SyntaxError. */
 export function parse(text) {
     let at = 0;
     const next = () => {
@@ -22,23 +22,23 @@ export function parse(text) {
         at = TOKEN.lastIndex;
         return found;
     };
-    const value = ([, mark, word, number, string]) => {
+    const value = ([, sign, word, number, string]) => {
         if (word) return WORDS[word];
         if (string) return JSON.parse(string);
         if (number && NUMBER.test(number)) return new Decimal(number);
-        if (mark === '{') return object();
-        if (mark === '[') return array();
+        if (sign === '{') return object();
+        if (sign === '[') return array();
         throw new SyntaxError(`not JSON at ${at}`);
     };
-    /** Items up to `end`, with commas between them. */
+    /** Reads items, separated by commas, up to `end`. */
     const items = (end, item) => {
         let token = next();
         if (token[1] === end) return;
         for (;;) {
             item(token);
-            const [, mark] = next();
-            if (mark === end) return;
-            if (mark !== ',') throw new SyntaxError(`not JSON at ${at}`);
+            const [, sign] = next();
+            if (sign === end) return;
+            if (sign !== ',') throw new SyntaxError(`not JSON at ${at}`);
             token = next();
         }
     };
@@ -60,6 +60,7 @@ export function parse(text) {
     return whole;
 }
 
+/** Writes what `parse` returns, without spaces. */
 export function write(value) {
     if (value instanceof Decimal) return value.text;
     if (value instanceof Map) return `{${[...value].map(([name, member]) => `${JSON.stringify(name)}:${write(member)}`).join(',')}}`;
@@ -67,7 +68,7 @@ export function write(value) {
     return JSON.stringify(value);
 }
 
-/** For people: a text without its quotes, a number as it was written. */
+/** Formats a value for people: a text without its quotes, a number as it was written. */
 export function show(value) {
     return typeof value === 'string' ? value : write(value);
 }

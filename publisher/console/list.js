@@ -1,4 +1,4 @@
-// The list of markets on the left: what there is, and how it stands.
+// The list of markets on the left of the desk: search, pages, and each market's status and first prices.
 
 import { statusOf } from './api.js';
 import { compare } from './decimal.js';
@@ -8,18 +8,19 @@ import { age } from './time.js';
 
 const PAGE = 100;
 const SEARCH_AFTER_MS = 150;
-/** How long a price that moved is marked. */
+/** How long a price that moved has its arrow. */
 const MOVED_MS = 2500;
 const PRICES = 3;
 const TONES = { open: 'good', suspended: 'warn', closed: 'bad' };
 
 export class List {
-    #app; #list = find('list'); #rows = new Map(); #search = ''; #hasMore = false; #asked = 0; #seen = new Set(); #watch; #timer;
+    #app; #list = find('list'); #rows = new Map(); #search = ''; #hasMore = false; #visible = new Set(); #watch; #timer;
+    #load = 0; // counts calls of `load`: the response to an earlier one is dropped
 
     constructor(app) {
         this.#app = app;
         this.#watch = new IntersectionObserver((changes) => {
-            for (const { target, isIntersecting } of changes) this.#seen[isIntersecting ? 'add' : 'delete'](target.dataset.id);
+            for (const { target, isIntersecting } of changes) this.#visible[isIntersecting ? 'add' : 'delete'](target.dataset.id);
         });
         find('search').addEventListener('input', ({ target }) => {
             clearTimeout(this.#timer);
@@ -31,16 +32,16 @@ export class List {
         find('more-markets').addEventListener('click', () => this.load([...this.#rows.keys()].at(-1)));
     }
 
-    /** The ids of the rows that can be seen now. */
-    get visible() { return [...this.#seen]; }
+    /** The ids of the rows inside the window. */
+    get visible() { return [...this.#visible]; }
 
     get ids() { return [...this.#rows.keys()]; }
 
-    /** The first page, or the one after a market; what is there already stays. `isQuiet`: for what is new only. */
+    /** Loads the first page, or the page after a market. `isQuiet`: only adds markets that are new on that page. */
     async load(after = '', isQuiet = false) {
-        const asked = isQuiet ? this.#asked : this.#asked += 1;
+        const load = isQuiet ? this.#load : this.#load += 1;
         const page = await this.#app.ask(() => this.#app.api.markets({ search: this.#search, after, limit: PAGE }));
-        if (!page || asked !== this.#asked) return;
+        if (!page || load !== this.#load) return;
         if (!after && !isQuiet) this.#clear();
         for (const market of page.markets) this.#app.markets.set(market.id, market);
         for (const market of page.markets) if (!this.#rows.has(market.id)) this.#add(market.id);
@@ -48,7 +49,7 @@ export class List {
         this.show();
     }
 
-    /** Shows how all rows stand now. */
+    /** Draws every row. */
     show() {
         const { texts } = this.#app;
         for (const [id, row] of this.#rows) this.#fill(id, row);
@@ -57,7 +58,8 @@ export class List {
         put(find('count'), texts.of(this.#hasMore ? 'foundMore' : 'found', { count: this.#rows.size }));
     }
 
-    mark(selected) {
+    /** Highlights the selected market's row. */
+    highlight(selected) {
         for (const [id, { button }] of this.#rows) {
             button.setAttribute('aria-current', String(id === selected));
             button.tabIndex = id === selected ? 0 : -1;
@@ -65,7 +67,7 @@ export class List {
         if (!this.#rows.has(selected)) this.#rows.values().next().value?.button.setAttribute('tabindex', '0');
     }
 
-    /** The row so many below the selected one, focused and chosen. */
+    /** Selects and focuses the market `by` rows below the selected one. */
     move(by) {
         const ids = this.ids;
         if (!ids.length) return;
@@ -83,28 +85,28 @@ export class List {
 
     #clear() {
         this.#watch.disconnect();
-        this.#seen.clear();
+        this.#visible.clear();
         this.#rows.clear();
         this.#list.replaceChildren();
     }
 
     #add(id) {
-        const parts = {
+        const row = {
             id: el('b.id', {}, id), status: el('span.badge'), age: el('span.age.faint'), prices: el('span.prices'), seq: el('span.seq.faint'), shown: new Map(),
         };
-        parts.button = el('button.row', { type: 'button', tabindex: -1, onclick: () => this.#app.choose(id) },
-            el('span.first', {}, parts.id, parts.status, parts.age), el('span.second', {}, parts.prices, parts.seq));
-        const item = el('li', { 'data-id': id }, parts.button);
+        row.button = el('button.row', { type: 'button', tabindex: -1, onclick: () => this.#app.choose(id) },
+            el('span.first', {}, row.id, row.status, row.age), el('span.second', {}, row.prices, row.seq));
+        const item = el('li', { 'data-id': id }, row.button);
         const next = [...this.#rows.keys()].find((other) => Number(other) > Number(id));
         if (next) {
             this.#list.insertBefore(item, this.#rows.get(next).item);
-            this.#rows = new Map([...this.#rows, [id, { ...parts, item }]].sort(([a], [b]) => Number(a) - Number(b)));
+            this.#rows = new Map([...this.#rows, [id, { ...row, item }]].sort(([a], [b]) => Number(a) - Number(b)));
         } else {
             this.#list.append(item);
-            this.#rows.set(id, { ...parts, item });
+            this.#rows.set(id, { ...row, item });
         }
         this.#watch.observe(item);
-        this.mark(this.#app.selected);
+        this.highlight(this.#app.selected);
     }
 
     #fill(id, row) {
@@ -120,7 +122,7 @@ export class List {
         this.#fillPrices(row, market.lines);
     }
 
-    /** The first prices of the first line that has some, with a mark on those that just moved. */
+    /** Draws the first prices of the first line that has some, with an arrow on those that moved lately. */
     #fillPrices(row, lines) {
         const of = [...lines].find(([, line]) => [...line.values()].some((value) => value instanceof Decimal))?.[1] ?? new Map();
         const prices = [...of].filter(([, value]) => value instanceof Decimal).slice(0, PRICES);
@@ -128,11 +130,11 @@ export class List {
         prices.forEach(([selection, price], index) => {
             const cell = row.prices.children[index];
             const text = show(price);
-            const former = row.shown.get(selection);
-            if (former !== undefined && former.text !== text) {
-                const moved = compare(former.text, text);
+            const last = row.shown.get(selection);
+            if (last !== undefined && last.text !== text) {
+                const moved = compare(last.text, text);
                 row.shown.set(selection, { text, tone: moved > 0 ? 'down' : moved < 0 ? 'up' : '', until: performance.now() + MOVED_MS });
-            } else if (former === undefined) row.shown.set(selection, { text, tone: '', until: 0 });
+            } else if (last === undefined) row.shown.set(selection, { text, tone: '', until: 0 });
             const { tone, until } = row.shown.get(selection);
             put(cell, text);
             cell.title = selection;

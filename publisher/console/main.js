@@ -1,6 +1,6 @@
-// The console: who is signed in, what is shown, and how fresh it is.
+// The console puts its modules together: who is signed in, what is selected, and how fresh the prices are.
 
-import { Api, Refused } from './api.js';
+import { Api, ApiError } from './api.js';
 import { AuditView } from './audit.js';
 import { askStatus, confirm, showKeys } from './dialogs.js';
 import { Draft } from './diff.js';
@@ -9,6 +9,7 @@ import { Texts } from './i18n.js';
 import { List } from './list.js';
 import { MarketView } from './market.js';
 import { Poller } from './poller.js';
+import { Sender } from './sender.js';
 import { Session, linkedToken } from './session.js';
 import { TEXTS } from './texts.js';
 import { age, countdown } from './time.js';
@@ -18,11 +19,11 @@ const PRICES_EVERY_MS = 1000;
 const AUDIT_EVERY_MS = 2000;
 const NEW_MARKETS_EVERY_MS = 5000;
 const SHOW_EVERY_MS = 250;
-/** Answers older than this are not called live. */
+/** Prices are shown as stale when the last response is older than this. */
 const STALE_AFTER_MS = 3500;
 const EXPIRY_SHOWN_MS = 10 * 60_000;
-const SAID_FOR_MS = 8000;
-/** What one request may ask for. */
+const MESSAGE_MS = 8000;
+/** The most `ids` of one request. */
 const MAX_IDS = 200;
 
 class App {
@@ -32,11 +33,15 @@ class App {
     markets = new Map();
     drafts = new Map();
     selected = null;
-    #ahead = 0; #answered = null; #isLost = false; #isOut = true;
+    #ahead = 0; // the publisher's clock minus ours, in ms
+    #respondedAt = null;
+    #isLost = false; // the last request had no response
+    #isSignedOut = true;
 
     constructor() {
         this.list = new List(this);
         this.market = new MarketView(this);
+        this.sender = new Sender(this);
         this.audit = new AuditView(this);
         this.pollers = [
             new Poller(() => this.refresh(), PRICES_EVERY_MS),
@@ -45,26 +50,27 @@ class App {
         ];
     }
 
-    /** The publisher's clock, Unix ms. */
+    /** The publisher's clock, in Unix ms. */
     get now() { return Date.now() + this.#ahead; }
 
+    /** The selected market's draft. */
     draft() {
         const id = this.selected;
         if (!this.drafts.has(id)) this.drafts.set(id, new Draft());
         return this.drafts.get(id);
     }
 
-    drop() { this.drafts.delete(this.selected); }
+    dropDraft() { this.drafts.delete(this.selected); }
 
-    /** What `read` gives; nothing, when it fails: whoever looks sees that what is shown gets old. */
+    /** Returns what `read` returns, or null if it fails. Without a response the page shows that its prices get old. */
     async ask(read) {
         try {
-            const answer = await read();
-            this.#answered = performance.now();
+            const page = await read();
+            this.#respondedAt = performance.now();
             this.#isLost = false;
-            return answer;
+            return page;
         } catch (error) {
-            if (!(error instanceof Refused)) throw error;
+            if (!(error instanceof ApiError)) throw error;
             if (error.status === 401) this.expired(error.message);
             else if (error.isUnknown) this.#isLost = true;
             else this.say(error.message, 'bad');
@@ -72,7 +78,7 @@ class App {
         }
     }
 
-    /** Reads these markets, or those that can be seen, anew. */
+    /** Reads these markets again; by default the selected one and those whose rows are visible. */
     async refresh(ids) {
         const wanted = ids ?? [...new Set([this.selected, ...this.list.visible].filter(Boolean))].slice(0, MAX_IDS);
         const started = Date.now();
@@ -90,7 +96,7 @@ class App {
     choose(id) {
         if (id === this.selected) return;
         this.selected = id;
-        this.list.mark(id);
+        this.list.highlight(id);
         this.market.show();
         this.audit.load(id);
         this.pollers[0].now();
@@ -102,7 +108,7 @@ class App {
         this.#showFreshness();
     }
 
-    /** Suspends or opens one market, or all, once somebody said why. */
+    /** Suspends or opens one market, or all, after the trader gave a reason. */
     async setStatus(verb, id = null) {
         const { texts } = this;
         const isSuspend = verb === 'suspend';
@@ -127,7 +133,7 @@ class App {
         this.audit.tail();
     }
 
-    /** Makes a draft that takes an entry back. */
+    /** Makes a draft that undoes an audit entry. */
     async undo(entry) {
         const { texts } = this;
         const id = this.selected;
@@ -148,13 +154,14 @@ class App {
         find('publish').focus();
     }
 
+    /** Shows a message for a while. */
     say(text, tone = '') {
         const said = el(`p${tone && `.${tone}`}`, {}, text);
         find('said').replaceChildren(said);
-        setTimeout(() => said.remove(), SAID_FOR_MS);
+        setTimeout(() => said.remove(), MESSAGE_MS);
     }
 
-    /** Asks for another token. What was typed stays. */
+    /** Asks for another token. Drafts are kept. */
     expired(why) {
         this.pollers.forEach((poller) => poller.stop());
         this.#signIn(this.session.left <= 0 ? this.texts.of('expired') : this.texts.of('refused', { why }));
@@ -183,9 +190,9 @@ class App {
             event.preventDefault();
             find('signin').querySelector('form').requestSubmit();
         });
-        // Esc does not get by it: without a token there is nothing behind it.
+        // Esc must not close the dialog: without a token the page has nothing to show.
         find('signin').addEventListener('cancel', (event) => event.preventDefault());
-        find('signin').addEventListener('close', () => { if (this.#isOut) this.#signIn(''); });
+        find('signin').addEventListener('close', () => { if (this.#isSignedOut) this.#signIn(''); });
         document.addEventListener('keydown', (event) => this.#key(event));
         addEventListener('hashchange', () => {
             const token = linkedToken();
@@ -201,7 +208,7 @@ class App {
 
     #signIn(why) {
         const dialog = find('signin');
-        this.#isOut = true;
+        this.#isSignedOut = true;
         find('signin-why').hidden = !why;
         put(find('signin-why'), why);
         if (!dialog.open) {
@@ -212,23 +219,23 @@ class App {
         this.#showWho();
     }
 
-    /** The publisher says whether a token is good. */
+    /** Signs in if the publisher accepts the token, or cannot be reached to judge it. */
     async #tryToken(token) {
         if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) return this.#signIn(this.texts.of('tokenBad'));
         this.session.token = token;
         try {
             await this.api.markets({ limit: 1 });
         } catch (error) {
-            if (!(error instanceof Refused)) throw error;
+            if (!(error instanceof ApiError)) throw error;
             if (error.status === 401 || error.status === 403) {
                 const why = this.session.left <= 0 ? this.texts.of('expired') : this.texts.of('refused', { why: error.message });
                 this.session.token = null;
                 return this.#signIn(why);
             }
-            // Nobody can say now: the page shows that, and goes on asking.
+            // The publisher cannot judge the token now. The page shows that, and keeps trying.
         }
         find('token').value = '';
-        this.#isOut = false;
+        this.#isSignedOut = false;
         if (find('signin').open) find('signin').close();
         find('desk').hidden = false;
         this.#showWho();
@@ -250,7 +257,7 @@ class App {
         document.body.classList.toggle('trader', this.session.mayTrade);
     }
 
-    /** How old what is shown is, always. */
+    /** Shows how old the prices are, and when the session ends. */
     #showFreshness() {
         const { texts } = this;
         const link = find('link');
@@ -261,7 +268,7 @@ class App {
             find('expiry').hidden = true;
             return;
         }
-        const old = this.#answered === null ? Infinity : performance.now() - this.#answered;
+        const old = this.#respondedAt === null ? Infinity : performance.now() - this.#respondedAt;
         const isStale = this.#isLost || old > STALE_AFTER_MS;
         const text = old === Infinity ? texts.of('waiting') : isStale ? texts.of('lost') : texts.of('live', { age: `${(old / 1000).toFixed(1)} s` });
         put(link, text);
@@ -289,7 +296,7 @@ class App {
         };
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
             event.preventDefault();
-            this.market.submit();
+            this.sender.submit();
         } else if (event.key === 'Escape') {
             if (isTyping && target.id === 'search') {
                 target.value = '';
@@ -300,7 +307,7 @@ class App {
                 this.list.focus();
             } else this.list.focus();
         } else if (event.ctrlKey || event.metaKey || event.altKey) {
-            // The browser's.
+            // Leave shortcuts of the browser alone.
         } else if (isTyping) {
             if (target.id === 'search' && ['ArrowDown', 'ArrowUp', 'Enter'].includes(event.key)) {
                 event.preventDefault();

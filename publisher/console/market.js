@@ -1,28 +1,26 @@
-// The chosen market in the middle: its prices, what the trader types, and sending it.
+// The selected market in the middle of the desk: its prices, the fields in which a trader types new ones, and the review of
+// what would change. `sender.js` sends it.
 
-import { Refused, statusOf } from './api.js';
-import { confirm } from './dialogs.js';
-import { body, movedLines, plan, reasonProblem } from './diff.js';
+import { statusOf } from './api.js';
+import { movedLines, plan, reasonProblem } from './diff.js';
 import { el, find, put } from './dom.js';
 import { keepingFocus } from './focus.js';
 import { Decimal, parse, show } from './json.js';
 import { change, diffList } from './rows.js';
 import { age } from './time.js';
 
-/** How often a market that only moved elsewhere is sent again before the trader is told. */
-const ATTEMPTS = 5;
 const TONES = { open: 'good', suspended: 'warn', closed: 'bad' };
-/** The line that is changed by suspending and opening. */
+/** The line that only suspending and opening a market changes. */
 const STATUS = 'status';
 
 const key = (...names) => JSON.stringify(names);
 
 export class MarketView {
-    #app; #root = find('chosen'); #shape = ''; #cells = new Map(); #parts = {}; #problems = new Map();
+    #app; #root = find('chosen'); #shape = ''; #cells = new Map(); #elements = {}; #problems = new Map();
 
     constructor(app) {
         this.#app = app;
-        // Enter goes on to the next field; Ctrl+Enter, which sends, is the desk's.
+        // Enter moves to the next field. main.js handles Ctrl+Enter, which sends.
         this.#root.addEventListener('keydown', (event) => {
             if (event.key !== 'Enter' || event.ctrlKey || event.metaKey || event.target.tagName !== 'INPUT') return;
             event.preventDefault();
@@ -31,7 +29,7 @@ export class MarketView {
         });
     }
 
-    /** Shows how the market and the draft stand now. */
+    /** Draws the market and its draft. Builds the elements again only when there are others than before. */
     show() {
         const app = this.#app;
         const market = app.markets.get(app.selected);
@@ -47,135 +45,34 @@ export class MarketView {
         ]);
         if (shape !== this.#shape) {
             this.#shape = shape;
-            const scrolled = this.#parts.lines?.scrollTop ?? 0;
+            const scrolled = this.#elements.lines?.scrollTop ?? 0;
             keepingFocus(this.#root, () => this.#build(market, draft));
-            this.#parts.lines.scrollTop = scrolled;
+            this.#elements.lines.scrollTop = scrolled;
         }
         this.#refresh(market, draft);
     }
 
-    /** Puts the cursor where the first price is typed. */
+    /** Moves the focus to the first field for a price. */
     edit() {
         (this.#root.querySelector('.line input:not(:disabled)') ?? this.#root.querySelector('button'))?.focus();
     }
 
     cancel() {
-        this.#app.drop();
+        this.#app.dropDraft();
         this.#shape = '';
         this.show();
     }
 
-    /** Everything that can be wrong is looked at, and asked about, before anything is sent. */
-    async submit() {
-        const app = this.#app;
-        const id = app.selected;
-        const draft = app.draft();
-        if (draft.isEmpty || draft.isBusy || !app.session.mayTrade) return;
-        draft.isTried = true;
-        draft.failed = null;
-        draft.pending = null;
-        let agreed = '';
-        for (let attempt = 0; attempt < ATTEMPTS; attempt += 1) {
-            const market = app.markets.get(id);
-            const { payload, rows, problems } = plan(draft, market.lines);
-            this.show();
-            if (problems.length || reasonProblem(draft.reason)) {
-                this.#root.querySelector('[aria-invalid="true"]')?.focus();
-                return;
-            }
-            const moved = movedLines(draft, market.lines, parse);
-            if (moved.length) {
-                if (!await this.#askConflict(moved, rows)) return;
-                draft.seeAgain(market.lines);
-            }
-            const large = JSON.stringify(rows.filter((row) => row.isLarge).map(({ line, selection, before, after }) => [line, selection, before, after]));
-            if (large !== '[]' && large !== agreed) {
-                if (!await this.#askLarge(rows.filter((row) => row.isLarge))) return;
-                agreed = large;
-            }
-            draft.pending = { body: body(id, payload, draft.reason.trim(), market.seq), key: uuid() };
-            if (await this.#send(id, draft) !== 'conflict') return;
-            await app.refresh([id]);
-        }
-        draft.failed = app.texts.of('failed', { why: app.texts.of('conflict') });
-        this.show();
-    }
-
-    /** The same request again, with its key. */
-    async again() {
-        const draft = this.#app.draft();
-        if (draft.pending && !draft.isBusy && await this.#send(this.#app.selected, draft) === 'conflict') {
-            await this.#app.refresh([this.#app.selected]);
-            await this.submit();
-        }
-    }
-
-    async #send(id, draft) {
-        const app = this.#app;
-        draft.isBusy = true;
-        draft.failed = null;
-        this.show();
-        try {
-            const { seq } = await app.api.override(draft.pending.body, draft.pending.key);
-            app.drafts.delete(id);
-            app.say(app.texts.of('published', { id, seq }), 'good');
-            await app.refresh([id]);
-            app.audit.tail();
-            return 'done';
-        } catch (error) {
-            if (!(error instanceof Refused)) throw error;
-            if (error.status === 409) return 'conflict';
-            if (error.status === 401) app.expired(error.message);
-            if (!error.isUnknown) {
-                draft.pending = null;
-                draft.failed = app.texts.of('failed', { why: error.message });
-            } else draft.failed = app.texts.of('unknown', { why: error.message });
-            return 'failed';
-        } finally {
-            draft.isBusy = false;
-            this.show();
-        }
-    }
-
-    /** What was seen, what is there now, and what would be sent, side by side. */
-    #askConflict(moved, rows) {
-        const { texts } = this.#app;
-        const table = new Map();
-        const at = ({ line, selection }) => {
-            const name = key(line, selection);
-            if (!table.has(name)) table.set(name, { line, selection });
-            return table.get(name);
-        };
-        for (const row of moved) Object.assign(at(row), { saw: row.before, now: row.after });
-        for (const row of rows) {
-            const into = at(row);
-            Object.assign(into, { now: row.before, yours: row.after, saw: 'saw' in into ? into.saw : row.before });
-        }
-        const text = (value) => value ?? texts.of('absent');
-        const lines = [...table.values()].map(({ line, selection, saw, now, yours = now }) => el('tr', {},
-            el('td', {}, `${line} ${selection}`), el('td.number', {}, text(saw)), el('td.number', {}, el('b', {}, text(now))), el('td.number', {}, text(yours))));
-        const head = ['selection', 'saw', 'now', 'yours'].map((name, index) => el(index ? 'th.number' : 'th', {}, texts.of(name)));
-        return confirm(texts, {
-            title: texts.of('conflict'), yes: texts.of('sendAnyway'), no: texts.of('back'), isDanger: true,
-            content: [el('p', {}, texts.of('conflictText')), el('table', {}, el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...lines))],
-        });
-    }
-
-    #askLarge(rows) {
-        const { texts } = this.#app;
-        return confirm(texts, {
-            title: texts.of('confirmLarge'), yes: texts.of('yesPublish'), no: texts.of('back'), isDanger: true,
-            content: [el('p', {}, texts.of('confirmLargeText')), diffList(texts, rows)],
-        });
-    }
+    /** Moves the focus to the first field with a problem. */
+    focusProblem() { this.#root.querySelector('[aria-invalid="true"]')?.focus(); }
 
     #build(market, draft) {
         const { texts, session } = this.#app;
         this.#cells.clear();
         this.#problems.clear();
-        const parts = this.#parts = {
+        const elements = this.#elements = {
             status: el('span.badge'), seq: el('span.faint'), changed: el('span.faint'),
-            toggle: el('button', { type: 'button', 'data-trader': true, onclick: () => this.#app.setStatus(parts.toggle.dataset.verb, market.id) }),
+            toggle: el('button', { type: 'button', 'data-trader': true, onclick: () => this.#app.setStatus(elements.toggle.dataset.verb, market.id) }),
         };
         const lines = [...market.lines].map(([line, of]) => this.#buildLine(line, of, draft));
         draft.added.forEach((added, index) => lines.push(this.#buildAdded(added, `+${index}`, draft)));
@@ -188,13 +85,14 @@ export class MarketView {
                 },
             }, texts.of('addLine'))));
         }
-        parts.lines = el('div.lines', { tabindex: -1 }, ...lines);
+        elements.lines = el('div.lines', { tabindex: -1 }, ...lines);
         this.#root.replaceChildren(
             el('div.head', {},
-                el('h2', { id: 'market-title' }, texts.of('market', { id: market.id })), parts.status, el('span.facts', {}, parts.seq, parts.changed), el('span.fill'), parts.toggle),
-            parts.lines, ...(session.mayTrade ? [this.#buildReview(draft)] : []));
+                el('h2', { id: 'market-title' }, texts.of('market', { id: market.id })), elements.status, el('span.facts', {}, elements.seq, elements.changed), el('span.fill'), elements.toggle),
+            elements.lines, ...(session.mayTrade ? [this.#buildReview(draft)] : []));
     }
 
+    /** A line of the market. */
     #buildLine(line, of, draft) {
         const { texts, session } = this.#app;
         const edit = draft.edits.get(line);
@@ -237,6 +135,7 @@ export class MarketView {
                 el('tbody', {}, ...rows, ...extras)));
     }
 
+    /** A line that the trader adds. */
     #buildAdded(added, at, draft) {
         const { texts } = this.#app;
         const name = el('input.name.line-name', {
@@ -259,7 +158,7 @@ export class MarketView {
                 el('tbody', {}, ...added.extra.map((extra, index) => this.#buildExtra(at, added.extra, extra, index, draft)))));
     }
 
-    /** A selection that is not there yet. */
+    /** A row for a selection that the trader adds. */
     #buildExtra(line, all, extra, index, draft) {
         const { texts } = this.#app;
         const field = (kind, of, label) => {
@@ -290,40 +189,41 @@ export class MarketView {
 
     #buildReview(draft) {
         const { texts } = this.#app;
-        const parts = this.#parts;
-        parts.reason = el('textarea', {
+        const elements = this.#elements;
+        elements.reason = el('textarea', {
             id: 'reason', 'data-key': 'reason', rows: 1, maxlength: 500, placeholder: texts.of('reasonHint'), 'aria-label': texts.of('reason'),
             oninput: ({ target }) => { draft.reason = target.value; this.#touched(); },
         });
-        parts.reason.value = draft.reason;
-        Object.assign(parts, {
+        elements.reason.value = draft.reason;
+        Object.assign(elements, {
             diffs: el('div', { id: 'diffs' }), moved: el('div.note', { role: 'alert', hidden: true }), later: el('div.note', { hidden: true }),
             failed: el('div.note.bad', { role: 'alert', hidden: true }), undo: el('span.badge.accent', { hidden: true }), wrong: el('span.problem', { role: 'status' }),
-            again: el('button', { id: 'again', type: 'button', onclick: () => this.again() }, texts.of('again')),
+            again: el('button', { id: 'again', type: 'button', onclick: () => this.#app.sender.again() }, texts.of('again')),
             cancel: el('button', { id: 'cancel', type: 'button', onclick: () => this.cancel() }, texts.of('cancel')),
-            publish: el('button.primary', { id: 'publish', type: 'button', onclick: () => this.submit() }),
+            publish: el('button.primary', { id: 'publish', type: 'button', onclick: () => this.#app.sender.submit() }),
         });
         return el('div.review', { 'aria-label': texts.of('review'), role: 'group' },
-            el('div.title', {}, el('h3', {}, texts.of('review')), parts.undo),
-            parts.diffs, parts.moved, parts.later, parts.failed, parts.reason,
-            el('div.actions', {}, parts.wrong, el('span.fill'), parts.again, parts.cancel, parts.publish));
+            el('div.title', {}, el('h3', {}, texts.of('review')), elements.undo),
+            elements.diffs, elements.moved, elements.later, elements.failed, elements.reason,
+            el('div.actions', {}, elements.wrong, el('span.fill'), elements.again, elements.cancel, elements.publish));
     }
 
+    /** Updates texts and states in the elements that `#build` made. */
     #refresh(market, draft) {
         const app = this.#app;
         const { texts, session } = app;
-        const parts = this.#parts;
+        const elements = this.#elements;
         const status = statusOf(market.lines);
-        put(parts.status, status ? (status in TONES ? texts.of(status) : status) : '');
-        parts.status.className = `badge ${TONES[status] ?? ''}`;
-        parts.status.hidden = !status;
-        put(parts.seq, texts.of('seq', { seq: market.seq }));
-        put(parts.changed, market.ts ? texts.of('changed', { age: age(texts, app.now - market.ts) }) : texts.of('never'));
+        put(elements.status, status ? (status in TONES ? texts.of(status) : status) : '');
+        elements.status.className = `badge ${TONES[status] ?? ''}`;
+        elements.status.hidden = !status;
+        put(elements.seq, texts.of('seq', { seq: market.seq }));
+        put(elements.changed, market.ts ? texts.of('changed', { age: age(texts, app.now - market.ts) }) : texts.of('never'));
         const verb = status === 'suspended' || status === 'closed' ? 'open' : 'suspend';
-        parts.toggle.dataset.verb = verb;
-        parts.toggle.className = verb === 'suspend' ? 'danger' : '';
-        parts.toggle.disabled = market.seq === 0;
-        put(parts.toggle, texts.of(verb === 'suspend' ? 'suspend' : 'reopen'));
+        elements.toggle.dataset.verb = verb;
+        elements.toggle.className = verb === 'suspend' ? 'danger' : '';
+        elements.toggle.disabled = market.seq === 0;
+        put(elements.toggle, texts.of(verb === 'suspend' ? 'suspend' : 'reopen'));
         const { rows, problems } = plan(draft, market.lines);
         for (const [line, of] of market.lines) {
             for (const [selection, value] of of) {
@@ -343,37 +243,37 @@ export class MarketView {
 
     #refreshReview(market, draft, rows, problems) {
         const { texts } = this.#app;
-        const parts = this.#parts;
-        // What is new is not called wrong before it was tried to be sent, or has something in it.
+        const elements = this.#elements;
+        // A new row shows its problem only when every field of it has text, or after an attempt to send it.
         for (const [name, { problem, inputs }] of this.#problems) {
             const found = problems.find(({ line, selection }) => key(line, selection) === name)?.problem;
-            const isTold = found && (draft.isTried || inputs.every((input) => input.value !== ''));
-            put(problem, isTold ? texts.of(found) : '');
-            inputs.forEach((input) => input.setAttribute('aria-invalid', String(Boolean(isTold))));
+            const isShown = found && (draft.isTried || inputs.every((input) => input.value !== ''));
+            put(problem, isShown ? texts.of(found) : '');
+            inputs.forEach((input) => input.setAttribute('aria-invalid', String(Boolean(isShown))));
         }
         const about = draft.isEmpty ? null : reasonProblem(draft.reason);
         const whole = problems.find(({ line }) => line === null)?.problem;
         const isReasonWrong = about && (draft.isTried || about !== 'noReason');
-        parts.reason.setAttribute('aria-invalid', String(Boolean(isReasonWrong)));
-        put(parts.wrong, whole ? texts.of(whole) : isReasonWrong ? `${texts.of('reason')}: ${texts.of(about === 'noReason' ? 'noReason' : 'reasonBad')}` : '');
-        parts.diffs.replaceChildren(draft.isEmpty ? el('p.faint', {}, texts.of('noChanges')) : diffList(texts, rows, 12));
+        elements.reason.setAttribute('aria-invalid', String(Boolean(isReasonWrong)));
+        put(elements.wrong, whole ? texts.of(whole) : isReasonWrong ? `${texts.of('reason')}: ${texts.of(about === 'noReason' ? 'noReason' : 'reasonBad')}` : '');
+        elements.diffs.replaceChildren(draft.isEmpty ? el('p.faint', {}, texts.of('noChanges')) : diffList(texts, rows, 12));
         const moved = movedLines(draft, market.lines, parse);
-        note(parts.moved, moved.length > 0, () => [texts.of('moved'), diffList(texts, moved, 6)]);
+        note(elements.moved, moved.length > 0, () => [texts.of('moved'), diffList(texts, moved, 6)]);
         const later = draft.later ?? [];
-        note(parts.later, later.length > 0, () => [texts.of('laterTouched', { which: later.slice(0, 8).map(({ seq, actor }) => `seq ${seq} (${actor})`).join(', ') })]);
-        note(parts.failed, Boolean(draft.failed), () => [draft.failed]);
-        parts.undo.hidden = !draft.undoOf;
-        put(parts.undo, draft.undoOf ? texts.of('undoing', { id: draft.undoOf }) : '');
-        parts.again.hidden = !draft.pending || !draft.failed;
-        parts.cancel.hidden = draft.isEmpty;
-        parts.publish.disabled = draft.isEmpty || Boolean(draft.isBusy);
-        parts.publish.replaceChildren(texts.of(draft.isBusy ? 'publishing' : 'publish'), el('kbd', { 'aria-hidden': 'true' }, texts.of('publishKey')));
-        parts.reason.closest('.review').classList.toggle('idle', draft.isEmpty);
+        note(elements.later, later.length > 0, () => [texts.of('laterTouched', { which: later.slice(0, 8).map(({ seq, actor }) => `seq ${seq} (${actor})`).join(', ') })]);
+        note(elements.failed, Boolean(draft.failed), () => [draft.failed]);
+        elements.undo.hidden = !draft.undoOf;
+        put(elements.undo, draft.undoOf ? texts.of('undoing', { id: draft.undoOf }) : '');
+        elements.again.hidden = !draft.pending || !draft.failed;
+        elements.cancel.hidden = draft.isEmpty;
+        elements.publish.disabled = draft.isEmpty || Boolean(draft.isBusy);
+        elements.publish.replaceChildren(texts.of(draft.isBusy ? 'publishing' : 'publish'), el('kbd', { 'aria-hidden': 'true' }, texts.of('publishKey')));
+        elements.reason.closest('.review').classList.toggle('idle', draft.isEmpty);
     }
 
     #lines() { return this.#app.markets.get(this.#app.selected).lines; }
 
-    /** The draft is another one now: what was sent before is not it. */
+    /** The draft has changed, so the request that was sent before cannot be repeated. */
     #touched() {
         const draft = this.#app.draft();
         draft.failed = null;
@@ -382,7 +282,7 @@ export class MarketView {
     }
 }
 
-/** Told once while it stays the same, so that it is read out once. */
+/** Shows or hides a note. Leaves an unchanged text alone, so that screen readers read it only once. */
 function note(element, isShown, content) {
     element.hidden = !isShown;
     const next = el('div', {}, ...(isShown ? content() : []));
@@ -391,10 +291,4 @@ function note(element, isShown, content) {
 
 function isEditable(line, value) {
     return line !== STATUS && (value instanceof Decimal || typeof value === 'string');
-}
-
-/** For a secure page the browser's own; a page over plain HTTP has only random bytes. */
-function uuid() {
-    if (crypto.randomUUID) return crypto.randomUUID();
-    return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -1,4 +1,4 @@
-// Does something again and again, one at a time, and rests while nobody looks.
+// Runs a function at an interval, one call at a time. Pauses while the page is hidden.
 
 export class Poller {
     #run; #every; #timer = null; #isOn = false; #isRunning = false;
@@ -19,12 +19,12 @@ export class Poller {
         clearTimeout(this.#timer);
     }
 
-    /** At once, unless it is under way. */
+    /** Runs the function at once, unless a call is under way. */
     async now() {
         if (this.#isRunning || !this.#isOn || document.hidden) return;
         clearTimeout(this.#timer);
         this.#isRunning = true;
-        // Whatever is wrong once may be right the next time.
+        // An error must not end the polling.
         try { await this.#run(); } catch (error) { reportError(error); }
         this.#isRunning = false;
         if (this.#isOn) this.#timer = setTimeout(() => this.now(), this.#every);

@@ -1,11 +1,11 @@
-// Rows of a diff, as tables and lists show them.
+// Elements for the rows of `lineRows` in diff.js.
 
 import { percent } from './decimal.js';
 import { el } from './dom.js';
 
 const tone = (tenths) => (tenths === null || tenths === 0n ? 'flat' : tenths > 0n ? 'up' : 'down');
 
-/** `+2.7 %`, and that it is large. */
+/** Shows a move: `+2.7 %`, with a badge if it is large. */
 export function change(texts, row) {
     if (row.tenths === null) return el('span.change');
     return el('span.change', {},
@@ -15,7 +15,7 @@ export function change(texts, row) {
 
 const value = (texts, text) => (text === null ? el('span.faint', {}, texts.of('absent')) : el('span', {}, text));
 
-/** `moneyline home  1.85 → 1.90  +2.7 %`; `absent` stands for what is not there. */
+/** Shows a row: `moneyline home  1.85 → 1.90  +2.7 %`. A missing value is shown as the text `absent`. */
 export function diffRow(texts, row) {
     return el('li.diff', {},
         el('span.name', {}, row.line, ' ', el('b', {}, row.selection)), ' ',

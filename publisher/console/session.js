@@ -1,14 +1,14 @@
-// Who is signed in: a token, kept for this tab only. The publisher checks it; what it says is read here for show.
+// The admin token of this tab. The publisher checks it. The page reads its claims only to show them.
 
 const KEY = 'kmarket.console.token';
 
 export class Session {
     #token = null;
 
-    /** What a link brought, or what this tab had. */
+    /** Takes the token of the link that opened the page, or the token that this tab has stored. */
     static restore() {
         const session = new Session();
-        session.#token = linkedToken() ?? kept();
+        session.#token = linkedToken() ?? stored();
         return session;
     }
 
@@ -19,25 +19,25 @@ export class Session {
         try {
             if (token) sessionStorage.setItem(KEY, token);
             else sessionStorage.removeItem(KEY);
-        } catch { /* then until the page is left */ }
+        } catch { /* storage may be forbidden: the token lasts until the page is left */ }
     }
 
     get claims() { return claims(this.#token); }
 
     get mayTrade() { return ['trader', 'admin'].includes(this.claims.role); }
 
-    /** Milliseconds until it ends; negative: so long ago. */
+    /** Time until the token expires, in ms; negative after that. */
     get left() { return (this.claims.exp ?? Infinity) * 1000 - Date.now(); }
 }
 
-/** The token of a link, `#token=…`, if there is one. It leaves the address bar at once. */
+/** Returns the token of a link, `#token=…`, or null. Removes it from the address bar. */
 export function linkedToken() {
     const token = new URLSearchParams(location.hash.slice(1)).get('token')?.trim();
     if (location.hash) history.replaceState(null, '', location.pathname + location.search);
     return token || null;
 }
 
-/** `{sub, role, exp}` of a token, as far as it says so. */
+/** Returns `{sub, role, exp}` of a token, or `{}` if it cannot be read. */
 function claims(token) {
     try {
         const base64 = token.split('.')[1].replace(/-/g, '+').replace(/_/g, '/');
@@ -47,6 +47,6 @@ function claims(token) {
     } catch { return {}; }
 }
 
-function kept() {
+function stored() {
     try { return sessionStorage.getItem(KEY); } catch { return null; }
 }

@@ -1,6 +1,6 @@
-// Times for people.
+// Times in the words of people.
 
-/** `12 s`, `3 min` … of some milliseconds. */
+/** Formats an age: `12 s`, `3 min` … */
 export function age(texts, ms) {
     const s = Math.max(0, Math.floor(ms / 1000));
     if (s < 60) return texts.of('seconds', { n: s });
@@ -9,7 +9,7 @@ export function age(texts, ms) {
     return texts.of('days', { n: Math.floor(s / 86_400) });
 }
 
-/** `4:05` of some milliseconds. */
+/** Formats a time that is left: `4:05`. */
 export function countdown(ms) {
     const s = Math.max(0, Math.ceil(ms / 1000));
     return `${Math.floor(s / 60)}:${String(s % 60).padStart(2, '0')}`;
@@ -17,7 +17,7 @@ export function countdown(ms) {
 
 const two = (n) => String(n).padStart(2, '0');
 
-/** The reader's own time, the date only where it is another day. */
+/** Formats a moment in the reader's time zone. Has the date only if it is not today. */
 export function clock(ts, now = Date.now()) {
     const at = new Date(ts);
     const time = `${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;

@@ -1,6 +1,6 @@
-// Taking an override back: another one, which sets each line that it touched to how it was before.
+// Undoes an override by another one, which sets each line that it changed to its state before.
 
-/** line → as it was, or `null` where it was not. */
+/** Returns the payload that undoes an audit entry: line → its state before, or null if it did not exist. */
 export function undo(entry) {
     return new Map([...entry.after.keys()].map((line) => [line, entry.before.get(line) ?? null]));
 }
@@ -9,7 +9,7 @@ export function undoReason(entry) {
     return `undo of ${entry.auditId}`;
 }
 
-/** Those of `entries` that are later and touched a line that `entry` touched. Undoing it undoes part of them. */
+/** Returns those of `entries` that changed a line of `entry` later. To undo `entry` undoes them as well. */
 export function laterOnSameLines(entry, entries) {
     const isLater = (other) => other.epoch > entry.epoch || (other.epoch === entry.epoch && other.seq > entry.seq);
     return entries.filter((other) => isLater(other) && [...other.after.keys()].some((line) => entry.after.has(line)));

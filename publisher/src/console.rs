@@ -10,7 +10,7 @@ macro_rules! js {
     };
 }
 
-const FILES: [File; 23] = [
+const FILES: [File; 24] = [
     File::html("/console", include_str!("../console/index.html")),
     File::html("/console/", include_str!("../console/index.html")),
     File::css("/console/console.css", include_str!("../console/console.css")),
@@ -30,6 +30,7 @@ const FILES: [File; 23] = [
     js!("market.js"),
     js!("poller.js"),
     js!("rows.js"),
+    js!("sender.js"),
     js!("session.js"),
     js!("texts.js"),
     js!("time.js"),

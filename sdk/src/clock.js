@@ -1,6 +1,6 @@
-// What every host has of its own accord.
+// The members of a host that need no platform API.
 
-/** Time and chance. */
+/** Time, randomness and timers. */
 export const clock = {
     now: () => Date.now(),
     random: () => Math.random(),

@@ -1,16 +1,16 @@
-// JSON in which every number stays the text it was: `2.10` is "2.10". (JSON.parse would make 2.1 of it.)
+// Parses JSON and keeps every number as the text that was sent: `2.10` becomes "2.10". (JSON.parse makes 2.1 of it.)
 
 let native = false;
 JSON.parse('1.0', (_, value, context) => { native = Boolean(context && context.source === '1.0'); return value; });
 
 export const parse = (text) => (native ? parseBySource(text) : parseByScan(text));
 
-/** For engines whose revivers are told the source text. */
+/** For engines that pass the source text to the reviver. */
 export function parseBySource(text) {
     return JSON.parse(text, (_, value, context) => (typeof value === 'number' ? context.source : value));
 }
 
-/** For all others: numbers are put into quotes before they are parsed. Strings are matched first, so that theirs stay. */
+/** For other engines: quotes every number, then parses. The pattern matches strings first, so digits in a string stay. */
 export function parseByScan(text) {
     return JSON.parse(text.replace(STRING_OR_NUMBER, (token) => (token[0] === '"' ? token : `"${token}"`)));
 }

@@ -1,17 +1,17 @@
-// WeChat mini-programs, and what took over their API: pass `wx`, `uni` or `Taro`.
+// The host for WeChat mini-programs and for the frameworks that have the same API: pass `wx`, `uni` or `Taro`.
 
 import { clock } from './clock.js';
 
-/** The host for `wx.connectSocket` and `wx.request`. */
+/** Returns a host over `api.connectSocket` and `api.request`. */
 export function wx(api, { storage = wxStorage(api) } = {}) {
     return {
         tokenIn: 'query',
-        pausesInBackground: true, // a socket opened in the background is interrupted
+        pausesInBackground: true, // WeChat interrupts sockets that are opened in the background
         storage,
         ...clock,
         open(url, protocols, on) {
             let task = null;
-            let over = false; // told, or not wanted any more
+            let over = false; // its close was reported, or the client closed it
             const end = (code, reason) => {
                 if (over) return;
                 over = true;
@@ -20,10 +20,10 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
             const attach = (given) => {
                 if (!given || !given.onOpen) return end(1006, 'no SocketTask');
                 task = given;
-                if (over) return task.close({ code: 1000, fail() {} }); // one of the few an app may have
+                if (over) return task.close({ code: 1000, fail() {} }); // or it would count towards the app's limit of 5
                 task.onOpen(() => { if (!over) on.open(); });
                 task.onMessage(({ data }) => { if (!over && typeof data === 'string') on.message(data); });
-                // Not every version tells of a close after an error.
+                // Not every version reports a close after an error.
                 task.onError(({ errMsg } = {}) => end(1006, errMsg));
                 task.onClose(({ code, reason } = {}) => end(code || 1006, reason));
             };
@@ -44,13 +44,13 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
             };
         },
         get: (url) => new Promise((resolve, reject) => {
-            const answer = api.request({
+            const promise = api.request({
                 url,
-                dataType: 'text', // or it would be parsed, and prices with it
+                dataType: 'text', // or WeChat would parse it, and prices would become floats
                 success: ({ statusCode, data }) => resolve({ status: statusCode, text: data }),
                 fail: ({ errMsg } = {}) => reject(new Error(errMsg)),
             });
-            if (answer && typeof answer.then === 'function') answer.then(null, reject);
+            if (promise && typeof promise.then === 'function') promise.then(null, reject);
         }),
         watch({ shown, hidden, online, offline }) {
             const network = ({ isConnected }) => (isConnected ? online() : offline());
@@ -68,8 +68,8 @@ function wxStorage(api) {
     return api.setStorage && {
         get: (key) => api.getStorageSync(key),
         set: (key, data) => new Promise((resolve, reject) => {
-            const answer = api.setStorage({ key, data, success: resolve, fail: ({ errMsg } = {}) => reject(new Error(errMsg)) });
-            if (answer && typeof answer.then === 'function') answer.then(resolve, reject);
+            const promise = api.setStorage({ key, data, success: resolve, fail: ({ errMsg } = {}) => reject(new Error(errMsg)) });
+            if (promise && typeof promise.then === 'function') promise.then(resolve, reject);
         }),
     };
 }

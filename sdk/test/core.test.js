@@ -6,76 +6,76 @@ const live = (positions, epoch) => new World().live(positions, epoch);
 
 test('an update replaces whole lines, and null removes one', async () => {
     const world = await live();
-    world.hear(update(1001, 2, { total: { over: 1 }, win: { no: '3.00' } }));
+    world.receive(update(1001, 2, { total: { over: 1 }, win: { no: '3.00' } }));
     assert.deepEqual(world.client.market(1001).lines, { total: { over: '1' }, win: { no: '3.00' } });
-    world.hear(update(1001, 3, { win: null }));
+    world.receive(update(1001, 3, { win: null }));
     assert.deepEqual(world.client.market(1001).lines, { total: { over: '1' } });
     assert.deepEqual(world.of('change').at(-1).changed, ['win']);
 });
 
 test('a price keeps its digits', async () => {
     const world = await live();
-    world.hear('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"payload":{"win":{"yes":2.10,"note":"a \\" 1.0","on":true,"limit":-1.50e3}}}');
+    world.receive('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"payload":{"win":{"yes":2.10,"note":"a \\" 1.0","on":true,"limit":-1.50e3}}}');
     assert.deepEqual(world.client.market(1001).lines.win, { yes: '2.10', note: 'a " 1.0', on: true, limit: '-1.50e3' });
 });
 
-test('a line may have any name', async () => {
+test('a line may be named like a member of every object', async () => {
     const world = await live();
-    world.hear('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"payload":{"__proto__":{"yes":2.10}}}');
+    world.receive('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"payload":{"__proto__":{"yes":2.10}}}');
     assert.deepEqual(Object.keys(world.client.market(1001).lines), ['win', '__proto__']);
     assert.equal({}.yes, undefined);
 });
 
-test('duplicates are ignored', async () => {
+test('updates and snapshots that are known already are ignored', async () => {
     const world = await live({ 1001: 5 });
     const changes = world.of('change').length;
-    world.hear(update(1001, 5));
-    world.hear(update(1001, 4));
-    world.hear(snapshot(1001, 4, {}));
+    world.receive(update(1001, 5));
+    world.receive(update(1001, 4));
+    world.receive(snapshot(1001, 4, {}));
     assert.equal(world.of('change').length, changes);
     assert.deepEqual([world.seq(), world.requests.length], [5, 0]);
 });
 
-test('a market that nobody has published begins at 0, and its epoch is learnt with the first update', async () => {
+test('a market without updates begins at seq 0, and the first update makes the client ask for its epoch', async () => {
     const world = new World();
     world.client.subscribe(1001);
     world.client.start();
     await world.settle();
     world.socket.on.open();
-    world.hear({ type: 'ack', ok: true, id: world.said('subscribe')[0].id, positions: { 1001: { epoch: 0, seq: 0 } } });
+    world.receive({ type: 'ack', ok: true, id: world.sent('subscribe')[0].id, positions: { 1001: { epoch: 0, seq: 0 } } });
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [0, true]);
-    world.hear(update(1001, 1));
+    world.receive(update(1001, 1));
     await world.pass(0);
-    const asked = world.said('subscribe')[1];
+    const asked = world.sent('subscribe')[1];
     assert.equal(asked.snapshot, undefined);
-    world.hear({ type: 'ack', ok: true, id: asked.id, positions: { 1001: { epoch: 9, seq: 1 } } });
+    world.receive({ type: 'ack', ok: true, id: asked.id, positions: { 1001: { epoch: 9, seq: 1 } } });
     assert.deepEqual([world.seq(), world.client.market(1001).epoch], [1, 9]);
 });
 
-test('a gap is fetched as updates, and nothing is applied out of order', async () => {
+test('a gap is filled with updates over HTTP, and every update is applied in order', async () => {
     const world = await live();
-    world.hear(update(1001, 4));
-    world.hear(update(1001, 5));
+    world.receive(update(1001, 4));
+    world.receive(update(1001, 5));
     assert.equal(world.seq(), 1);
     assert.equal(world.client.market(1001).fresh, false);
     const [request] = world.requests;
     assert.equal(request.url.pathname + request.url.search, '/api/markets/1001/odds/updates?since_seq=1&limit=2');
-    request.answer({ epoch: 7, complete: true, updates: [update(1001, 2), update(1001, 3)] });
+    request.respond({ epoch: 7, complete: true, updates: [update(1001, 2), update(1001, 3)] });
     await world.settle();
     assert.deepEqual(world.of('change').map(({ seq }) => seq), [1, 2, 3, 4, 5]);
     assert.equal(world.client.market(1001).fresh, true);
 });
 
-test('a wide gap, one that is no longer kept, and one in another epoch are fetched as a snapshot', async () => {
-    for (const [seq, answer] of [[900, null], [4, { epoch: 7, complete: false, updates: [] }], [4, { epoch: 8, complete: true, updates: [update(1001, 2)] }]]) {
+test('a gap that is wide, no longer kept or of another epoch is filled with a snapshot', async () => {
+    for (const [seq, page] of [[900, null], [4, { epoch: 7, complete: false, updates: [] }], [4, { epoch: 8, complete: true, updates: [update(1001, 2)] }]]) {
         const world = await live();
-        world.hear(update(1001, seq));
-        if (answer) {
-            world.requests[0].answer(answer);
+        world.receive(update(1001, seq));
+        if (page) {
+            world.requests[0].respond(page);
             await world.settle();
         }
         assert.equal(world.requests.at(-1).url.pathname, '/api/markets/1001/odds/snapshot');
-        world.requests.at(-1).answer({ epoch: answer ? answer.epoch : 7, seq: seq + 1, ts: 1, payload: { win: { yes: '9' } } });
+        world.requests.at(-1).respond({ epoch: page ? page.epoch : 7, seq: seq + 1, ts: 1, payload: { win: { yes: '9' } } });
         await world.settle();
         assert.equal(world.seq(), seq + 1);
     }
@@ -83,50 +83,50 @@ test('a wide gap, one that is no longer kept, and one in another epoch are fetch
 
 test('a gap that HTTP cannot fill is resumed over the socket', async () => {
     const nothing = { epoch: 7, complete: true, updates: [] };
-    for (const answer of [[{}, 503], [nothing], [{ ...nothing, updates: [update(1001, 2)], stale: true }]]) {
+    for (const response of [[{}, 503], [nothing], [{ ...nothing, updates: [update(1001, 2)], stale: true }]]) {
         const world = await live();
-        world.hear(update(1001, 4));
+        world.receive(update(1001, 4));
         for (const tries of [1, 2, 3]) {
             assert.equal(world.requests.length, tries);
-            world.requests.at(-1).answer(...answer);
+            world.requests.at(-1).respond(...response);
             await world.pass(5000);
         }
         assert.equal(world.requests.length, 3);
-        assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
+        assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
     }
 });
 
-test('a gap is left when its connection, its market or its reason is gone', async () => {
+test('a gap is abandoned after a close, an unsubscribe or a snapshot', async () => {
     for (const end of [
         (world) => world.close(1006),
         (world) => world.client.unsubscribe(1001),
-        (world) => world.hear(snapshot(1001, 9, {})),
+        (world) => world.receive(snapshot(1001, 9, {})),
     ]) {
         const world = await live();
-        world.hear(update(1001, 4));
+        world.receive(update(1001, 4));
         end(world);
         const changes = world.of('change').length;
-        world.requests[0].answer({ epoch: 7, complete: true, updates: [update(1001, 2)] });
+        world.requests[0].respond({ epoch: 7, complete: true, updates: [update(1001, 2)] });
         await world.settle();
         assert.equal(world.of('change').length, changes);
     }
 });
 
-test('after every unexplained close all markets are resumed by one message', async () => {
+test('after a close without bye one message resumes all markets', async () => {
     for (const code of [1000, 1001, 1005, 1006, 1011, 1012, 1013, 4401, 4408, 4409, 4429, 4999]) {
         const world = await live({ 1001: 5, 1002: 8 });
         world.close(code);
         assert.equal(world.client.state, 'waiting', code);
         assert.equal(world.client.market(1001).fresh, false);
         await world.resumed();
-        assert.deepEqual(world.said('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5 }, 1002: { epoch: 7, seq: 8 } }]);
-        assert.equal(world.said('subscribe').length, 0);
-        world.hear(update(1001, 6));
+        assert.deepEqual(world.sent('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5 }, 1002: { epoch: 7, seq: 8 } }]);
+        assert.equal(world.sent('subscribe').length, 0);
+        world.receive(update(1001, 6));
         assert.equal(world.seq(), 6);
     }
 });
 
-test('a bug or a ban stops the client, and start goes on', async () => {
+test('a close code for a bug or a ban stops the client until start is called', async () => {
     for (const code of [1002, 1003, 1007, 1009, 4403]) {
         const world = await live();
         world.close(code);
@@ -139,33 +139,33 @@ test('a bug or a ban stops the client, and start goes on', async () => {
     }
 });
 
-test('bye counts more than the close code', async () => {
+test('a bye overrides the close code', async () => {
     const stopped = await live();
-    stopped.hear({ type: 'bye', code: 4403, reason: 'NOT_ALLOWED', reconnect: false, afterMs: 0 });
+    stopped.receive({ type: 'bye', code: 4403, reason: 'NOT_ALLOWED', reconnect: false, afterMs: 0 });
     stopped.close(1006);
     assert.equal(stopped.client.state, 'stopped');
     const again = await live();
-    again.hear({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 1840 });
+    again.receive({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 1840 });
     again.close(1002);
     assert.equal(wait(again), 1840 + 250);
     assert.deepEqual([again.of('state').at(-1).code, again.of('state').at(-1).reason], [1012, 'DRAINING']);
     for (const [code, reconnect, state] of [[1012, false, 'stopped'], [4403, true, 'waiting']]) {
         const world = await live();
-        world.hear({ type: 'bye', code, reason: '', reconnect, afterMs: 0 });
+        world.receive({ type: 'bye', code, reason: '', reconnect, afterMs: 0 });
         world.close(1006);
         assert.equal(world.client.state, state);
     }
 });
 
-test('a bye that no close follows is a close', async () => {
+test('the client closes the socket if no close follows a bye', async () => {
     const world = await live();
-    world.hear({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 0 });
+    world.receive({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 0 });
     await world.pass(5000);
     assert.equal(world.client.state, 'waiting');
     assert.equal(world.sockets[0].closed, 1000);
 });
 
-test('4429 waits 5 s or more, 1013 one second', async () => {
+test('after 4429 the client waits at least 5 s, after 1013 at least 1 s', async () => {
     for (const [code, least] of [[4429, 5000], [1013, 1000], [1006, 0]]) {
         const world = await live();
         world.close(code);
@@ -173,7 +173,7 @@ test('4429 waits 5 s or more, 1013 one second', async () => {
     }
 });
 
-test('the backoff doubles with full jitter to 30 s, and starts anew after a connection that lasted', async () => {
+test('the backoff doubles with full jitter up to 30 s, and a connection of 10 s resets it', async () => {
     const world = await live();
     const waits = [];
     world.close(1006);
@@ -192,7 +192,7 @@ test('the backoff doubles with full jitter to 30 s, and starts anew after a conn
     assert.equal(wait(world), 250);
 });
 
-test('4401 brings a new token; another close uses the old one', async () => {
+test('after 4401 the client asks for a new token, after another close it uses the old one', async () => {
     const world = await live();
     world.close(1006);
     await world.resumed();
@@ -203,7 +203,7 @@ test('4401 brings a new token; another close uses the old one', async () => {
     assert.match(world.socket.url, /token=token-2$/);
 });
 
-test('a handshake that fails may have been a 401: a token that is not quite new is replaced', async () => {
+test('after a failed handshake, which may have been a 401, a token older than 10 s is replaced', async () => {
     const world = new World();
     world.client.start();
     await world.settle();
@@ -216,7 +216,7 @@ test('a handshake that fails may have been a 401: a token that is not quite new 
     assert.deepEqual([world.sockets.length, world.tokens], [3, 2]);
 });
 
-test('a token provider that fails, or never answers, is asked again', async () => {
+test('a token provider that fails, hangs or returns no token is asked again', async () => {
     for (const fail of [() => { throw new Error('no'); }, async () => { throw new Error('no'); }, () => new Promise(() => {}), () => undefined]) {
         let calls = 0;
         const world = new World({ token: () => (++calls === 1 ? fail() : 'good') });
@@ -234,164 +234,164 @@ test('the token is refreshed before it expires', async () => {
     await world.live();
     const healthy = async (ms) => {
         for (let past = 0; past < ms; past += 15_000) {
-            world.hear({ type: 'ping', ts: world.time });
+            world.receive({ type: 'ping', ts: world.time });
             await world.pass(15_000);
         }
     };
     await healthy(525_000);
-    assert.equal(world.said('refresh').length, 0);
+    assert.equal(world.sent('refresh').length, 0);
     await healthy(20_000);
-    const [refresh] = world.said('refresh');
+    const [refresh] = world.sent('refresh');
     assert.equal(refresh.token, 't2');
-    world.hear({ type: 'ack', ok: false, id: refresh.id, rejected: [{ code: 'FORBIDDEN', marketId: 1001 }] });
+    world.receive({ type: 'ack', ok: false, id: refresh.id, rejected: [{ code: 'FORBIDDEN', marketId: 1001 }] });
     assert.deepEqual(world.of('rejected'), [{ marketId: 1001, code: 'FORBIDDEN' }]);
     await healthy(550_000);
-    assert.equal(world.said('refresh').length, 2);
+    assert.equal(world.sent('refresh').length, 2);
 });
 
-test('rejected markets are told once, and the others go on', async () => {
+test('a rejection is reported once, and the other markets are delivered', async () => {
     const world = new World();
     world.client.subscribe([1001, 1002, 1003]);
     world.client.start();
     await world.settle();
     world.socket.on.open();
     const rejected = [{ code: 'FORBIDDEN', marketId: 1002 }, { code: 'LIMIT_EXCEEDED', marketId: 1003 }];
-    world.hear({ type: 'ack', ok: false, id: world.said('subscribe')[0].id, rejected, positions: { 1001: { epoch: 7, seq: 1 } } });
-    world.hear(snapshot(1001, 1, {}));
-    world.hear(update(1001, 2));
+    world.receive({ type: 'ack', ok: false, id: world.sent('subscribe')[0].id, rejected, positions: { 1001: { epoch: 7, seq: 1 } } });
+    world.receive(snapshot(1001, 1, {}));
+    world.receive(update(1001, 2));
     assert.equal(world.seq(), 2);
     assert.deepEqual(world.of('rejected'), rejected);
-    // A place that becomes free is asked for.
+    // An unsubscribe makes room, so the market beyond the limit is asked for again.
     world.client.unsubscribe(1001);
     await world.pass(0);
-    world.hear({ type: 'ack', ok: true, id: world.said('unsubscribe')[0].id, unsubscribed: [1001] });
+    world.receive({ type: 'ack', ok: true, id: world.sent('unsubscribe')[0].id, unsubscribed: [1001] });
     await world.pass(0);
-    const again = world.said('subscribe')[1];
+    const again = world.sent('subscribe')[1];
     assert.deepEqual(again.markets, ['1003']);
-    world.hear({ type: 'ack', ok: false, id: again.id, rejected: [rejected[1]] });
+    world.receive({ type: 'ack', ok: false, id: again.id, rejected: [rejected[1]] });
     assert.deepEqual(world.of('rejected'), rejected);
 });
 
-test('a reset snapshot may go back and to another epoch, any other may not', async () => {
+test('only a reset snapshot may go back to an earlier seq or epoch', async () => {
     const world = await live({ 1001: 5 });
-    world.hear(snapshot(1001, 9, {}, { epoch: 6 }));
+    world.receive(snapshot(1001, 9, {}, { epoch: 6 }));
     assert.equal(world.seq(), 5);
-    world.hear(snapshot(1001, 2, { total: { over: '1.90' } }, { epoch: 8, reset: true }));
+    world.receive(snapshot(1001, 2, { total: { over: '1.90' } }, { epoch: 8, reset: true }));
     const { epoch, seq, lines } = world.client.market(1001);
     assert.deepEqual({ epoch, seq, lines }, { epoch: 8, seq: 2, lines: { total: { over: '1.90' } } });
     assert.equal(world.of('change').at(-1).reset, true);
-    world.hear(update(1001, 3));
+    world.receive(update(1001, 3));
     assert.equal(world.seq(), 3);
-    world.hear(snapshot(1001, 1, {}, { epoch: 8, reset: true }));
+    world.receive(snapshot(1001, 1, {}, { epoch: 8, reset: true }));
     assert.equal(world.seq(), 1);
 });
 
-test('the answer to a former request says nothing about the one that followed', async () => {
+test('the ack of an earlier request does not count for a later one', async () => {
     const world = await live();
     for (const step of ['subscribe', 'unsubscribe', 'subscribe']) {
         world.client[step](1002);
         await world.pass(0);
     }
-    const [, former] = world.said('subscribe');
-    world.hear({ type: 'ack', ok: true, id: former.id, positions: { 1002: { epoch: 0, seq: 0 } } });
+    const [, earlier] = world.sent('subscribe');
+    world.receive({ type: 'ack', ok: true, id: earlier.id, positions: { 1002: { epoch: 0, seq: 0 } } });
     assert.equal(world.client.market(1002), undefined);
     world.ackSubscribe({ 1002: 3 });
     assert.equal(world.seq(1002), 3);
 });
 
-test('a resume that does not recover waits for its snapshot', async () => {
+test('after a resume that did not recover, no update is applied before the snapshot', async () => {
     const world = await live({ 1001: 5 });
     world.close(1006);
     await world.resumed(false, 8);
-    world.hear(update(1001, 6));
+    world.receive(update(1001, 6));
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [5, false]);
-    world.hear(snapshot(1001, 3, {}, { epoch: 8, reset: true }));
-    world.hear(update(1001, 4));
+    world.receive(snapshot(1001, 3, {}, { epoch: 8, reset: true }));
+    world.receive(update(1001, 4));
     assert.deepEqual([world.seq(), world.client.market(1001).epoch], [4, 8]);
 });
 
-test('a conflated snapshot replaces, and what follows goes on from it', async () => {
+test('a conflated snapshot replaces the state, and the next update continues from it', async () => {
     const world = await live();
-    world.hear(snapshot(1001, 400, { total: { over: '1.90' } }, { conflated: true }));
-    world.hear(update(1001, 401));
+    world.receive(snapshot(1001, 400, { total: { over: '1.90' } }, { conflated: true }));
+    world.receive(update(1001, 401));
     assert.equal(world.seq(), 401);
     assert.equal(world.of('change').at(-2).conflated, true);
     assert.equal(world.requests.length, 0);
 });
 
-test('stale prices are not fresh until the gateway says so, or another connection is open', async () => {
+test('stale prices become fresh when the gateway says so or another connection opens', async () => {
     const world = await live();
-    world.hear({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
+    world.receive({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
     assert.deepEqual([world.client.stale, world.client.market(1001).fresh], [{ reason: 'BACKBONE_UNREACHABLE', since: 5 }, false]);
-    world.hear({ type: 'status', stale: false });
+    world.receive({ type: 'status', stale: false });
     assert.deepEqual([world.client.stale, world.client.market(1001).fresh], [null, true]);
-    world.hear({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
+    world.receive({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
     world.close(1006);
     await world.resumed();
     assert.equal(world.client.stale, null);
 });
 
-test('it is told when a market becomes fresh, and when it no longer is', async () => {
+test('a fresh event reports when a market becomes fresh and when it no longer is', async () => {
     const world = await live();
-    const told = () => world.of('fresh').map(({ marketId, fresh }) => [marketId, fresh]);
-    assert.deepEqual(told(), [[1001, true]]);
-    world.hear(update(1001, 3));
-    world.requests[0].answer({ epoch: 7, complete: true, updates: [update(1001, 2)] });
+    const reported = () => world.of('fresh').map(({ marketId, fresh }) => [marketId, fresh]);
+    assert.deepEqual(reported(), [[1001, true]]);
+    world.receive(update(1001, 3));
+    world.requests[0].respond({ epoch: 7, complete: true, updates: [update(1001, 2)] });
     await world.settle();
-    world.hear({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
-    world.hear({ type: 'status', stale: false });
+    world.receive({ type: 'status', stale: true, reason: 'BACKBONE_UNREACHABLE', since: 5 });
+    world.receive({ type: 'status', stale: false });
     world.close(1006);
     await world.resumed();
-    assert.deepEqual(told().slice(1).map(([, fresh]) => fresh), [false, true, false, true, false, true]);
+    assert.deepEqual(reported().slice(1).map(([, fresh]) => fresh), [false, true, false, true, false, true]);
 });
 
-test('the heartbeat is answered', async () => {
+test('a ping is answered with a pong', async () => {
     const world = await live();
-    world.hear({ type: 'ping', ts: 5 });
-    assert.deepEqual(world.said('pong'), [{ type: 'pong' }]);
+    world.receive({ type: 'ping', ts: 5 });
+    assert.deepEqual(world.sent('pong'), [{ type: 'pong' }]);
 });
 
-test('a silent socket is probed, then given up', async () => {
+test('a silent socket is probed, then closed', async () => {
     const world = await live();
     await world.pass(30_000);
-    assert.equal(world.said('ping').length, 2);
+    assert.equal(world.sent('ping').length, 2);
     assert.equal(world.client.state, 'open');
     await world.pass(15_000);
     assert.equal(world.sockets[0].closed, 1000);
     assert.ok(world.sockets.length > 1 || world.client.state === 'waiting');
 });
 
-test('an app that was frozen and thawed asks its socket before it doubts it', async () => {
+test('after a freeze the socket is probed before it is given up', async () => {
     const world = await live();
     for (let n = 0; n < 5; n += 1) {
         world.freeze(600_000);
-        const pings = world.said('ping').length;
+        const pings = world.sent('ping').length;
         await world.pass(9000);
-        assert.equal(world.said('ping').length, pings + 1);
-        world.hear({ type: 'pong', ts: world.said('ping').at(-1).ts });
+        assert.equal(world.sent('ping').length, pings + 1);
+        world.receive({ type: 'pong', ts: world.sent('ping').at(-1).ts });
     }
-    for (let n = 0; n < 5; n += 1) { // never time for an answer
+    for (let n = 0; n < 5; n += 1) { // no time for a pong
         world.freeze(600_000);
         await world.pass(5000);
     }
-    world.hear({ type: 'pong', ts: 0 });
+    world.receive({ type: 'pong', ts: 0 });
     await world.pass(10_000);
     assert.equal(world.sockets.length, 1);
     assert.equal(world.client.state, 'open');
 });
 
-test('what a former socket says is ignored', async () => {
+test('events of an earlier socket are ignored', async () => {
     const world = await live();
-    const [former] = world.sockets;
+    const [earlier] = world.sockets;
     world.close(1006);
     await world.resumed();
-    world.hear(update(1001, 2), former);
-    world.close(4403, former);
-    former.on.open();
+    world.receive(update(1001, 2), earlier);
+    world.close(4403, earlier);
+    earlier.on.open();
     assert.deepEqual([world.seq(), world.client.state], [1, 'open']);
 });
 
-test('a handshake that hangs is given up, but not by a timer that was frozen', async () => {
+test('a handshake that hangs is given up, unless the app was frozen meanwhile', async () => {
     const world = new World();
     world.client.start();
     await world.settle();
@@ -402,7 +402,7 @@ test('a handshake that hangs is given up, but not by a timer that was frozen', a
     assert.equal(world.sockets[0].closed, 1000);
 });
 
-test('shown and online connect at once, yet not before the server allows', async () => {
+test('shown and online connect at once, but not before the server allows it', async () => {
     for (const event of ['shown', 'online']) {
         const world = await live();
         world.close(4429);
@@ -422,12 +422,12 @@ test('an open socket is probed when the app is shown', async () => {
     const world = await live();
     world.on.hidden();
     world.on.shown();
-    assert.equal(world.said('ping').length, 2);
+    assert.equal(world.sent('ping').length, 2);
     await world.pass(20_000);
     assert.equal(world.sockets[0].closed, 1000);
 });
 
-test('a host that pauses opens nothing in the background', async () => {
+test('a host that pauses in the background opens no socket there', async () => {
     const world = await new World({}, { pausesInBackground: true }).live();
     world.on.hidden();
     world.close(1000);
@@ -443,9 +443,9 @@ test('a host that pauses opens nothing in the background', async () => {
     assert.deepEqual([world.client.state, world.sockets.length], ['paused', 2]);
 });
 
-test('states outlive the app, and are resumed', async () => {
+test('states are stored, and the next run of the app resumes them', async () => {
     const world = await live({ 1001: 5 });
-    world.hear(update(1001, 6));
+    world.receive(update(1001, 6));
     world.client.close();
     assert.equal(world.sockets[0].closed, 1000);
     world.client = world.make();
@@ -455,11 +455,11 @@ test('states outlive the app, and are resumed', async () => {
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [6, false]);
     assert.equal(world.of('change').at(-1).cause, 'stored');
     world.socket.on.open();
-    assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
-    assert.deepEqual(world.said('subscribe')[0].markets, ['1002']);
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('subscribe')[0].markets, ['1002']);
 });
 
-test('a stored market may be asked for later, and is forgotten after a day', async () => {
+test('a stored market is restored when it is subscribed, and forgotten after a day', async () => {
     const world = new World();
     const state = { epoch: 7, seq: 6, lines: { win: { yes: '2.10' } } };
     world.kept.set('kmarket', JSON.stringify({ 1001: { ...state, ts: world.time }, 1002: { ...state, ts: world.time - 86_400_001 } }));
@@ -469,12 +469,12 @@ test('a stored market may be asked for later, and is forgotten after a day', asy
     world.client.subscribe(1001);
     assert.deepEqual([world.of('change')[0].cause, world.seq()], ['stored', 6]);
     await world.pass(0);
-    assert.deepEqual(world.said('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
     world.client.close();
     assert.deepEqual(Object.keys(JSON.parse(world.kept.get('kmarket'))), ['1001']);
 });
 
-test('a storage that fails, hangs or holds nonsense costs nothing but the past', async () => {
+test('a storage that fails, hangs or returns nonsense only costs the stored states', async () => {
     const bad = [
         { get() { throw new Error('no'); }, set() { throw new Error('no'); } },
         { get: async () => { throw new Error('no'); }, set: async () => { throw new Error('no'); } },
@@ -489,22 +489,22 @@ test('a storage that fails, hangs or holds nonsense costs nothing but the past',
         world.client.start();
         await world.pass(3000);
         world.socket.on.open();
-        assert.equal(world.said('subscribe').length, 1);
+        assert.equal(world.sent('subscribe').length, 1);
         world.client.close();
         await world.settle();
     }
 });
 
-test('age is measured by the server\'s clock', async () => {
+test('the age of an update is measured by the server\'s clock', async () => {
     const world = await live();
     world.time += 100;
-    world.hear({ type: 'pong', ts: world.said('ping')[0].ts });
-    world.hear({ type: 'ping', ts: world.time + 60_000 - 50 });
+    world.receive({ type: 'pong', ts: world.sent('ping')[0].ts });
+    world.receive({ type: 'ping', ts: world.time + 60_000 - 50 });
     assert.deepEqual(world.client.clock, { offsetMs: 60_000, rttMs: 100 });
     assert.equal(world.client.market(1001).ageMs, 60_099);
 });
 
-test('many requests keep the server\'s rate', async () => {
+test('many requests stay below the server\'s rate limit', async () => {
     const world = await live();
     for (let n = 0; n < 100; n += 1) {
         world.client.subscribe(2000 + n);
@@ -512,19 +512,19 @@ test('many requests keep the server\'s rate', async () => {
     }
     await world.pass(3000);
     assert.ok(world.socket.sent.length <= 15 + 5 * 4 + 2, String(world.socket.sent.length));
-    assert.equal(world.said('subscribe').flatMap(({ markets }) => markets).length, 101);
+    assert.equal(world.sent('subscribe').flatMap(({ markets }) => markets).length, 101);
 });
 
-test('a request that came too fast is sent again', async () => {
+test('a request refused with RATE_LIMITED is sent again', async () => {
     const world = await live();
     world.client.subscribe(1002);
     await world.pass(0);
-    world.hear({ type: 'error', code: 'RATE_LIMITED', message: 'slow down', id: world.said('subscribe')[1].id });
+    world.receive({ type: 'error', code: 'RATE_LIMITED', message: 'slow down', id: world.sent('subscribe')[1].id });
     await world.pass(2000);
-    assert.deepEqual(world.said('subscribe')[2].markets, ['1002']);
+    assert.deepEqual(world.sent('subscribe')[2].markets, ['1002']);
 });
 
-test('every message fits the server\'s limit', async () => {
+test('every message fits into MAX_MESSAGE_BYTES', async () => {
     const world = new World();
     const ids = Array.from({ length: 450 }, (_, n) => Number.MAX_SAFE_INTEGER - n);
     world.kept.set('kmarket', JSON.stringify(Object.fromEntries(ids.map((id) => [id, { epoch: 4102444800, seq: Number.MAX_SAFE_INTEGER - 1, ts: 1, lines: {} }]))));
@@ -532,7 +532,7 @@ test('every message fits the server\'s limit', async () => {
     world.client.start();
     await world.settle();
     world.socket.on.open();
-    assert.equal(world.said('resume').length, 3);
+    assert.equal(world.sent('resume').length, 3);
     for (const message of world.socket.sent) assert.ok(JSON.stringify(message).length <= 16_384);
 });
 
@@ -542,34 +542,34 @@ test('a listener that throws or rejects breaks nothing', async () => {
     world.client.on('change', async () => { throw new Error('mine'); });
     world.client.on('error', async () => { throw new Error('mine'); });
     await world.live();
-    world.hear(update(1001, 2));
+    world.receive(update(1001, 2));
     await world.settle();
     assert.equal(world.seq(), 2);
     assert.ok(world.of('error').every(({ kind }) => kind === 'listener'));
 });
 
-test('what is no message, or not known, is passed over', async () => {
+test('malformed and unknown messages are ignored', async () => {
     const world = await live();
-    for (const text of ['', '{', 'null', '5', '[]', '{"type":"news"}', '{"type":"odds_update"}', '{"type":"snapshot","marketId":1001,"seq":9,"reset":true}', '{"type":"ack"}', '{"type":"constructor"}']) world.hear(text);
-    world.hear(update(1001, 2));
+    for (const text of ['', '{', 'null', '5', '[]', '{"type":"news"}', '{"type":"odds_update"}', '{"type":"snapshot","marketId":1001,"seq":9,"reset":true}', '{"type":"ack"}', '{"type":"constructor"}']) world.receive(text);
+    world.receive(update(1001, 2));
     assert.deepEqual([world.seq(), world.client.state], [2, 'open']);
 });
 
-test('what is no market id is refused at once', () => {
+test('subscribe throws for anything that is not a market id', () => {
     const world = new World();
     for (const id of [0, -1, 1.5, '01', '1e3', '', null, 2 ** 53]) assert.throws(() => world.client.subscribe(id), TypeError);
 });
 
-test('leaving and coming back in one breath gives the market anew', async () => {
+test('after an unsubscribe and a subscribe in a row the market starts from a snapshot', async () => {
     const world = await live();
     world.client.unsubscribe(1001);
     world.client.subscribe(1001);
     await world.pass(0);
-    assert.equal(world.said('unsubscribe').length, 0);
-    world.hear(update(1001, 2)); // of the former subscription
+    assert.equal(world.sent('unsubscribe').length, 0);
+    world.receive(update(1001, 2)); // of the earlier subscription
     assert.equal(world.client.market(1001), undefined);
     assert.equal(world.requests.length, 0);
     world.ackSubscribe({ 1001: 2 });
-    world.hear(update(1001, 3));
+    world.receive(update(1001, 3));
     assert.equal(world.seq(), 3);
 });

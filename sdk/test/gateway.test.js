@@ -5,7 +5,7 @@ import { Gateway, breakable } from './gateway.js';
 
 const DEADLINE_MS = 30_000;
 
-/** A client of `gateway`, everything it told, and a way to wait for what it tells. */
+/** Starts a client of `gateway` on market 1001. Returns it with its events and ways to wait for them. */
 function follow(t, gateway, options = {}) {
     const host = breakable();
     const client = new Client({ url: gateway.url, token: () => gateway.token(), host, ...options });
@@ -15,7 +15,7 @@ function follow(t, gateway, options = {}) {
         client.on(type, (event) => { events.push({ type, ...event }); look(); });
     }
     const until = (holds) => new Promise((resolve, reject) => {
-        const deadline = setTimeout(() => reject(new Error(`not in time: ${holds}\n${JSON.stringify(events.slice(-20))}`)), DEADLINE_MS);
+        const deadline = setTimeout(() => reject(new Error(`not within ${DEADLINE_MS} ms: ${holds}\n${JSON.stringify(events.slice(-20))}`)), DEADLINE_MS);
         look = () => { if (holds()) { clearTimeout(deadline); look = () => {}; resolve(); } };
         look();
     });
@@ -34,7 +34,7 @@ async function started(t, settings) {
 const price = (n) => `{"moneyline":{"home":1.${n % 10}5,"away":2.10},"total":${n % 2 ? 'null' : '{"over":1.90}'}}`;
 const changes = (events) => events.filter(({ type }) => type === 'change');
 
-test('prices arrive as they were published, and their age is known', async (t) => {
+test('prices arrive with the digits that were published, and their age is known', async (t) => {
     const gateway = await started(t, { HEARTBEAT_INTERVAL: '200ms' });
     const { client, at, until } = follow(t, gateway);
     await at(0);
@@ -45,7 +45,7 @@ test('prices arrive as they were published, and their age is known', async (t) =
     await gateway.publish(1001, '{"total":null}');
     await at(2);
     assert.deepEqual(Object.keys(client.market(1001).lines), ['moneyline']);
-    // The epoch that the first update could not tell.
+    // The first update does not carry the epoch: the client asks for it.
     client.subscribe(1002);
     await at(0, 1002);
     assert.equal(client.market(1001).epoch, epoch);
@@ -54,7 +54,7 @@ test('prices arrive as they were published, and their age is known', async (t) =
     assert.ok(client.market(1001).ageMs >= 0 && client.market(1001).ageMs < DEADLINE_MS);
 });
 
-test('nothing is lost or told twice over connections that break', async (t) => {
+test('no update is lost or repeated while connections break', async (t) => {
     const gateway = await started(t);
     const { client, host, events, at } = follow(t, gateway);
     await at(0);
@@ -71,7 +71,7 @@ test('nothing is lost or told twice over connections that break', async (t) => {
     assert.deepEqual(events.filter(({ type }) => type === 'error'), []);
 });
 
-test('updates that a socket loses are fetched', async (t) => {
+test('updates that the socket loses are fetched over HTTP', async (t) => {
     const gateway = await started(t, { READ_AUTH: 'token' });
     const { host, events, at } = follow(t, gateway, { readAuth: true });
     await at(0);
@@ -82,7 +82,7 @@ test('updates that a socket loses are fetched', async (t) => {
     assert.equal(host.sockets.length, 1);
 });
 
-test('more than is replayed comes as a snapshot', async (t) => {
+test('more missed updates than RESUME_MAX come as a snapshot', async (t) => {
     const gateway = await started(t, { RESUME_MAX: '3' });
     const { client, host, events, at } = follow(t, gateway);
     await gateway.publish(1001, price(2));
@@ -99,7 +99,7 @@ test('more than is replayed comes as a snapshot', async (t) => {
 });
 
 for (const signal of ['SIGKILL', 'SIGTERM']) {
-    test(`a gateway that ends with ${signal} and comes back without its memory resets the market`, async (t) => {
+    test(`a gateway that ends with ${signal} and restarts with an empty log resets the market`, async (t) => {
         const gateway = await started(t, { DRAIN_SECONDS: '1' });
         const { client, events, at, until } = follow(t, gateway);
         await at(0);
@@ -121,7 +121,7 @@ for (const signal of ['SIGKILL', 'SIGTERM']) {
     });
 }
 
-test('a market outside the token\'s scope is rejected, and the others live', async (t) => {
+test('a market outside the token\'s scope is rejected, and the others are delivered', async (t) => {
     const gateway = await started(t);
     const { client, events, at, until } = follow(t, gateway, { token: () => gateway.token({ scopeMarkets: [1001] }) });
     client.subscribe(1002);
@@ -131,7 +131,7 @@ test('a market outside the token\'s scope is rejected, and the others live', asy
     assert.deepEqual({ marketId, code }, { marketId: 1002, code: 'FORBIDDEN' });
 });
 
-test('a token is refreshed on the connection that it opened', async (t) => {
+test('a token is refreshed without a new connection', async (t) => {
     const gateway = await started(t);
     const ttls = [2, 600];
     const { client, host, at } = follow(t, gateway, { token: () => gateway.token({ ttlSeconds: ttls.shift() }) });
@@ -148,7 +148,7 @@ test('a token is refreshed on the connection that it opened', async (t) => {
     assert.deepEqual([host.sockets.length, client.state, ttls], [1, 'open', []]);
 });
 
-test('the client leaves and comes back', async (t) => {
+test('a client that unsubscribes or closes catches up when it comes back', async (t) => {
     const gateway = await started(t);
     const { client, at, until } = follow(t, gateway);
     await at(0);

@@ -14,7 +14,7 @@ test('both READMEs have the same example, of about 20 lines', () => {
     assert.ok(example('README.md').trim().split('\n').length <= 22);
 });
 
-/** Each host of the README's table that Node can be, and how it gets there. */
+/** The hosts of the README's table that run on Node: code to put before the example, and how to adapt the example. */
 const HOSTS = {
     'in Node': ['import { WebSocket } from "./test/gateway.js";\nglobalThis.WebSocket ??= WebSocket;', (text) => text],
     'in a mini-program': [

@@ -1,8 +1,8 @@
-// A mini-program's API that reaches real gateways.
+// The API of a mini-program over real sockets and HTTP, for tests with real gateways.
 
 import { WebSocket } from './gateway.js';
 
-/** As much of wx as documentation uses, over real sockets. `cut` is what a phone does to them. */
+/** Returns the part of `wx` that the documentation uses. `cut()` closes its sockets, as a phone does. */
 export function realWx() {
     const sockets = [];
     return {
@@ -21,9 +21,9 @@ export function realWx() {
         },
         request({ url, method, header, dataType, success, fail }) {
             fetch(url, { method, headers: header })
-                .then(async (answer) => {
-                    const text = await answer.text();
-                    success({ statusCode: answer.status, data: dataType === 'text' || !text ? text : JSON.parse(text) });
+                .then(async (response) => {
+                    const text = await response.text();
+                    success({ statusCode: response.status, data: dataType === 'text' || !text ? text : JSON.parse(text) });
                 })
                 .catch((error) => fail({ errMsg: String(error) }));
         },

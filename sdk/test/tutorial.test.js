@@ -1,4 +1,4 @@
-// The tutorial's files as they are printed: its server, its app and its page, over a wx on real sockets and a real gateway.
+// Runs the code of docs/tutorial.zh-CN.md as it is printed: server, app and page, with real sockets and a real gateway.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -13,7 +13,7 @@ import { realWx } from './real_wx.js';
 
 const tutorial = readFileSync(new URL('../../docs/tutorial.zh-CN.md', import.meta.url), 'utf8');
 
-/** The block that begins with the file's name. */
+/** Returns the code block whose first line has the file's name. */
 function file(name) {
     const found = [...tutorial.matchAll(/```(?:js|html|css)\n([^]*?)```/g)].map(([, text]) => text).find((text) => text.split('\n', 1)[0].includes(name));
     assert.ok(found, name);
@@ -28,7 +28,7 @@ async function freePort() {
     return port;
 }
 
-/** Runs the tutorial's app and returns it, and what its page is made of. */
+/** Runs the tutorial's app and page. Returns the objects that they pass to `App` and `Page`. */
 function load({ wx, gateway, server }) {
     const made = {};
     const run = (text, names) => new Function(...Object.keys(names), text)(...Object.values(names));
@@ -38,7 +38,7 @@ function load({ wx, gateway, server }) {
     return made;
 }
 
-/** Opens the page; `until` waits for what it shows. */
+/** Opens the page. `until(is)` waits until `is(data)` is true. */
 function open({ page }, id) {
     const watchers = new Set();
     const shown = {
@@ -57,7 +57,7 @@ function open({ page }, id) {
 
 const price = ({ lines }, line, selection) => lines.find(({ name }) => name === line)?.prices.find((p) => p.selection === selection);
 
-test('the tutorial\'s server, app and page show prices, and go on after a cut', { timeout: 60_000 }, async (t) => {
+test('the tutorial\'s server, app and page show prices, and catch up after a cut', { timeout: 60_000 }, async (t) => {
     const gateway = await Gateway.start({ TOKEN_API_KEY: 'only the server knows' });
     t.after(() => gateway.end());
     const port = await freePort();
@@ -85,7 +85,7 @@ test('the tutorial\'s server, app and page show prices, and go on after a cut', 
 
     const lost = new Promise((resolve) => { made.app.odds.on('state', ({ state }) => { if (state === 'waiting') resolve(); }); });
     wx.cut();
-    await lost; // the page may be back before it was drawn again
+    await lost; // the page itself may reconnect before it is drawn again
     await gateway.publish(1001, '{"status":{"state":"suspended"}}');
     const back = await page.until(({ fresh, seq }) => fresh && seq === 3);
     assert.equal(back.message, '暂停投注');
@@ -93,7 +93,7 @@ test('the tutorial\'s server, app and page show prices, and go on after a cut', 
     assert.equal(made.app.odds.market(1001), undefined);
 });
 
-test('the page\'s template names only what its data has', () => {
+test('the page\'s template names only members of its data', () => {
     const data = ['state', 'seq', 'message', 'lines', 'fresh'];
     const items = ['name', 'prices', 'selection', 'price', 'move'];
     const names = [...file('market.wxml').matchAll(/\{\{(.*?)\}\}/g)].flatMap(([, text]) => text.replace(/'[^']*'/g, '').match(/[a-z]+(?:\.[a-z]+)?/g));

@@ -1,4 +1,4 @@
-// The vectors in docs/vectors/messages, of which every client must make the same.
+// Runs the vectors of docs/vectors/messages: docs/vectors/README.md says what each step means.
 
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
@@ -29,7 +29,7 @@ class Run {
 
     constructor() {
         this.world = new World({ storage: null }, {
-            random: () => 0, // no backoff besides what the gateway asks for
+            random: () => 0, // no backoff beyond the wait that the gateway asks for
             get: (url) => new Promise((resolve) => { this.requests.push({ url: new URL(url), resolve }); }),
         });
         this.world.client.on('rejected', ({ marketId, code }) => this.rejected.set(marketId, code));
@@ -43,17 +43,17 @@ class Run {
             if (client.state === 'waiting') await world.pass(world.of('state').at(-1).retryInMs);
             await world.settle();
             assert.equal(client.state, 'connecting');
-            if (this.newToken !== undefined) assert.equal(world.tokens > this.newToken.former, this.newToken.expected, 'a new token');
+            if (this.newToken !== undefined) assert.equal(world.tokens > this.newToken.before, this.newToken.expected, 'a new token');
             world.socket.on.open();
-            assert.deepEqual(sorted(this.#said(0)), sorted(step.open));
+            assert.deepEqual(sorted(this.#sent(0)), sorted(step.open));
         } else if (step.say !== undefined) {
             const from = world.socket.sent.length;
-            world.hear(step.say.replace(/"id":\$(\w+),?/, (_, type) => `"id":${world.said(type).at(-1).id},`));
+            world.receive(step.say.replace(/"id":\$(\w+),?/, (_, type) => `"id":${world.sent(type).at(-1).id},`));
             await world.pass(0);
-            if (step.sends) assert.deepEqual(sorted(this.#said(from)), sorted(step.sends));
+            if (step.sends) assert.deepEqual(sorted(this.#sent(from)), sorted(step.sends));
         } else if (step.get) {
             const at = this.requests.findIndex(({ url }) => url.pathname + query(url) === step.get);
-            assert.notEqual(at, -1, `asked for: ${this.requests.map(({ url }) => url.href)}`);
+            assert.notEqual(at, -1, `requested: ${this.requests.map(({ url }) => url.href)}`);
             const [{ resolve }] = this.requests.splice(at, 1);
             resolve({ status: 200, text: step.answer });
             await world.settle();
@@ -65,28 +65,28 @@ class Run {
             assert.equal(state, reconnect ? 'waiting' : 'stopped');
             if (reconnect) {
                 assert.equal(retryInMs, leastWaitMs);
-                this.newToken = { former: world.tokens, expected: newToken };
+                this.newToken = { before: world.tokens, expected: newToken };
             } else this.newToken = undefined;
         } else {
-            assert.ok(step.expect, 'a step that is known');
+            assert.ok(step.expect, 'unknown step');
             for (const [id, expected] of Object.entries(step.expect)) {
                 const { marketId, ...market } = client.market(id) || {};
                 const known = { fresh: false, rejected: this.rejected.get(Number(id)) || null, ...market };
-                if (expected === null) assert.equal(marketId, undefined, `nothing is known of ${id}`);
+                if (expected === null) assert.equal(marketId, undefined, `market ${id} is unknown`);
                 else assert.deepEqual(Object.fromEntries(Object.keys(expected).map((name) => [name, known[name]])), expected);
             }
             if (step.stale !== undefined) assert.equal(client.stale !== null, step.stale);
         }
     }
 
-    /** What the client has said on this connection from there on, but its own pings, and without ids. */
-    #said(from) {
-        const said = this.world.socket.sent.slice(from).filter(({ type }) => type !== 'ping');
-        return said.map(({ id, ...message }) => message);
+    /** Returns the client's messages on this connection, from number `from` on, without pings and without ids. */
+    #sent(from) {
+        const sent = this.world.socket.sent.slice(from).filter(({ type }) => type !== 'ping');
+        return sent.map(({ id, ...message }) => message);
     }
 }
 
-/** `limit` is a client's own affair. */
+/** Returns the query of a request without `limit`, which each client may choose. */
 function query({ searchParams }) {
     return searchParams.has('since_seq') ? `?since_seq=${searchParams.get('since_seq')}` : '';
 }

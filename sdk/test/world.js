@@ -1,4 +1,4 @@
-// A world for the core: a clock that moves when told, sockets and HTTP answered by the test, chance of 1/2.
+// A client over a host that the test controls: it moves the clock and plays the gateway. Randomness is always 1/2.
 
 import assert from 'node:assert/strict';
 import { Client } from '../src/client.js';
@@ -30,7 +30,7 @@ export class World {
                 return socket;
             },
             get: (url) => new Promise((resolve, reject) => {
-                this.requests.push({ url: new URL(url), answer: (body, status = 200) => resolve({ status, text: JSON.stringify(body) }), fail: reject });
+                this.requests.push({ url: new URL(url), respond: (body, status = 200) => resolve({ status, text: JSON.stringify(body) }), fail: reject });
             }),
             watch: (on) => { this.on = on; return () => { this.on = null; }; },
             storage: { get: (key) => this.kept.get(key), set: (key, text) => { this.kept.set(key, text); } },
@@ -45,14 +45,15 @@ export class World {
         return client;
     }
 
+    /** The events of a type, in order. */
     of(type) { return this.events.filter((event) => event.type === type).map(({ event }) => event); }
 
     get socket() { return this.sockets.at(-1); }
 
-    /** Lets promises run out. */
+    /** Runs every promise callback that is due. */
     async settle() { await new Promise((resolve) => { setImmediate(resolve); }); }
 
-    /** Moves the clock, firing every timer when it is due. */
+    /** Moves the clock by `ms` and fires every timer when it is due. */
     async pass(ms) {
         const end = this.time + ms;
         for (;;) {
@@ -67,16 +68,17 @@ export class World {
         await this.settle();
     }
 
-    /** The clock moves and no timer fires: the app is frozen. */
+    /** Moves the clock without firing timers, as when the app is frozen. */
     freeze(ms) { this.time += ms; }
 
-    hear(message, socket = this.socket) { socket.on.message(typeof message === 'string' ? message : JSON.stringify(message)); }
+    receive(message, socket = this.socket) { socket.on.message(typeof message === 'string' ? message : JSON.stringify(message)); }
 
     close(code, socket = this.socket) { socket.on.close(code, ''); }
 
-    said(type, socket = this.socket) { return socket.sent.filter((message) => message.type === type); }
+    /** The client's messages of a type, in order. */
+    sent(type, socket = this.socket) { return socket.sent.filter((message) => message.type === type); }
 
-    /** Started, with the given markets at the given positions. */
+    /** Starts the client and delivers a snapshot of each market: `{id: seq}`. */
     async live(positions = { 1001: 1 }, epoch = 7) {
         const ids = Object.keys(positions);
         this.client.subscribe(ids);
@@ -88,19 +90,19 @@ export class World {
     }
 
     ackSubscribe(positions, epoch = 7) {
-        const { id } = this.said('subscribe').at(-1);
+        const { id } = this.sent('subscribe').at(-1);
         const at = Object.fromEntries(Object.entries(positions).map(([market, seq]) => [market, { epoch, seq }]));
-        this.hear({ type: 'ack', ok: true, id, positions: at });
-        for (const [market, seq] of Object.entries(positions)) this.hear(snapshot(market, seq, { win: { yes: '1.50' } }, { epoch }));
+        this.receive({ type: 'ack', ok: true, id, positions: at });
+        for (const [market, seq] of Object.entries(positions)) this.receive(snapshot(market, seq, { win: { yes: '1.50' } }, { epoch }));
     }
 
-    /** The next connection: opened, and its resume answered. */
+    /** Waits for the next attempt, opens its socket and acknowledges its resume. */
     async resumed(recovered = true, epoch = 7) {
         await this.pass(wait(this));
         this.socket.on.open();
-        const { id, offsets } = this.said('resume')[0];
+        const { id, offsets } = this.sent('resume')[0];
         const positions = Object.fromEntries(Object.entries(offsets).map(([market, { seq }]) => [market, { epoch, seq, recovered }]));
-        this.hear({ type: 'ack', ok: true, id, positions });
+        this.receive({ type: 'ack', ok: true, id, positions });
     }
 
     seq(market = 1001) { return this.client.market(market).seq; }
@@ -110,7 +112,7 @@ export const update = (marketId, seq, payload = { win: { yes: `1.${50 + seq}` } 
 
 export const snapshot = (marketId, seq, payload, more = {}) => ({ type: 'snapshot', marketId: Number(marketId), seq, ts: 1_000_000_000_000 + seq, payload, epoch: 7, ...more });
 
-/** What the client will wait before it connects again. */
+/** Returns how many ms the client waits before it connects again. */
 export const wait = (world) => {
     const { state, retryInMs } = world.of('state').at(-1);
     assert.equal(state, 'waiting');

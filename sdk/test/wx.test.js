@@ -1,5 +1,5 @@
-// The adapter for mini-programs, over a wx that has the limits its documentation tells of: at most 5 sockets; JavaScript
-// stands still 5 s after the app is hidden; sockets of a hidden app are interrupted with 1000; events come later.
+// Tests the adapter for mini-programs with a fake `wx` that has the documented limits: at most 5 sockets; JavaScript
+// freezes 5 s after the app is hidden; sockets of a hidden app are interrupted with 1000; events are asynchronous.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -54,7 +54,7 @@ for (const name of ['AppShow', 'AppHide', 'NetworkStatusChange']) {
     FakeWx.prototype[`off${name}`] = function off(run) { this.listeners[name] = this.listeners[name].filter((other) => other !== run); };
 }
 
-/** A world whose sockets are a fake wx's and whose clock is its own. */
+/** Returns a world with the sockets of a fake `wx` and a clock of its own. */
 function over(api) {
     const world = new World();
     const { now, random, setTimeout, clearTimeout } = world.host;
@@ -63,7 +63,7 @@ function over(api) {
     return world;
 }
 
-/** One with a live market. */
+/** Returns such a world in which market 1001 is live. */
 async function live(options) {
     const api = new FakeWx(options);
     const world = over(api);
@@ -72,10 +72,10 @@ async function live(options) {
     await world.settle();
     open(api);
     const task = api.tasks.at(-1);
-    const hear = (message) => task.on.Message({ data: JSON.stringify(message) });
-    hear({ type: 'ack', ok: true, id: task.sent.find(({ type }) => type === 'subscribe').id, positions: { 1001: { epoch: 7, seq: 1 } } });
-    hear(snapshot(1001, 1, { win: { yes: '1.5' } }));
-    return { api, world, task, hear };
+    const receive = (message) => task.on.Message({ data: JSON.stringify(message) });
+    receive({ type: 'ack', ok: true, id: task.sent.find(({ type }) => type === 'subscribe').id, positions: { 1001: { epoch: 7, seq: 1 } } });
+    receive(snapshot(1001, 1, { win: { yes: '1.5' } }));
+    return { api, world, task, receive };
 }
 
 function open(api) {
@@ -83,9 +83,9 @@ function open(api) {
 }
 
 for (const promise of [false, true]) {
-    test(`connectSocket may answer with a ${promise ? 'Promise' : 'SocketTask'}`, async () => {
-        const { world, hear, task } = await live({ promise });
-        hear(update(1001, 2));
+    test(`connectSocket may return a ${promise ? 'Promise' : 'SocketTask'}`, async () => {
+        const { world, receive, task } = await live({ promise });
+        receive(update(1001, 2));
         assert.equal(world.seq(), 2);
         assert.match(task.url, /^wss:\/\/gw\.example\/ws\/odds\?token=token-1$/);
     });
@@ -93,7 +93,7 @@ for (const promise of [false, true]) {
     test(`a hidden app's interrupted socket is resumed when the app is shown (${promise ? 'Promise' : 'SocketTask'})`, async () => {
         const { api, world } = await live({ promise });
         api.hide();
-        await world.pass(5000); // then JavaScript stands still
+        await world.pass(5000); // then JavaScript freezes
         assert.equal(world.client.state, 'paused');
         assert.ok(api.kept.get('kmarket').includes('"seq":1'));
         world.freeze(3_600_000);
@@ -104,18 +104,18 @@ for (const promise of [false, true]) {
         assert.equal(api.open.length, 1);
     });
 
-    test(`never more than one socket is held (${promise ? 'Promise' : 'SocketTask'})`, async () => {
+    test(`the client never holds more than one socket (${promise ? 'Promise' : 'SocketTask'})`, async () => {
         const { api, world } = await live({ promise });
         for (let n = 0; n < 20; n += 1) {
             api.end(api.tasks.at(-1), 1006);
-            await world.pass(60_000); // handshakes hang, time out and are tried again
+            await world.pass(60_000); // handshakes hang, time out and are repeated
             assert.ok(api.open.length <= 1);
         }
         assert.ok(api.tasks.length > 20);
     });
 }
 
-test('a socket that lived through the background is kept', async () => {
+test('a socket that survived the background is kept', async () => {
     const { api, world, task } = await live();
     api.tell('AppHide');
     world.freeze(50_000);
@@ -126,7 +126,7 @@ test('a socket that lived through the background is kept', async () => {
     assert.deepEqual([api.tasks.length, world.client.state], [1, 'open']);
 });
 
-test('a sixth socket is refused, and tried again', async () => {
+test('a refused sixth socket is tried again', async () => {
     const api = new FakeWx();
     const others = Array.from({ length: 5 }, () => api.connectSocket({ success() {}, fail() {} }));
     const world = over(api);
@@ -138,7 +138,7 @@ test('a sixth socket is refused, and tried again', async () => {
     assert.ok(api.tasks.length > 5);
 });
 
-test('a SocketTask may come all the same when connecting fails', async () => {
+test('a SocketTask that arrives although connecting failed is closed', async () => {
     const api = new FakeWx();
     const world = over(api);
     const { connectSocket } = api;
@@ -151,7 +151,7 @@ test('a SocketTask may come all the same when connecting fails', async () => {
     assert.deepEqual([world.client.state, api.open.length], ['waiting', 0]);
 });
 
-test('an error without a close is a close', async () => {
+test('an error without a close event counts as a close', async () => {
     const { api, world, task } = await live();
     task.on.Error({ errMsg: 'reset' });
     assert.equal(world.client.state, 'waiting');
@@ -159,7 +159,7 @@ test('an error without a close is a close', async () => {
     assert.equal(api.open.length, 0);
 });
 
-test('a Promise that is resolved when nobody wants its socket any more gives it back', async () => {
+test('a socket whose Promise resolves after close is closed', async () => {
     const api = new FakeWx({ promise: true });
     const host = wx(api);
     const socket = host.open('wss://gw.example', [], { open: assert.fail, message: assert.fail, close: assert.fail });
@@ -168,15 +168,15 @@ test('a Promise that is resolved when nobody wants its socket any more gives it 
     assert.equal(api.open.length, 0);
 });
 
-test('answers over HTTP are not parsed by wx', async () => {
+test('wx does not parse HTTP responses', async () => {
     const api = new FakeWx();
-    const answer = wx(api).get('https://gw.example/x');
+    const response = wx(api).get('https://gw.example/x');
     assert.equal(api.requests[0].dataType, 'text');
     api.requests[0].success({ statusCode: 200, data: '{"a":2.10}' });
-    assert.deepEqual(await answer, { status: 200, text: '{"a":2.10}' });
+    assert.deepEqual(await response, { status: 200, text: '{"a":2.10}' });
 });
 
-test('the network\'s coming back hurries, and close listens no more', async () => {
+test('the client reconnects at once when the network is back, and close removes every listener', async () => {
     const { api, world } = await live();
     api.tell('NetworkStatusChange', { isConnected: false });
     api.end(api.tasks[0], 1006);

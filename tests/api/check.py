@@ -1,5 +1,8 @@
-"""Starts a gateway that is all of it, and Redis with a publisher and a gateway, and lets Schemathesis ask them what their
-OpenAPI documents say: as each of those who may ask, and as one who may not."""
+"""Checks running services against their OpenAPI documents with Schemathesis.
+
+Starts an embedded gateway, and Redis with a publisher and a gateway. Runs Schemathesis with the tokens of each role, and
+without a token.
+"""
 
 import json, os, secrets, socket, subprocess, sys, tempfile, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -10,17 +13,17 @@ BINARIES = Path(os.environ["KMARKET_BIN_DIR"])
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 DEADLINE_S = 60
 ADMIN_JWT_SECRET, JWT_SECRET, TOKEN_API_KEY = (secrets.token_hex(24) for _ in range(3))
-# The limits are tried elsewhere; here they would only answer 429.
+# Without rate limits, which other tests cover: Schemathesis would only get 429.
 UNLIMITED = {"HANDSHAKE_RATE_LIMIT": "0", "TOKEN_RATE_LIMIT": "0", "WORKERS": "2"}
 
 
 def main():
-    with tempfile.TemporaryDirectory(prefix="kmarket-api-") as place:
-        system = System(Path(place))
+    with tempfile.TemporaryDirectory(prefix="kmarket-api-") as directory:
+        system = System(Path(directory))
         try:
             runs = plan(system)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                results = list(pool.map(lambda run: run.go(system.place), runs))
+                results = list(pool.map(lambda run: run.go(system.directory), runs))
             broken = system.broken()
         finally:
             system.stop()
@@ -38,28 +41,28 @@ def plan(system):
     client = {"clientToken": client_token(gateway), "clientTokenInQuery": client_token(gateway), "tokenApiKey": TOKEN_API_KEY}
     admin, viewer = ({"adminToken": admin_token(role)} for role in ("admin", "viewer"))
     return [
-        Run("embedded, the desk", embedded + "/admin/openapi.json", admin),
-        Run("publisher, the desk", publisher + "/admin/openapi.json", admin),
+        Run("embedded, an admin", embedded + "/admin/openapi.json", admin),
+        Run("publisher, an admin", publisher + "/admin/openapi.json", admin),
         Run("publisher, a viewer", publisher + "/admin/openapi.json", viewer, BRIEF),
-        Run("publisher, a stranger", publisher + "/admin/openapi.json", {}, BRIEF),
+        Run("publisher, no token", publisher + "/admin/openapi.json", {}, BRIEF),
         Run("embedded, a client", embedded + "/api/openapi.json", {"clientToken": client_token(embedded)}),
         Run("gateway, a client", gateway + "/api/openapi.json", client),
-        Run("gateway, a stranger", gateway + "/api/openapi.json", {}, BRIEF),
+        Run("gateway, no token", gateway + "/api/openapi.json", {}, BRIEF),
     ]
 
 
-# For those who may do less: what they send is hardly read.
+# Fewer phases where most requests are refused before their content is read.
 BRIEF = "examples,coverage"
 
 
 class Run:
-    """One who asks for everything that a document has; `tokens` by the names of its security schemes."""
+    """One run of Schemathesis against a document. `tokens`: by the names of its security schemes."""
 
     def __init__(self, name, document, tokens, phases="examples,coverage,fuzzing,stateful"):
         self.name, self.document, self.tokens, self.phases = name, document, tokens, phases
 
-    def go(self, place):
-        directory = Path(tempfile.mkdtemp(dir=place))
+    def go(self, parent):
+        directory = Path(tempfile.mkdtemp(dir=parent))
         config = (HERE / "schemathesis.toml").read_text()
         for name, token in self.tokens.items():
             key = "api_key" if name == "clientTokenInQuery" else "bearer"
@@ -74,11 +77,13 @@ class Run:
 
 
 class System:
-    def __init__(self, place):
-        self.place, self.processes = place, {}
+    """The running services, with their logs in `directory`."""
+
+    def __init__(self, directory):
+        self.directory, self.processes = directory, {}
         port = free_port()
         self.redis_url = f"redis://127.0.0.1:{port}"
-        self.start("redis", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", place)
+        self.start("redis", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", directory)
         wait_for(lambda: "Ready to accept connections" in self.log("redis"), self.processes["redis"])
 
     def start_gateway(self, name, **settings):
@@ -95,9 +100,9 @@ class System:
         return f"http://{listeners['api']}"
 
     def start(self, name, *command, **environment):
-        with open(self.place / f"{name}.log", "w") as log:
+        with open(self.directory / f"{name}.log", "w") as log:
             self.processes[name] = subprocess.Popen(
-                [str(part) for part in command], env={"PATH": os.environ["PATH"], **environment}, stdin=subprocess.DEVNULL,
+                [str(word) for word in command], env={"PATH": os.environ["PATH"], **environment}, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )
 
@@ -107,10 +112,10 @@ class System:
         return {field["listener"]: field["address"] for field in fields}
 
     def log(self, name):
-        return (self.place / f"{name}.log").read_text()
+        return (self.directory / f"{name}.log").read_text()
 
     def broken(self):
-        """Who ended or panicked meanwhile."""
+        """Describes each service that ended or panicked during the runs."""
         ended = [f"{name} ended\n" for name, process in self.processes.items() if process.poll() is not None]
         return ended + [f"{name} panicked:\n{self.log(name)}\n" for name in self.processes if "panicked" in self.log(name)]
 

@@ -1,4 +1,4 @@
-"""What requests have to be like beside their schemas: as docs/protocol.md says it in words."""
+"""Adapts generated requests to the rules of docs/protocol.md that their schemas cannot express."""
 
 import json
 
@@ -12,7 +12,7 @@ def ndjson(context, value):
 
 @schemathesis.hook
 def map_body(context, body):
-    """A whole number is written without a fraction: for JSON Schema 600.0 is an integer."""
+    """Writes whole numbers without a fraction. For JSON Schema 600.0 is an integer, for the services it is not."""
     return whole(body)
 
 
@@ -29,7 +29,7 @@ def whole(value):
 
 @schemathesis.hook.apply_to(operation_id="readAudit")
 def before_call(context, case, kwargs):
-    """Without Postgres a market has to be named, and `before` is an entry of its audit."""
+    """Sets `marketId`, which is required without Postgres, and makes `before` an entry of that market's audit."""
     query = case.query = dict(case.query or {})
     market, before = query.setdefault("marketId", 1001), query.get("before")
     if isinstance(before, str) and before.count("-") == 2:
@@ -38,6 +38,6 @@ def before_call(context, case, kwargs):
 
 @schemathesis.hook("before_call").apply_to(operation_id="readMarkets")
 def ids_or_a_page(context, case, kwargs):
-    """`ids` stands alone."""
+    """Drops the other parameters if there is `ids`, which excludes them."""
     if case.query and case.query.get("ids"):
         case.query = {"ids": case.query["ids"]}

@@ -1,5 +1,5 @@
-// docs/asyncapi.yaml: it is AsyncAPI, a real gateway understands every example of what a client says, and what that
-// gateway says is as described, member by member.
+// Checks docs/asyncapi.yaml: it is valid AsyncAPI; a real gateway accepts every example of a client's message; and every
+// message of that gateway has exactly the members that the document describes.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -16,7 +16,7 @@ const { messages, schemas } = description.components;
 const FROM_CLIENTS = ['subscribe', 'unsubscribe', 'resume', 'refresh', 'clientPing', 'clientPong'];
 const FROM_THE_GATEWAY = Object.keys(messages).filter((name) => !FROM_CLIENTS.includes(name));
 
-/** The schemas as they are, or with nothing allowed that they do not name. */
+/** Returns a validator per schema. `closed`: members that the schema does not name are errors. */
 function validators({ closed }) {
     const ajv = new Ajv({ allowUnionTypes: true, keywords: ['components'] });
     ajv.addSchema({ $id: 'doc', components: { schemas: closed ? close(schemas) : schemas } });
@@ -30,12 +30,12 @@ function close(schema) {
     return inner.type === 'object' && inner.properties ? { additionalProperties: false, ...inner } : inner;
 }
 
-/** What the gateway's `type` is called here. */
+/** Returns the name that the document has for a message of the gateway. */
 const nameOf = ({ type }) => ({ odds_update: 'oddsUpdate' }[type] || type);
 
 const described = validators({ closed: true });
 
-/** A socket whose every message is held against the description; `heard` has the names. */
+/** A client that keeps every message of the gateway. */
 class Client {
     messages = [];
     waiting = [];
@@ -49,10 +49,10 @@ class Client {
         this.opened = new Promise((resolve, reject) => { this.socket.onopen = resolve; this.socket.onerror = reject; });
     }
 
-    say(message) { this.socket.send(JSON.stringify(message)); }
+    send(message) { this.socket.send(JSON.stringify(message)); }
 
-    /** The first message that `is` so, said already or not. */
-    async hear(is) {
+    /** Returns the first message for which `is(message, index)` is true, and waits for it if it has not come yet. */
+    async receive(is) {
         for (;;) {
             const found = this.messages.find(is);
             if (found) return found;
@@ -71,8 +71,8 @@ async function connect(t, gateway, claims) {
     return { client, token };
 }
 
-/** Holds all that was said against the description; answers with the names. */
-function hold(client) {
+/** Checks every message that the gateway sent. Returns the names of the messages. */
+function check(client) {
     return client.messages.map((message) => {
         const name = nameOf(message);
         assert.ok(FROM_THE_GATEWAY.includes(name), `${message.type} is not described`);
@@ -82,7 +82,7 @@ function hold(client) {
     });
 }
 
-test('it is AsyncAPI 3', () => {
+test('the document is valid AsyncAPI 3, and its messages are all used', () => {
     const validate = new Ajv({ strict: false, validateFormats: false, logger: false }).compile(specification);
     assert.ok(validate(description), JSON.stringify(validate.errors, null, 1));
     assert.equal(description.info.version, /^version = "(.*)"$/m.exec(readFileSync(new URL('../../Cargo.toml', import.meta.url), 'utf8'))[1]);
@@ -92,7 +92,7 @@ test('it is AsyncAPI 3', () => {
     assert.deepEqual(Object.keys(description.channels.odds.messages).sort(), Object.keys(messages).sort());
 });
 
-test('every example is as its schema says, and has no member that the schema does not name', () => {
+test('every example matches its schema and has no other members', () => {
     for (const [name, { examples, payload }] of Object.entries(messages)) {
         assert.equal(payload.$ref, `#/components/schemas/${name}`);
         for (const { payload: example } of examples) {
@@ -101,26 +101,26 @@ test('every example is as its schema says, and has no member that the schema doe
     }
 });
 
-test('a gateway understands every example of what a client says', { timeout: 60_000 }, async (t) => {
+test('a gateway accepts every example of a client\'s message', { timeout: 60_000 }, async (t) => {
     const gateway = await embedded(t);
     const examples = FROM_CLIENTS.flatMap((name) => messages[name].examples.map(({ payload }) => ({ name, payload })));
     assert.ok(examples.length >= FROM_CLIENTS.length);
     for (const { name, payload } of examples) {
         const { client, token } = await connect(t, gateway);
-        const said = JSON.parse(JSON.stringify(payload).replace('<jwt>', token));
-        client.say(said);
-        client.say({ type: 'ping', ts: 4711 }); // answered after it, in order
-        await client.hear(({ type, ts }) => type === 'pong' && ts === 4711);
-        const answers = client.messages.filter(({ type }) => type === 'ack' || type === 'error' || type === 'pong');
+        const sent = JSON.parse(JSON.stringify(payload).replace('<jwt>', token));
+        client.send(sent);
+        client.send({ type: 'ping', ts: 4711 }); // its pong comes after everything that the example causes
+        await client.receive(({ type, ts }) => type === 'pong' && ts === 4711);
+        const replies = client.messages.filter(({ type }) => type === 'ack' || type === 'error' || type === 'pong');
         const expected = { clientPing: ['pong', 'pong'], clientPong: ['pong'] }[name] || ['ack', 'pong'];
-        assert.deepEqual(answers.map(({ type }) => type), expected, JSON.stringify(said));
-        assert.equal(answers[0].id, said.id);
-        hold(client);
+        assert.deepEqual(replies.map(({ type }) => type), expected, JSON.stringify(sent));
+        assert.equal(replies[0].id, sent.id);
+        check(client);
         client.close();
     }
 });
 
-test('a gateway refuses what the schemas refuse', { timeout: 60_000 }, async (t) => {
+test('a gateway refuses every message that the schemas refuse', { timeout: 60_000 }, async (t) => {
     const gateway = await embedded(t, { MESSAGE_BURST: '1000' });
     const { client } = await connect(t, gateway);
     const open = validators({ closed: false });
@@ -134,40 +134,40 @@ test('a gateway refuses what the schemas refuse', { timeout: 60_000 }, async (t)
         ['refresh', { type: 'refresh' }], ['refresh', { type: 'refresh', token: 1 }],
     ];
     for (const [name, message] of wrong) {
-        assert.ok(!open[name](message), `the schema takes ${JSON.stringify(message)}`);
+        assert.ok(!open[name](message), `the schema accepts ${JSON.stringify(message)}`);
         const before = client.messages.length;
-        client.say(message);
-        await client.hear((answer, index) => index >= before && answer.type === 'error' && answer.code === 'BAD_MESSAGE');
+        client.send(message);
+        await client.receive((reply, index) => index >= before && reply.type === 'error' && reply.code === 'BAD_MESSAGE');
     }
-    assert.deepEqual([...new Set(hold(client))], ['error']);
+    assert.deepEqual([...new Set(check(client))], ['error']);
 });
 
-test('all that a gateway says is described', { timeout: 120_000 }, async (t) => {
+test('every message of a gateway is described', { timeout: 120_000 }, async (t) => {
     const { redis, publisher, gateways: [gateway] } = await system(t, [{ HEARTBEAT_INTERVAL: '1s', STALE_AFTER: '1s', MAX_MARKETS_PER_CONNECTION: '2' }]);
     const { client } = await connect(t, gateway, { scopeMarkets: [1001, 1002, 1003] });
     await publisher.publish(1001, '{"moneyline":{"home":1.85,"away":2.10},"total":{"over":1.9,"under":1.9}}');
-    client.say({ type: 'subscribe', markets: ['1001', '1002', '1003', '1004'], snapshot: true, id: 'first' });
-    const { rejected } = await client.hear(({ type }) => type === 'ack');
+    client.send({ type: 'subscribe', markets: ['1001', '1002', '1003', '1004'], snapshot: true, id: 'first' });
+    const { rejected } = await client.receive(({ type }) => type === 'ack');
     assert.deepEqual(new Set(rejected.map(({ code }) => code)), new Set(['FORBIDDEN', 'LIMIT_EXCEEDED']));
-    await client.hear(({ type, marketId }) => type === 'snapshot' && marketId === 1001);
+    await client.receive(({ type, marketId }) => type === 'snapshot' && marketId === 1001);
     await publisher.publish(1001, '{"total":null}');
-    await client.hear(({ type, seq }) => type === 'odds_update' && seq === 2);
-    client.say({ type: 'resume', offsets: { 1001: { epoch: 1, seq: 1 } } });
-    await client.hear(({ reset }) => reset);
-    client.say({ type: 'resume', offsets: { 1001: 1 }, id: 2 });
-    await client.hear(({ positions }) => positions?.[1001]?.recovered);
-    client.say({ type: 'unsubscribe', markets: [1001] });
-    await client.hear(({ unsubscribed }) => unsubscribed);
-    client.say({ type: 'ping', ts: 1.5 });
-    await client.hear(({ type }) => type === 'pong');
-    client.say({ type: 'nonsense' });
-    await client.hear(({ type }) => type === 'error');
-    await client.hear(({ type }) => type === 'ping');
+    await client.receive(({ type, seq }) => type === 'odds_update' && seq === 2);
+    client.send({ type: 'resume', offsets: { 1001: { epoch: 1, seq: 1 } } });
+    await client.receive(({ reset }) => reset);
+    client.send({ type: 'resume', offsets: { 1001: 1 }, id: 2 });
+    await client.receive(({ positions }) => positions?.[1001]?.recovered);
+    client.send({ type: 'unsubscribe', markets: [1001] });
+    await client.receive(({ unsubscribed }) => unsubscribed);
+    client.send({ type: 'ping', ts: 1.5 });
+    await client.receive(({ type }) => type === 'pong');
+    client.send({ type: 'nonsense' });
+    await client.receive(({ type }) => type === 'error');
+    await client.receive(({ type }) => type === 'ping');
     redis.freeze();
-    await client.hear(({ type, stale }) => type === 'status' && stale);
+    await client.receive(({ type, stale }) => type === 'status' && stale);
     redis.goOn();
-    await client.hear(({ type, stale }) => type === 'status' && !stale);
+    await client.receive(({ type, stale }) => type === 'status' && !stale);
     gateway.process.kill('SIGTERM');
-    await client.hear(({ type }) => type === 'bye');
-    assert.deepEqual([...new Set(hold(client))].sort(), [...FROM_THE_GATEWAY].sort());
+    await client.receive(({ type }) => type === 'bye');
+    assert.deepEqual([...new Set(check(client))].sort(), [...FROM_THE_GATEWAY].sort());
 });

@@ -1,4 +1,4 @@
-// The live board in a real browser.
+// The live board (gateway/board) in a real browser.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -9,7 +9,7 @@ import { embedded, system } from './system.js';
 
 after(close);
 
-/** What a browser logs of a socket that a test breaks. */
+/** The errors that a browser logs when a test breaks a socket. */
 const BROKEN_SOCKET = /WebSocket connection|ERR_INTERNET_DISCONNECTED|ERR_CONNECTION/;
 
 const card = (page, id) => page.locator(`[data-market="${id}"]`);
@@ -21,7 +21,7 @@ const number = async (page, id) => Number((await page.locator(id).textContent())
 
 const moneyline = (home, away = '2.10') => `{"moneyline":{"home":${home},"away":${away}}}`;
 
-/** A board that shows `id` at `seq`. */
+/** Opens a board and waits until it shows market `id` at `seq`. */
 async function boardAt(t, gateway, id, seq, options) {
     const page = await open(t, `${gateway.url}/?markets=${id}`, options);
     await state(page, 'open');
@@ -29,7 +29,7 @@ async function boardAt(t, gateway, id, seq, options) {
     return page;
 }
 
-test('an override shows within a second in two tabs on two gateways', async (t) => {
+test('an override shows within one second in two tabs on two gateways', async (t) => {
     const { publisher, gateways } = await system(t);
     await publisher.publish(1001, moneyline('1.50'));
     const pages = await Promise.all(gateways.map((gateway) => boardAt(t, gateway, 1001, 1)));
@@ -45,11 +45,11 @@ test('an override shows within a second in two tabs on two gateways', async (t) 
     for (const page of pages) {
         assert.equal(await price(page, 1001, 'home').getAttribute('data-went'), 'up');
         assert.equal(await price(page, 1001, 'away').getAttribute('data-went'), '');
-        assert.ok(await page.locator('#console').isHidden(), 'the console is the publisher\'s');
+        assert.ok(await page.locator('#console').isHidden(), 'a gateway beside a publisher has no console');
     }
 });
 
-test('all markets that there are show, and new ones by themselves', async (t) => {
+test('the board shows all markets, and new ones as they appear', async (t) => {
     const gateway = await embedded(t);
     const page = await open(t, gateway.url);
     await state(page, 'open');
@@ -61,7 +61,7 @@ test('all markets that there are show, and new ones by themselves', async (t) =>
     assert.deepEqual(await ids(), [1001, 1002, 1003]);
     assert.ok(await page.locator('#empty').isHidden());
     assert.equal(await page.locator('#console').getAttribute('href'), `${gateway.url}/console`);
-    // The reader's choice, which is in the address.
+    // Chosen markets are in the address of the page.
     await card(page, 1002).locator('.remove').click();
     await page.fill('#id', '7001, 1001');
     await page.press('#id', 'Enter');
@@ -79,19 +79,19 @@ test('all markets that there are show, and new ones by themselves', async (t) =>
     await atSeq(page, 1002, 1);
 });
 
-test('a connection that is dropped resumes without a hole while prices go on', async (t) => {
-    // However much is published while it is away, it comes as updates.
+test('a dropped connection resumes without a hole while prices keep changing', async (t) => {
+    // With these settings everything that the board misses is replayed as updates.
     const gateway = await embedded(t, { RESUME_MAX: '100000', HISTORY_LEN: '100000' });
     let seq = (await gateway.publish(1001, moneyline('1.50'))).seq;
     const page = await boardAt(t, gateway, 1001, 1);
-    let going = true;
-    const publishing = (async () => { while (going) seq = (await gateway.publish(1001, moneyline(`1.${10 + (seq % 89)}`))).seq; })();
+    let isPublishing = true;
+    const publishing = (async () => { while (isPublishing) seq = (await gateway.publish(1001, moneyline(`1.${10 + (seq % 89)}`))).seq; })();
     for (let times = 1; times <= 3; times += 1) {
         await state(page, 'open');
         await page.click('#drop');
         await page.waitForFunction((count) => [...document.querySelectorAll('#journal [data-name="logResumed"]')].length === count, times);
     }
-    going = false;
+    isPublishing = false;
     await publishing;
     await atSeq(page, 1001, seq);
     await page.waitForFunction((count) => document.querySelector('#total').textContent.replaceAll(',', '') === String(count), seq - 1);
@@ -99,7 +99,7 @@ test('a connection that is dropped resumes without a hole while prices go on', a
     assert.equal(await price(page, 1001, 'home').textContent(), `1.${10 + ((seq - 1) % 89)}`);
 });
 
-test('what was missed offline is replayed, and the log says from where and how much', async (t) => {
+test('updates missed offline are replayed, and the journal says from which seq and how many', async (t) => {
     const gateway = await embedded(t);
     await gateway.publish(1001, moneyline('1.50'));
     const page = await boardAt(t, gateway, 1001, 1);
@@ -114,7 +114,7 @@ test('what was missed offline is replayed, and the log says from where and how m
     assert.equal(await number(page, '#holes'), 0);
 });
 
-test('without a network nothing is tried, and as soon as it is back the board is', async (t) => {
+test('without a network the board does not connect, and it reconnects as soon as the network is back', async (t) => {
     const gateway = await embedded(t);
     await gateway.publish(1001, moneyline('1.50'));
     const page = await boardAt(t, gateway, 1001, 1, { expected: BROKEN_SOCKET });
@@ -128,7 +128,7 @@ test('without a network nothing is tried, and as soon as it is back the board is
     await atSeq(page, 1001, 2);
 });
 
-test('a banner says that prices may be old while Redis is silent', async (t) => {
+test('a banner says that prices may be old while Redis does not respond', async (t) => {
     const { redis, publisher, gateways: [gateway] } = await system(t, [{ STALE_AFTER: '1s' }]);
     await publisher.publish(1001, moneyline('1.50'));
     const page = await boardAt(t, gateway, 1001, 1);
@@ -143,7 +143,7 @@ test('a banner says that prices may be old while Redis is silent', async (t) => 
     await atSeq(page, 1001, 2);
 });
 
-test('suspended and closed markets are seen to be so', async (t) => {
+test('suspended and closed markets are shown as such', async (t) => {
     const gateway = await embedded(t);
     await gateway.publish(1001, `{"moneyline":{"home":1.50},"status":{"state":"open","inPlay":true}}`);
     const page = await boardAt(t, gateway, 1001, 1);
@@ -155,7 +155,7 @@ test('suspended and closed markets are seen to be so', async (t) => {
     }
 });
 
-test('a price that moves flashes, unless the reader wants no motion', async (t) => {
+test('a price that moves flashes, unless the reader prefers reduced motion', async (t) => {
     const gateway = await embedded(t);
     await gateway.publish(1001, moneyline('1.50'));
     for (const [at, reducedMotion, flashes] of [[1, 'no-preference', 1], [2, 'reduce', 0]]) {
@@ -184,7 +184,7 @@ test('text from a payload is never markup', async (t) => {
     assert.match(await page.title(), /^KMarket/);
 });
 
-test('it speaks the reader\'s language until another is chosen, and remembers that', async (t) => {
+test('the board uses the browser\'s language until the reader chooses another, and remembers the choice', async (t) => {
     const gateway = await embedded(t);
     await gateway.publish(1001, moneyline('1.50'));
     const page = await boardAt(t, gateway, 1001, 1, { locale: 'zh-CN' });
@@ -200,7 +200,7 @@ test('it speaks the reader\'s language until another is chosen, and remembers th
     assert.equal(await language(), 'en');
 });
 
-test('every text is there in both languages', () => {
+test('both languages have every text, with the same values', () => {
     const names = Object.keys(TEXTS.en);
     assert.deepEqual(Object.keys(TEXTS.zh), names);
     const values = (text) => text.match(/\{\w+\}/g)?.sort().join() ?? '';
@@ -209,19 +209,19 @@ test('every text is there in both languages', () => {
     for (const [, name] of html.matchAll(/data-(?:text|title|label|placeholder)="(\w+)"/g)) assert.ok(name in TEXTS.en, name);
 });
 
-test('a gateway that gives no tokens is told one by the reader', async (t) => {
+test('the reader pastes a token when the gateway issues none to the page', async (t) => {
     const gateway = await embedded(t, { TOKEN_API_KEY: 'key' });
     await gateway.publish(1001, moneyline('1.50'));
     const page = await open(t, `${gateway.url}/?markets=1001`, { expected: /401|426|WebSocket connection/ });
     await page.locator('#ask').waitFor();
     await page.fill('#token', 'not a token');
     await page.press('#token', 'Enter');
-    await logged(page, 'The token is not good any more');
+    await logged(page, 'The token is no longer valid');
     await page.locator('#ask').waitFor();
-    const answer = await fetch(`${gateway.url}/api/ws/token`, {
+    const response = await fetch(`${gateway.url}/api/ws/token`, {
         method: 'POST', headers: { authorization: 'Bearer key' }, body: '{"userId":1}',
     });
-    await page.fill('#token', (await answer.json()).token);
+    await page.fill('#token', (await response.json()).token);
     await page.press('#token', 'Enter');
     await atSeq(page, 1001, 1);
     assert.ok(await page.locator('#ask').isHidden());
@@ -229,14 +229,14 @@ test('a gateway that gives no tokens is told one by the reader', async (t) => {
     await atSeq(page, 1001, 1);
 });
 
-test('with READ_AUTH the board sees what its token may', async (t) => {
+test('with READ_AUTH the board reads with its token', async (t) => {
     const gateway = await embedded(t, { READ_AUTH: 'token' });
     await gateway.publish(1001, moneyline('1.50'));
     const page = await open(t, gateway.url);
     await atSeq(page, 1001, 1);
 });
 
-test('nothing is wider than a phone', async (t) => {
+test('the page fits the width of a phone', async (t) => {
     const gateway = await embedded(t);
     const long = 'a-selection-whose-name-is-longer-than-a-phone-is-wide';
     await gateway.publish(9007199254740991, `{"moneyline":{"home":1.5000,"draw":10000.0000,"away":2.10},"${long}":{"${long}":1234.5678,"line":-1.5},"status":{"state":"suspended","inPlay":true}}`);
@@ -250,15 +250,15 @@ test('nothing is wider than a phone', async (t) => {
     }
 });
 
-test('fifty markets at twenty updates a second are drawn frame by frame, to the last one', async (t) => {
+test('50 markets at 20 updates per second are drawn once per frame, up to the last update', async (t) => {
     const gateway = await embedded(t);
     const ids = Array.from({ length: 50 }, (_, n) => 2001 + n);
     const round = async (n) => {
-        const answer = await fetch(`${gateway.url}/admin/odds/batch`, {
+        const response = await fetch(`${gateway.url}/admin/odds/batch`, {
             method: 'POST', headers: { authorization: `Bearer ${gateway.admin}`, 'content-type': 'application/json' },
             body: `[${ids.map((id) => `{"marketId":${id},"payload":${moneyline(`1.${10 + n}`, `2.${99 - n}`)}}`).join(',')}]`,
         });
-        assert.equal(answer.status, 200);
+        assert.equal(response.status, 200);
     };
     await round(0);
     const page = await open(t, gateway.url);
@@ -279,7 +279,7 @@ test('fifty markets at twenty updates a second are drawn frame by frame, to the 
     assert.equal(await price(page, 2050, 'home').textContent(), '1.90');
 });
 
-test('what it looks like', async (t) => {
+test('screenshots of the board', async (t) => {
     const gateway = await embedded(t);
     let seed = 7;
     const chance = () => { seed = (seed * 16807) % 2147483647; return seed / 2147483647; };
@@ -295,7 +295,7 @@ test('what it looks like', async (t) => {
         }
     }
     updates.unshift('{"marketId":1002,"payload":{"status":{"state":"open","inPlay":true}}}', '{"marketId":1005,"payload":{"status":{"state":"suspended","inPlay":true}}}', '{"marketId":1009,"payload":{"status":{"state":"closed"}}}');
-    const publish = (some) => fetch(`${gateway.url}/admin/odds/batch`, { method: 'POST', headers: { authorization: `Bearer ${gateway.admin}`, 'content-type': 'application/json' }, body: `[${some.join(',')}]` });
+    const publish = (items) => fetch(`${gateway.url}/admin/odds/batch`, { method: 'POST', headers: { authorization: `Bearer ${gateway.admin}`, 'content-type': 'application/json' }, body: `[${items.join(',')}]` });
     const later = updates.splice(-60);
     await publish(updates);
     for (const [name, options] of [

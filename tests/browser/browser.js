@@ -1,5 +1,5 @@
-// A real Chromium. What a page must never do fails the test that opened it: throw, log an error, break its own policy,
-// or ask another host for anything.
+// Opens pages in a real Chromium. A test fails if its page throws, logs an error, violates its content security policy
+// or sends a request to another host.
 
 import assert from 'node:assert/strict';
 import { mkdirSync } from 'node:fs';
@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 import { later } from './later.js';
 
-/** For whatever a test waits for. */
+/** How long a test waits for anything. */
 export const DEADLINE_MS = 20_000;
 
 const SHOTS = fileURLToPath(new URL('../../target/screenshots/', import.meta.url));
@@ -16,22 +16,21 @@ const ARGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '
 
 let launched = null;
 
-/** One for all tests of a file, with a user directory that is new and goes with it. */
+/** Returns the browser that all tests of a file share. It has a temporary profile. */
 async function browser() {
     launched ??= chromium.launch({ executablePath: process.env.CHROMIUM || '/usr/bin/chromium', args: ARGS });
     return launched;
 }
 
-/** When all of a file's tests are done: `after(close)`. */
+/** Ends the browser. Call it after the last test of a file: `after(close)`. */
 export async function close() {
     if (launched) await (await launched).close();
     launched = null;
 }
 
 /**
- * A page at `url` that shares nothing with others. `expected` matches what it may log as an error, such as a socket
- * that a test breaks. Further options are Playwright's for a context: `locale`, `colorScheme`, `viewport`,
- * `reducedMotion`, `hasTouch` …
+ * Opens a page at `url` that shares no storage with other pages. `expected` matches problems that do not fail the test,
+ * such as the error of a socket that it breaks. The other options are Playwright's for a context: `locale`, `viewport` …
  */
 export async function open(t, url, { expected, ...options } = {}) {
     const context = await (await browser()).newContext({
@@ -43,17 +42,17 @@ export async function open(t, url, { expected, ...options } = {}) {
     const { host } = new URL(url);
     context.on('weberror', (error) => note(`error: ${error.error().stack}`));
     context.on('console', (message) => { if (message.type() === 'error') note(`console: ${message.text()}`); });
-    const look = (asked) => {
-        const { protocol, host: other } = new URL(asked);
-        if (protocol !== 'data:' && other !== host) note(`another host: ${asked}`);
+    const check = (address) => {
+        const { protocol, host: other } = new URL(address);
+        if (protocol !== 'data:' && other !== host) note(`another host: ${address}`);
     };
-    context.on('request', (request) => look(request.url()));
-    // At once, also where the browser's own report would only be a warning.
+    context.on('request', (request) => check(request.url()));
+    // The browser reports some violations only as warnings.
     await context.addInitScript(() => document.addEventListener('securitypolicyviolation', (event) => {
         console.error(`policy: ${event.effectiveDirective} ${event.blockedURI}`);
     }));
     const page = await context.newPage();
-    page.on('websocket', (socket) => look(socket.url()));
+    page.on('websocket', (socket) => check(socket.url()));
     later(t, async () => {
         await context.close();
         assert.deepEqual(problems, []);
@@ -62,7 +61,7 @@ export async function open(t, url, { expected, ...options } = {}) {
     return page;
 }
 
-/** target/screenshots/NAME.png */
+/** Saves target/screenshots/NAME.png. */
 export async function shot(page, name, options = {}) {
     mkdirSync(SHOTS, { recursive: true });
     await page.screenshot({ path: `${SHOTS}${name}.png`, ...options });

@@ -1,4 +1,4 @@
-// The trading console: what a desk does with it, and what must not happen to a desk.
+// The trading console (publisher/console) in a real browser.
 
 import assert from 'node:assert/strict';
 import { createHmac } from 'node:crypto';
@@ -12,8 +12,8 @@ after(close);
 const ADMIN_JWT_SECRET = 'a secret of the desk with thirty-two bytes';
 const PRICES = '{"moneyline":{"home":1.850,"away":2.10,"draw":3.40},"total":{"line":2.5,"over":1.90,"under":1.92},"status":{"state":"open","inPlay":true}}';
 
-/** What an answer that a test provokes leaves in the browser's log. */
-const answered = (status) => new RegExp(`status of ${status}`);
+/** Matches the error that the browser logs for a response with this status. */
+const failedWith = (status) => new RegExp(`status of ${status}`);
 
 function token(sub = 'desk-1', role = 'trader', seconds = 3600) {
     const part = (value) => Buffer.from(JSON.stringify(value)).toString('base64url');
@@ -22,17 +22,17 @@ function token(sub = 'desk-1', role = 'trader', seconds = 3600) {
     return `${signed}.${createHmac('sha256', ADMIN_JWT_SECRET).update(signed).digest('base64url')}`;
 }
 
-/** A system with three markets, and what a test asks of it beside the page. */
+/** Starts a system with three markets. Returns functions with which a test changes and reads them beside the page. */
 async function system(t, markets = { 1001: PRICES, 1002: '{"moneyline":{"home":1.52,"away":2.65}}', 2001: '{"total":{"over":1.95,"under":1.87}}' }) {
-    // After the page, which would miss it.
+    // `desk` ends the system after the page, which would log errors without it.
     const ends = [];
     const gateway = await embedded({ after: (end) => ends.push(end) }, { ADMIN_JWT_SECRET });
     for (const [id, payload] of Object.entries(markets)) await gateway.publish(Number(id), payload);
     const ask = async (path, body) => {
         const headers = { authorization: `Bearer ${token('api', 'admin')}` };
-        const answer = await fetch(gateway.url + path, { method: body ? 'POST' : 'GET', headers, body });
-        assert.equal(answer.status, 200, path);
-        return answer.text();
+        const response = await fetch(gateway.url + path, { method: body ? 'POST' : 'GET', headers, body });
+        assert.equal(response.status, 200, path);
+        return response.text();
     };
     const set = (id, payload, reason = 'by the api', sub = 'api') => fetch(`${gateway.url}/admin/odds/override`, {
         method: 'POST', headers: { authorization: `Bearer ${token(sub)}` }, body: `{"marketId":${id},"payload":${payload},"reason":${JSON.stringify(reason)}}`,
@@ -43,7 +43,7 @@ async function system(t, markets = { 1001: PRICES, 1002: '{"moneyline":{"home":1
     };
 }
 
-/** Signed in by a link. */
+/** Opens the console, signed in by a link. */
 async function desk(t, { url, ends }, { as = token(), ...options } = {}) {
     let page;
     try {
@@ -61,7 +61,7 @@ const said = (page, text) => page.locator('#said').getByText(text).waitFor();
 const publish = (page) => page.locator('#publish').click();
 const dialog = (page) => page.locator('dialog[open]');
 
-test('a trader signs in by a link, and the token is nowhere to be seen', async (t) => {
+test('a trader signs in by a link, and the token leaves the address and is not stored for other tabs', async (t) => {
     const page = await desk(t, await system(t));
     assert.equal(new URL(page.url()).hash, '');
     assert.equal(await page.evaluate(() => JSON.stringify({ ...localStorage })), '{}');
@@ -77,13 +77,13 @@ test('a trader signs in by a link, and the token is nowhere to be seen', async (
     await page.getByLabel('Admin token').fill(token('desk-2'));
     await dialog(page).getByRole('button', { name: 'Sign in' }).click();
     await page.getByText('desk-2').waitFor();
-    // Another link in the same tab.
+    // A link in the same tab signs in another trader.
     await page.goto(`${page.url()}#token=${token('desk-3')}`);
     await page.getByText('desk-3').waitFor();
     assert.equal(new URL(page.url()).hash, '');
 });
 
-test('the language is the reader\'s, and changes under what was typed', async (t) => {
+test('the console uses the browser\'s language, and a change of language keeps what was typed', async (t) => {
     const page = await desk(t, await system(t), { locale: 'zh-CN' });
     await page.getByText('操盘台').waitFor();
     await choose(page, 1001);
@@ -97,7 +97,7 @@ test('the language is the reader\'s, and changes under what was typed', async (t
     await page.locator('#entries').getByRole('button', { name: 'Undo' }).waitFor();
 });
 
-test('an override is seen before it is sent, and sent exactly as it was typed', async (t) => {
+test('an override is reviewed before it is sent, and sent exactly as it was typed', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_);
     await choose(page, 1001);
@@ -105,7 +105,7 @@ test('an override is seen before it is sent, and sent exactly as it was typed', 
     await page.locator('#diffs').getByText('1.9000').waitFor();
     assert.match(await page.locator('#diffs').textContent(), /moneyline home\s*1\.850 → 1\.9000\s*\+2\.7 %/);
     await publish(page);
-    await page.getByText('Reason: say why').waitFor();
+    await page.getByText('Reason: required').waitFor();
     await page.locator('#reason').fill('line move');
     await shot(page, 'console-edit');
     await publish(page);
@@ -116,14 +116,14 @@ test('an override is seen before it is sent, and sent exactly as it was typed', 
     assert.equal(await price(page, 'moneyline', 'home').inputValue(), '');
 });
 
-/** A desk that publishes home at 1.90 when somebody else has just set `payload`. */
+/** Publishes home at 1.90 when the API has just set `payload`, which the page does not know yet. */
 async function overtaken(t, payload) {
     const system_ = await system(t);
-    const page = await desk(t, system_, { expected: answered(409) });
+    const page = await desk(t, system_, { expected: failedWith(409) });
     await choose(page, 1001);
     await price(page, 'moneyline', 'home').fill('1.90');
     await page.locator('#reason').fill('mine');
-    // The page cannot have heard of it yet when it sends.
+    // The payload is set between the page's request and its arrival, so the page cannot have read it.
     await page.route('**/admin/odds/override', async (route) => {
         await system_.set(1001, payload);
         await route.continue();
@@ -132,7 +132,7 @@ async function overtaken(t, payload) {
     return { system_, page };
 }
 
-test('a price that moved is shown against what was seen, and asked about again', async (t) => {
+test('a price that moved is shown beside the price that the trader saw, and must be confirmed', async (t) => {
     const { system_, page } = await overtaken(t, '{"moneyline":{"home":1.87,"away":2.05,"draw":3.40}}');
     await dialog(page).getByText('The price has moved').waitFor();
     const cells = (await dialog(page).locator('tbody tr').allTextContents()).sort();
@@ -147,12 +147,12 @@ test('a price that moved is shown against what was seen, and asked about again',
     assert.match(await system_.state(1001), /"moneyline":\{"home":1\.90,"away":2\.05,"draw":3\.40\}/);
 }, { timeout: 60_000 });
 
-test('a change elsewhere in the market holds nobody up', async (t) => {
+test('a change to another line of the market does not interrupt the trader', async (t) => {
     const { page } = await overtaken(t, '{"total":{"over":1.99}}');
     await said(page, 'published as seq 3');
 });
 
-test('what the publisher would refuse is not sent', async (t) => {
+test('an override that the publisher would refuse is not sent', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_);
     await choose(page, 1001);
@@ -166,7 +166,7 @@ test('what the publisher would refuse is not sent', async (t) => {
     assert.equal((await system_.audit(1001)).length, 1);
 });
 
-test('a large move needs a second word', async (t) => {
+test('a large move must be confirmed', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_);
     await choose(page, 1001);
@@ -175,7 +175,7 @@ test('a large move needs a second word', async (t) => {
     await publish(page);
     await dialog(page).getByText('2.10 → 2.60').waitFor();
     await page.keyboard.press('Escape');
-    assert.equal((await system_.audit(1001)).length, 1, 'Esc is no');
+    assert.equal((await system_.audit(1001)).length, 1, 'Esc declines');
     await publish(page);
     await dialog(page).getByRole('button', { name: 'Yes, publish' }).click();
     await said(page, 'published as seq 2');
@@ -200,14 +200,14 @@ test('lines are added and removed', async (t) => {
     assert.doesNotMatch(state, /"total"/);
 });
 
-test('one market is suspended and opened, and all of them only by who types it', async (t) => {
+test('one market is suspended and opened, and all markets only after a typed phrase', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_);
     await choose(page, 1001);
     await page.locator('#chosen').getByRole('button', { name: 'Suspend' }).click();
     await dialog(page).getByLabel('Reason').fill('red card');
     await dialog(page).getByRole('button', { name: 'Confirm' }).click();
-    await said(page, '1 changed, 0 already so, 0 failed.');
+    await said(page, '1 changed, 0 unchanged, 0 failed.');
     await page.locator('#list .row', { hasText: '1001' }).getByText('suspended').waitFor();
     assert.match(await system_.state(1001), /"status":\{"state":"suspended","inPlay":true\}/);
     await page.getByRole('button', { name: 'Suspend all' }).click();
@@ -216,7 +216,7 @@ test('one market is suspended and opened, and all of them only by who types it',
     assert.equal(await sure.isDisabled(), true);
     await dialog(page).getByLabel('Type “suspend all” to confirm').fill('suspend all');
     await sure.click();
-    await said(page, '2 changed, 1 already so, 0 failed.');
+    await said(page, '2 changed, 1 unchanged, 0 failed.');
     await shot(page, 'console-suspended');
     await page.locator('#chosen').getByRole('button', { name: 'Open' }).click();
     await dialog(page).getByLabel('Reason').fill('go on');
@@ -225,14 +225,14 @@ test('one market is suspended and opened, and all of them only by who types it',
     assert.equal((await system_.audit(1001))[0].reason, 'go on');
 });
 
-test('an entry is undone by a new one, and later changes are told of', async (t) => {
+test('an audit entry is undone by a new override, and later changes to its lines are listed', async (t) => {
     const system_ = await system(t);
     await system_.set(1001, '{"moneyline":{"home":1.20},"new":{"yes":1.5}}', 'a mistake');
     await system_.set(1001, '{"moneyline":{"home":1.25}}', 'later');
     const page = await desk(t, system_);
     await choose(page, 1001);
     await page.locator('#entries li', { hasText: 'a mistake' }).getByRole('button', { name: 'Undo' }).click();
-    await page.getByText('Later changes touch the same lines').waitFor();
+    await page.getByText('Later changes to the same lines').waitFor();
     assert.match(await page.locator('#reason').inputValue(), /^undo of 1001-\d+-\d+$/);
     assert.match(await page.locator('#diffs').textContent(), /home\s*1\.25 → 1\.850/);
     await shot(page, 'console-undo');
@@ -245,7 +245,7 @@ test('an entry is undone by a new one, and later changes are told of', async (t)
     assert.match((await system_.audit(1001))[0].reason, /^undo of/);
 });
 
-test('the audit is live, filtered, older and a table', async (t) => {
+test('the audit shows new entries, filters, loads older pages and exports CSV', async (t) => {
     const system_ = await system(t);
     for (let n = 0; n < 60; n += 1) await system_.set(1001, `{"moneyline":{"home":1.${80 + (n % 10)}}}`, `move ${n}`, n % 20 ? 'api' : 'desk-7');
     const page = await desk(t, system_, { acceptDownloads: true });
@@ -262,16 +262,16 @@ test('the audit is live, filtered, older and a table', async (t) => {
     const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('button', { name: 'Export CSV' }).click()]);
     assert.equal(download.suggestedFilename(), 'audit-1001.csv');
     const rows = (await readFile(await download.path(), 'utf8')).split('\r\n');
-    assert.equal(rows.length, 5, 'a head, three entries, an end');
+    assert.equal(rows.length, 5, 'a header, three entries, an empty last line');
     assert.match(rows[0], /^\ufeffauditId,marketId/);
     assert.match(rows[1], /,desk-7,move 40,/);
     await page.getByLabel('Since').fill('2999-01-01T00:00');
     await page.getByText('No entries').waitFor();
 });
 
-test('an expired session asks to sign in again, and nothing typed is lost', async (t) => {
+test('an expired session asks for a new token, and what was typed is kept', async (t) => {
     const system_ = await system(t);
-    const page = await desk(t, system_, { as: token('desk-1', 'trader', 5), expected: answered(401) });
+    const page = await desk(t, system_, { as: token('desk-1', 'trader', 5), expected: failedWith(401) });
     await page.getByText(/Session ends in 0:0/).waitFor();
     await choose(page, 1001);
     await price(page, 'moneyline', 'home').fill('1.91');
@@ -284,7 +284,7 @@ test('an expired session asks to sign in again, and nothing typed is lost', asyn
     await said(page, 'published as seq 2');
 });
 
-test('a viewer sees all and is offered nothing', async (t) => {
+test('a viewer sees everything and has no controls', async (t) => {
     const page = await desk(t, await system(t), { as: token('eve', 'viewer') });
     await choose(page, 1001);
     await page.locator('#entries li').first().waitFor();
@@ -295,7 +295,7 @@ test('a viewer sees all and is offered nothing', async (t) => {
     await shot(page, 'console-viewer');
 });
 
-test('nothing that somebody writes becomes markup', async (t) => {
+test('text from payloads, reasons and tokens never becomes markup', async (t) => {
     const evil = '<img src=x onerror="alert(1)"><script>alert(2)</script>';
     const short = '<img src=x onerror=alert(1)>';
     const system_ = await system(t, { 1001: JSON.stringify({ [`${short}l`]: { [`${short}s`]: evil, home: 1.85 }, status: { state: short } }) });
@@ -317,7 +317,7 @@ test('nothing that somebody writes becomes markup', async (t) => {
     assert.equal(await page.locator('img[src="x"], body script').count(), 0);
 });
 
-test('an answer that was lost is asked for again with the same key, and done once', async (t) => {
+test('after a lost response the same request is repeated with the same key and applied once', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_, { expected: /ERR_FAILED|ERR_CONNECTION/ });
     await choose(page, 1001);
@@ -331,7 +331,7 @@ test('an answer that was lost is asked for again with the same key, and done onc
         return route.abort();
     });
     await publish(page);
-    await page.getByText('No clear answer').waitFor();
+    await page.getByText('Outcome unknown').waitFor();
     await page.getByRole('button', { name: 'Try again' }).click();
     await said(page, 'published as seq 2');
     assert.equal(keys.length, 2);
@@ -339,7 +339,7 @@ test('an answer that was lost is asked for again with the same key, and done onc
     assert.equal((await system_.audit(1001)).length, 2);
 });
 
-test('what can be seen is asked for in one request, again and again, and not while nobody looks', async (t) => {
+test('visible markets are polled with one request each time, and not while the page is hidden', async (t) => {
     const system_ = await system(t, {});
     const items = Array.from({ length: 150 }, (_, n) => `{"marketId":${n + 1},"payload":{"win":{"home":1.85}}}`);
     await fetch(`${system_.url}/admin/odds/batch`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: `[${items}]` });
@@ -347,11 +347,11 @@ test('what can be seen is asked for in one request, again and again, and not whi
     await page.locator('#count', { hasText: '100+' }).waitFor();
     await page.getByRole('button', { name: 'Load more' }).click();
     await page.locator('#count', { hasText: /^150$/ }).waitFor();
-    const asked = [];
-    page.on('request', (request) => { if (request.url().includes('/admin/')) asked.push(new URL(request.url()).searchParams.get('ids')?.split(',')); });
+    const polled = [];
+    page.on('request', (request) => { if (request.url().includes('/admin/')) polled.push(new URL(request.url()).searchParams.get('ids')?.split(',')); });
     await page.locator('#list .row').last().scrollIntoViewIfNeeded();
-    while (!asked.at(-1)?.includes('150')) await page.waitForRequest(/ids=/);
-    assert.ok(asked.at(-1).length < 40, `only what can be seen: ${asked.at(-1)}`);
+    while (!polled.at(-1)?.includes('150')) await page.waitForRequest(/ids=/);
+    assert.ok(polled.at(-1).length < 40, `only visible markets: ${polled.at(-1)}`);
     await fetch(`${system_.url}/admin/odds/override`, { method: 'POST', headers: { authorization: `Bearer ${token()}` }, body: '{"marketId":150,"payload":{"win":{"home":1.86}}}' });
     await page.locator('#list .row').last().getByText('1.86').waitFor();
     const hide = (hidden) => page.evaluate((value) => {
@@ -361,13 +361,13 @@ test('what can be seen is asked for in one request, again and again, and not whi
     await hide(true);
     await page.waitForLoadState('networkidle'); // half a second without a request
     await page.waitForFunction(() => document.getElementById('link').classList.contains('bad'));
-    asked.length = 0;
+    polled.length = 0;
     await hide(false);
     await page.waitForFunction(() => document.getElementById('link').classList.contains('good'));
-    assert.ok(asked.length > 0);
+    assert.ok(polled.length > 0);
 });
 
-test('prices that are not current say so', async (t) => {
+test('prices are marked as stale when the publisher is gone', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_, { expected: /ERR_|status of 503/ });
     await choose(page, 1001);
@@ -379,7 +379,7 @@ test('prices that are not current say so', async (t) => {
     await shot(page, 'console-stale');
 });
 
-test('a market is overridden without a mouse', async (t) => {
+test('a market can be overridden with the keyboard alone', async (t) => {
     const system_ = await system(t);
     const page = await desk(t, system_);
     const keys = page.keyboard;
@@ -414,7 +414,7 @@ for (const [name, options] of [
     ['light', {}], ['dark', { colorScheme: 'dark' }], ['zh', { locale: 'zh-CN' }], ['zh-dark', { locale: 'zh-CN', colorScheme: 'dark' }],
     ['narrow', { viewport: { width: 360, height: 740 } }], ['tablet', { viewport: { width: 900, height: 800 } }],
 ]) {
-    test(`it can be looked at: ${name}`, async (t) => {
+    test(`screenshot of the console: ${name}`, async (t) => {
         const markets = { 1001: PRICES };
         for (let n = 2; n <= 14; n += 1) markets[1000 + n] = `{"moneyline":{"home":1.${50 + n},"away":2.${10 + n},"draw":3.${40 + n}}${n % 5 ? '' : ',"status":{"state":"suspended"}'}}`;
         const system_ = await system(t, markets);
@@ -429,8 +429,8 @@ for (const [name, options] of [
         await page.locator('#entries > li').nth(3).waitFor();
         await page.locator('#link.good').waitFor();
         const width = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-        assert.equal(width, 0, 'nothing sticks out');
-        if (!/narrow|tablet/.test(name)) assert.equal(await page.evaluate(() => document.documentElement.scrollHeight), 900, 'a desk is one screen');
+        assert.equal(width, 0, 'nothing is wider than the page');
+        if (!/narrow|tablet/.test(name)) assert.equal(await page.evaluate(() => document.documentElement.scrollHeight), 900, 'the desk fits one screen');
         await shot(page, `console-${name}`, { fullPage: name === 'narrow' || name === 'tablet' });
     });
 }

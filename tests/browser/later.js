@@ -1,8 +1,8 @@
-// What a test started ends in reverse: a page before the gateway it looks at, and that before its Redis.
+// Ends what a test started in reverse order: a page before its gateway, and the gateway before its Redis.
 
 const ends = new WeakMap();
 
-/** Has `end` run after the test `t`, before everything that was given here earlier. */
+/** Runs `end` after the test `t`, before every function that was passed earlier. */
 export function later(t, end) {
     if (!ends.has(t)) {
         const stack = [];

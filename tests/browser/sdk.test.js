@@ -1,4 +1,4 @@
-// The SDK's example as its README prints it, in a page.
+// Runs the example of the SDK's README in a page.
 
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -19,9 +19,9 @@ const log = 'window.logged = []; console.log = (...words) => logged.push(words);
 
 test('the example of the SDK\'s README shows prices in a page of another origin', async (t) => {
     const files = { '/': page, '/log.js': log };
-    const server = createServer(({ url }, answer) => {
-        answer.setHeader('content-type', url === '/' ? 'text/html' : 'text/javascript');
-        answer.end(files[url] ?? read(url.slice(1)));
+    const server = createServer(({ url }, response) => {
+        response.setHeader('content-type', url === '/' ? 'text/html' : 'text/javascript');
+        response.end(files[url] ?? read(url.slice(1)));
     });
     await new Promise((resolve) => { server.listen(0, '127.0.0.1', resolve); });
     later(t, () => server.close());

@@ -1,4 +1,4 @@
-// Real systems for the pages to look at: one process that is all of it, or Redis, a publisher and gateways.
+// Starts real systems for the pages: one embedded gateway, or Redis, a publisher and gateways.
 
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -10,18 +10,18 @@ import { later } from './later.js';
 export { Gateway };
 
 const ADMIN_JWT_SECRET = 'another secret of thirty-two bytes';
-/** None that a connection, or a server of the other tests, would take. */
+/** Ports that neither outgoing connections nor the servers of other tests use. */
 const PORTS = { from: 30_000, to: 32_000 };
 const ATTEMPTS = 10;
 
-/** The whole system in one process. */
+/** Starts the whole system in one process. */
 export async function embedded(t, settings = {}) {
     const gateway = await Gateway.start(settings);
     later(t, () => gateway.end());
     return gateway;
 }
 
-/** Redis, a publisher, and as many gateways as `settings` has objects. */
+/** Starts Redis, a publisher, and one gateway per item of `settings`. */
 export async function system(t, settings = [{}, {}]) {
     const redis = await Redis.start();
     later(t, () => redis.end());
@@ -37,7 +37,7 @@ export async function system(t, settings = [{}, {}]) {
     return { redis, publisher, gateways };
 }
 
-/** For the publisher of a `system`. */
+/** Returns an admin token for the publisher of a `system`. */
 export function adminToken(sub, role) {
     const args = ['token', '--sub', sub, '--role', role, '--ttl', '1h'];
     return execFileSync(binary('publisher'), args, { env: { ADMIN_JWT_SECRET }, encoding: 'utf8' }).trim();
@@ -54,14 +54,14 @@ class Redis extends Program {
             try {
                 return await redis.run('redis-server', args, {}, (line) => line.includes('Ready to accept connections'));
             } catch (error) {
-                if (attempt === ATTEMPTS || error.code === 'ENOENT') throw error; // else somebody was faster
+                if (attempt === ATTEMPTS || error.code === 'ENOENT') throw error; // else another process took the port
             }
         }
     }
 
     get url() { return `redis://127.0.0.1:${this.port}`; }
 
-    /** Says nothing more, as a machine whose network is gone, until `goOn`. */
+    /** Stops responding until `goOn`, like a machine without a network. */
     freeze() { this.process.kill('SIGSTOP'); }
 
     goOn() { this.process.kill('SIGCONT'); }

@@ -1,5 +1,5 @@
-// The client of sdk/ as a child process: its first line on standard input is {"url":…,"markets":[…]}. It asks for a token
-// with the line `token`, which is answered with {"token":…}, and prints what it knows as JSON whenever that changes.
+// Runs the client of sdk/ as a child process. Its first line on standard input is {"url":…,"markets":[…]}. It prints the line
+// `token` to ask for a token, and reads {"token":…}. It prints its state as JSON after each change.
 'use strict';
 const { createInterface } = require('node:readline');
 const WebSocket = globalThis.WebSocket || require('ws');
@@ -15,10 +15,10 @@ async function main() {
     console.log('token');
     return (await line()).token;
   };
-  // Of the backoff only a little.
+  // A short backoff.
   const host = { ...web({ WebSocket }), random: () => 0.02 };
   const client = new Client({ url, token, host });
-  const tell = () => {
+  const printState = () => {
     const known = markets.map((id) => {
       const { epoch, seq, lines: all, fresh } = client.market(id) || { epoch: 0, seq: null, lines: {}, fresh: false };
       return [id, { epoch, seq, lines: all, fresh, rejected: rejected[id] || null }];
@@ -28,16 +28,16 @@ async function main() {
   client.on('change', ({ reset, conflated }) => {
     if (reset) saw.add('reset');
     if (conflated) saw.add('conflated');
-    tell();
+    printState();
   });
-  client.on('fresh', tell);
+  client.on('fresh', printState);
   client.on('rejected', ({ marketId, code }) => {
     rejected[marketId] = code;
-    tell();
+    printState();
   });
   client.on('state', ({ code }) => {
     if (code) saw.add(String(code));
-    tell();
+    printState();
   });
   client.subscribe(markets);
   client.start();

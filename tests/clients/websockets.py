@@ -1,11 +1,11 @@
-"""A client made with Python's `websockets`: python3 websockets.py ws://HOST:PORT/ws/odds TOKEN MARKET. Somebody
-publishes the market meanwhile. Exits with 0 when all is as it should be."""
+"""A client made with Python's `websockets`: python3 websockets.py ws://HOST:PORT/ws/odds TOKEN MARKET. The caller
+publishes the market while this runs. Exits with 0 if the gateway behaves as docs/protocol.md says."""
 
 import asyncio
 import json
 import sys
 
-# This file has the name of the library.
+# This file has the name of the library, and would be imported in its place.
 sys.path.pop(0)
 import websockets
 
@@ -22,21 +22,21 @@ url, token, market = sys.argv[1:]
 
 
 async def connect(address, headers=(), **options):
-    # `websockets` sends pings of its own unless it is told not to.
+    # Without ping_interval=None `websockets` sends pings of its own.
     socket = await open_connection(
         address, compression="deflate", ping_interval=None, **{HEADERS: dict(headers)}, **options
     )
     extensions = socket.extensions if hasattr(socket, "extensions") else socket.protocol.extensions
-    assert not extensions, "permessage-deflate is offered and not negotiated"
+    assert not extensions, "the gateway must not accept permessage-deflate"
     return socket
 
 
 async def message(socket, kind):
-    """The next message of a type; others are passed over."""
+    """Returns the next message of a type, and drops those before it."""
     while True:
-        said = json.loads(await socket.recv())
-        if said["type"] == kind:
-            return said
+        received = json.loads(await socket.recv())
+        if received["type"] == kind:
+            return received
 
 
 async def follows(socket):
@@ -51,7 +51,7 @@ async def follows(socket):
 
 
 async def end(socket):
-    """Reads to the end: the code and reason that the gateway sent, and the message before."""
+    """Reads until the gateway closes. Returns the code, the reason, and the last message."""
     last = None
     try:
         while True:
@@ -71,10 +71,10 @@ async def main():
 
     await in_query.send(['{"type":"ping",', '"ts":7,"note":"caf\u00e9', '\u20ac"}'])
     assert (await message(in_query, "pong"))["ts"] == 7
-    # Resolves when a pong with the same payload has come.
+    # Resolves when a pong with the same payload arrives.
     await (await in_query.ping(b"\x00\xffpayload"))
 
-    # It answers ping frames by itself, and says nothing else for longer than the gateway waits for a sign of life.
+    # The library answers ping frames. Nothing else is sent for longer than HEARTBEAT_TIMEOUT.
     for _ in range(8):
         await message(in_header, "ping")
 

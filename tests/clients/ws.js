@@ -1,12 +1,12 @@
-// A client made with Node's `ws`: node ws.js ws://HOST:PORT/ws/odds TOKEN MARKET. Somebody publishes the market
-// meanwhile. Exits with 0 when all is as it should be.
+// A client made with Node's `ws`: node ws.js ws://HOST:PORT/ws/odds TOKEN MARKET. The caller publishes the market while
+// this runs. Exits with 0 if the gateway behaves as docs/protocol.md says.
 'use strict';
 const assert = require('node:assert');
 const WebSocket = require('ws');
 
 const [url, token, market] = process.argv.slice(2);
 
-// A connection whose events can be waited for, each once, in the order they come.
+// Opens a connection. Its events are kept in order until a test waits for them.
 async function connect(address, protocols, options) {
   const socket = new WebSocket(address, protocols, { perMessageDeflate: true, ...options });
   const events = [];
@@ -22,7 +22,7 @@ async function connect(address, protocols, options) {
   on('pong', (data) => data.toString());
   on('close', (code, reason) => [code, reason.toString()]);
   socket.on('error', (error) => { throw error; });
-  // The next event for which `wanted(name, value)` holds; others are passed over.
+  // Returns the value of the next event for which `wanted(name, value)` is true, and drops those before it.
   const next = async (wanted) => {
     for (;;) {
       while (events.length > 0) {
@@ -35,7 +35,7 @@ async function connect(address, protocols, options) {
   };
   const message = (type) => next((name, value) => name === 'message' && value.type === type);
   await next((name) => name === 'open');
-  assert.strictEqual(socket.extensions, '', 'permessage-deflate is offered and not negotiated');
+  assert.strictEqual(socket.extensions, '', 'the gateway must not accept permessage-deflate');
   return { socket, next, message, send: (value) => socket.send(JSON.stringify(value)) };
 }
 
@@ -65,7 +65,7 @@ async function main() {
   assert.strictEqual(await inQuery.next((name) => name === 'pong'), 'between fragments');
   assert.strictEqual((await inQuery.message('pong')).ts, 7);
 
-  // It answers ping frames by itself, and says nothing else for longer than the gateway waits for a sign of life.
+  // The library answers ping frames. Nothing else is sent for longer than HEARTBEAT_TIMEOUT.
   for (let heartbeats = 0; heartbeats < 8; heartbeats++) {
     await inHeader.next((name) => name === 'ping');
     await inHeader.message('ping');
@@ -81,7 +81,7 @@ async function main() {
   assert.deepStrictEqual(await closed(inProtocol), [1003, 'TEXT_FRAMES_ONLY']);
   const silent = await connect(`${url}?token=${token}`);
   silent.socket.close();
-  assert.strictEqual((await closed(silent))[0], 1005, 'no code is answered with none');
+  assert.strictEqual((await closed(silent))[0], 1005, 'a close frame without a code gets one without a code');
 }
 
 main().catch((error) => {

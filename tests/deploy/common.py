@@ -1,4 +1,4 @@
-"""What the checks of the deployment share: the built services, what they can be told, and the files as they are read."""
+"""What the deployment tests share: the built services, their settings, and docker-compose.yml as Compose reads it."""
 
 import functools, os, re, subprocess, sys, tempfile
 from pathlib import Path
@@ -7,16 +7,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BINARIES = Path(os.environ.get("KMARKET_BIN_DIR") or ROOT / "target/debug")
-# Where the tools are that requirements.txt brings.
+# The tools of requirements.txt.
 TOOLS = Path(sys.executable).parent
 # Environment variables that a service reads beside its settings.
 BESIDE_SETTINGS = {"RUST_LOG"}
 
 
 def run(*command, **options):
-    """What a command printed, both ways. It must end well."""
+    """Returns what a command printed on standard output and standard error. It must exit with 0."""
     done = subprocess.run(
-        [str(part) for part in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        [str(word) for word in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
     )
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
@@ -24,12 +24,12 @@ def run(*command, **options):
 
 @functools.cache
 def usage(service, *command):
-    """What a service, or a command of it, says of itself."""
+    """Returns the --help of a service or of one of its commands."""
     return run(BINARIES / service, *command, "--help")
 
 
 def settings(service, *command):
-    """The names of the settings of a service, or a command of it, and their defaults; without those that are flags only."""
+    """Returns the settings of a service, or of one of its commands: name to default. Skips settings that are only flags."""
     return dict(re.findall(r"^  --\S+ \((\w+)\)\n(?!.*\(flag only\)).*\[(.*)\]$", usage(service, *command), re.M))
 
 
@@ -38,12 +38,12 @@ def is_setting(service, name):
 
 
 def port(service, name):
-    """A listener's default port."""
+    """Returns the default port of a listener."""
     return int(settings(service)[name].rsplit(":", 1)[1])
 
 
 def seconds(duration):
-    """As settings, nginx and Compose write it: 15s, 1h, 30."""
+    """Parses a duration as settings, nginx and Compose write it: 15s, 1h, 30."""
     number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)?", str(duration)).groups()
     return int(number) * {"ms": 0.001, None: 1, "s": 1, "m": 60, "h": 3600}[unit]
 
@@ -55,7 +55,7 @@ def make_secrets(directory, **environment):
 
 @functools.cache
 def compose():
-    """docker-compose.yml as Docker Compose itself understands it, all profiles, with .env.example as it stands."""
+    """Returns docker-compose.yml as Docker Compose reads it: with all profiles, and with the values of .env.example."""
     with tempfile.TemporaryDirectory() as secrets:
         make_secrets(secrets)
         text = run(

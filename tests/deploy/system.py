@@ -1,4 +1,4 @@
-"""The topology of docker-compose.yml as bare processes on free ports, from the same files, commands and environment."""
+"""Runs the services of docker-compose.yml as plain processes on free ports, with its files, commands and environment."""
 
 import asyncio, base64, fcntl, functools, glob, json, logging, os, pwd, re, secrets, shutil, signal, socket, ssl, subprocess
 import tempfile, time
@@ -9,20 +9,20 @@ import websockets
 
 from common import BINARIES, ROOT, compose, make_secrets, run
 
-logging.getLogger("asyncio").setLevel(logging.ERROR)  # no notes about a busy machine
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # no warnings about slow callbacks on a busy machine
 DEADLINE_S = 120
-# nginx' own limits are by address, so a crowd has many. All of these are this machine.
+# Loopback addresses for a crowd: nginx limits each address, so one address is not enough for all clients.
 NETWORK = "127.7"
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
            "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode()}
 
 
 class System:
-    """Starts all of it; `with` ends all of it. `upstreams`: nginx alone, in front of these ports."""
+    """Starts the system; leaving a `with` block stops it. With `upstreams` it is only nginx, in front of these ports."""
 
     def __init__(self, upstreams=None, worker_shutdown_timeout="1h"):
         self.dir = Path(tempfile.mkdtemp(prefix="kmarket-deploy-"))
-        # Postgres, which refuses to be root, has a directory in it.
+        # Postgres runs as another user, because it refuses to run as root, and needs to reach its directory in here.
         self.dir.chmod(0o711)
         self.processes = {}
         self.environments = {}
@@ -54,7 +54,7 @@ class System:
 
     def stop(self):
         for name, process in self.processes.items():
-            # nginx' workers would outlive it, and Postgres' shared memory.
+            # After SIGKILL nginx's workers and Postgres's shared memory would remain.
             process.send_signal(signal.SIGINT if name in ("nginx", "postgres") else signal.SIGKILL)
         for process in self.processes.values():
             process.wait()
@@ -65,7 +65,7 @@ class System:
         self.environments[name] = environment or {}
         with open(self.dir / f"{name}.log", "a") as log:
             self.processes[name] = subprocess.Popen(
-                [str(part) for part in command], env={"PATH": os.environ["PATH"], **(environment or {})},
+                [str(word) for word in command], env={"PATH": os.environ["PATH"], **(environment or {})},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir, **options,
             )
 
@@ -73,40 +73,40 @@ class System:
         return (self.dir / f"{name}.log").read_text()
 
     def environment(self, name):
-        """The container's, with its secrets where they are here."""
+        """Returns the container's environment, with the paths of this system's secrets."""
         environment = compose()["services"][name]["environment"]
         return {key: value.replace("/run/secrets", str(self.secrets)) for key, value in environment.items()}
 
     def start_redis(self, name="redis"):
         (self.dir / "data").mkdir(exist_ok=True)
-        places = {"/etc/redis/redis.conf": str(ROOT / "docker/redis/redis.conf"), "/data": str(self.dir / "data"),
-                  "/run/secrets/redis_users.acl": str(self.secrets / "redis_users.acl")}
-        command = [places.get(part, part) for part in compose()["services"]["redis"]["command"]]
+        paths = {"/etc/redis/redis.conf": str(ROOT / "docker/redis/redis.conf"), "/data": str(self.dir / "data"),
+                 "/run/secrets/redis_users.acl": str(self.secrets / "redis_users.acl")}
+        command = [paths.get(word, word) for word in compose()["services"]["redis"]["command"]]
         self.start(name, [*command, "--port", self.ports["redis"], "--bind", "127.0.0.1"])
         url = (self.secrets / "redis_gateway_url").read_text()
         wait_for(lambda: "PONG" in subprocess.run(["redis-cli", "-u", url, "ping"], text=True, capture_output=True).stdout,
-                 "Redis answers")
+                 "Redis replies")
 
     def start_postgres(self, name="postgres"):
-        """As the image's entrypoint does: a cluster, the database that the environment names, and then the server."""
+        """Does what the image's entrypoint does: makes a cluster, makes the environment's database, starts the server."""
         environment = self.environment(name)
-        home, somebody = self.dir / "postgres", {}
+        home, as_user = self.dir / "postgres", {}
         home.mkdir(mode=0o700)
         password = shutil.copy(environment["POSTGRES_PASSWORD_FILE"], home)
         if os.geteuid() == 0:
-            user = next(one for one in pwd.getpwall() if one.pw_name in ("postgres", "nobody"))
-            somebody = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            user = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
+            as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             for path in (home, password):
                 os.chown(path, user.pw_uid, user.pw_gid)
-        data, options = home / "data", {"cwd": home, "env": {**os.environ, "LC_ALL": "C"}, **somebody}
+        data, options = home / "data", {"cwd": home, "env": {**os.environ, "LC_ALL": "C"}, **as_user}
         run(postgres("initdb"), "--pgdata", data, "--username", environment["POSTGRES_USER"], "--pwfile", password,
             "--no-sync", *environment["POSTGRES_INITDB_ARGS"].split(), **options)
         run(postgres("postgres"), "--single", "-F", "-D", data, "postgres",
             input=f'CREATE DATABASE {environment["POSTGRES_DB"]}\n', **options)
-        given = {"port": self.ports[name], "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
-        self.start(name, [postgres("postgres"), "-D", data, *(f"--{key}={value}" for key, value in given.items())],
-                   {"LC_ALL": "C"}, **somebody)
-        wait_for(lambda: "ready to accept connections" in self.log(name), "Postgres answers", self.processes[name])
+        settings = {"port": self.ports[name], "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        self.start(name, [postgres("postgres"), "-D", data, *(f"--{key}={value}" for key, value in settings.items())],
+                   {"LC_ALL": "C"}, **as_user)
+        wait_for(lambda: "ready to accept connections" in self.log(name), "Postgres is ready", self.processes[name])
 
     def start_publisher(self, name):
         self.start_service(name, "publisher")
@@ -121,7 +121,7 @@ class System:
         })
 
     def probe(self, name):
-        """As the container's health is asked."""
+        """Runs the container's health check."""
         return subprocess.run([BINARIES / name.split("-")[0], "probe"], env=self.environments[name],
                               text=True, capture_output=True)
 
@@ -139,7 +139,7 @@ class System:
             **{f"GATEWAY_{n}": f"127.0.0.1:{self.ports[f'gateway-{n}']}" for n in (1, 2)},
         }
         run("sh", ROOT / "docker/nginx/make-certificate", env={**os.environ, **environment})
-        # As the image's entrypoint does: only what is set is put in.
+        # The image's entrypoint also replaces only the variables that are set.
         template = (ROOT / "docker/nginx/host.conf.template").read_text()
         rendered = re.sub(r"\$\{(\w+)\}", lambda match: environment.get(match[1], match[0]), template)
         (etc / "conf.d/host.conf").write_text(rendered)
@@ -152,7 +152,7 @@ class System:
         wait_for(lambda: listens(self.ports["nginx"]), "nginx listens", self.processes["nginx"])
 
     def start_prometheus(self, interval="15s"):
-        """With docker/prometheus, which scrapes this system's services so often."""
+        """Starts Prometheus with docker/prometheus. It scrapes this system's services at the given interval."""
         etc = self.dir / "prometheus"
         shutil.copytree(ROOT / "docker/prometheus", etc)
         for service, names in [("gateway", ["gateway-1", "gateway-2"]), ("publisher", ["publisher"])]:
@@ -165,16 +165,16 @@ class System:
                                   f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}"])
 
     def query(self, expression):
-        """What Prometheus answers: (labels, value) of each series, or None while it does not answer."""
+        """Returns (labels, value) of each series of an expression, or None while Prometheus is not ready."""
         parameters = urllib.parse.urlencode({"query": expression})
         url = f"http://127.0.0.1:{self.ports['prometheus']}/api/v1/query?{parameters}"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return [(one["metric"], float(one["value"][1])) for one in json.load(answer)["data"]["result"]]
-        except urllib.error.HTTPError as refused:
-            if refused.code == 503:  # It has just started.
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return [(series["metric"], float(series["value"][1])) for series in json.load(response)["data"]["result"]]
+        except urllib.error.HTTPError as error:
+            if error.code == 503:  # It has just started.
                 return None
-            raise AssertionError(f"{expression}: {refused.read().decode()}") from None
+            raise AssertionError(f"{expression}: {error.read().decode()}") from None
         except OSError:
             return None
 
@@ -190,14 +190,14 @@ class System:
 
     @functools.cached_property
     def trust(self):
-        """What a client trusts: this nginx' certificate, for the name it was made for."""
+        """A TLS context that trusts this nginx's certificate."""
         return self.new_trust()
 
     def new_trust(self):
         return ssl.create_default_context(cafile=self.dir / "tls.crt")
 
     async def request(self, method, path, headers=None, body=b"", source="127.0.0.1", port=None, head_only=False):
-        """Over TLS to nginx, or in the clear to another port. (status, headers, body)"""
+        """Sends a request over TLS to nginx, or over plain HTTP to another port. Returns (status, headers, body)."""
         options = {} if port else {"ssl": self.trust, "server_hostname": "localhost"}
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", port or self.ports["nginx"], local_addr=(source, 0), **options
@@ -214,22 +214,22 @@ class System:
             writer.transport.abort()
 
     async def handshake(self, source, headers=None, path="/ws/odds"):
-        """A WebSocket handshake's status."""
+        """Returns the status of a WebSocket handshake."""
         return (await self.request("GET", path, UPGRADE | (headers or {}), source=source, head_only=True))[0]
 
     async def pipelined(self, path, all_headers, source):
-        """Requests on one connection, without a wait between them, so that they are many a second. Their statuses."""
+        """Sends requests on one connection without waiting for responses, to reach a high rate. Returns their statuses."""
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.ports["nginx"], local_addr=(source, 0), ssl=self.trust, server_hostname="localhost"
         )
-        # The last one is for nothing but the end of the connection.
+        # The last request only makes nginx close the connection.
         requests = [(path, headers) for headers in all_headers] + [("/nowhere", {"Connection": "close"})]
         try:
             for target, headers in requests:
                 lines = [f"GET {target} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
                 writer.write("\r\n".join([*lines, "", ""]).encode())
-            answers = await reader.read()
-            return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)][:-1]
+            responses = await reader.read()
+            return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", responses)][:-1]
         finally:
             writer.transport.abort()
 
@@ -243,19 +243,19 @@ class System:
 
     @functools.cached_property
     def desk(self):
-        """A trader's token."""
+        """An admin token with the role trader."""
         return run(BINARIES / "publisher", "token", "--sub", "desk-1", "--role", "trader",
                    env={"ADMIN_JWT_SECRET_FILE": str(self.secrets / "admin_jwt_secret")}).strip()
 
     async def override(self, market, price, **headers):
-        """A new price, at the publisher's own port. The market's seq."""
+        """Publishes a price at the publisher's own port. Returns the market's seq."""
         body = json.dumps({"marketId": market, "payload": {"moneyline": {"home": price, "away": 2.10}}}).encode()
-        status, _, answer = await self.request(
+        status, _, response = await self.request(
             "POST", "/admin/odds/override", {"Authorization": f"Bearer {self.desk}", **headers}, body,
             port=self.ports["publisher"],
         )
-        assert status == 200, (status, answer)
-        return json.loads(answer)["seq"]
+        assert status == 200, (status, response)
+        return json.loads(response)["seq"]
 
     async def connect(self, token, source="127.0.0.1", **options):
         options.setdefault("uri", f"wss://localhost:{self.ports['nginx']}/ws/odds?token={token}")
@@ -265,32 +265,32 @@ class System:
         )
 
     async def sockets(self, names, expected):
-        """How many each of these gateways has, once all of them together have as many as expected."""
+        """Waits until these gateways together have `expected` sockets. Returns the number of each."""
         async def look():
             texts = [(await self.request("GET", "/metrics", port=self.ports[name + "-ops"]))[2].decode() for name in names]
             found = [int(re.search(r"^gateway_connections (\d+)$", text, re.M)[1]) for text in texts]
             return found, sum(found) == expected
 
-        return await eventually(look, f"sockets, {expected} in all")
+        return await eventually(look, f"{expected} sockets in all")
 
 
 class Crowd:
-    """Clients on one market that come back and resume, as docs/protocol.md says; each checks every seq it gets."""
+    """Clients of one market that reconnect and resume as docs/protocol.md says. Each checks every seq that it gets."""
 
     def __init__(self, system, market, size):
         self.system, self.market = system, market
         self.clients = [Client(self, number) for number in range(size)]
         self.problems = []
         self.tasks = []
-        # As many handshakes at a time as this machine can bring to an end while it does other things.
-        self.door = asyncio.Semaphore(50)
+        # More handshakes at once would time out on a busy machine.
+        self.handshakes = asyncio.Semaphore(50)
 
     async def __aenter__(self):
-        # Four sockets a user: fewer than one gateway allows.
+        # Four sockets per user, which is fewer than a gateway allows.
         users = range((len(self.clients) + 3) // 4)
         self.tokens = await gather_some([self.system.token(f"user-{user}", source=address(user)) for user in users])
         self.tasks = [asyncio.create_task(client.live()) for client in self.clients]
-        await self.until(lambda client: client.connected, "everybody is connected")
+        await self.until(lambda client: client.connected, "all clients are connected")
         return self
 
     async def __aexit__(self, *_):
@@ -299,12 +299,12 @@ class Crowd:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def until(self, holds, what):
-        """Waits until it holds for every client, and nobody has met a problem."""
+        """Waits until `holds(client)` is true for every client. Fails if a client has found a problem."""
         end = time.monotonic() + DEADLINE_S
         while not all(holds(client) for client in self.clients):
             assert not self.problems, self.problems[:5]
             missing = sum(not holds(client) for client in self.clients)
-            assert time.monotonic() < end, f"{what}: not so for {missing} of {len(self.clients)}"
+            assert time.monotonic() < end, f"timed out until {what}: not true for {missing} of {len(self.clients)}"
             await asyncio.sleep(0.05)
         assert not self.problems, self.problems[:5]
 
@@ -319,7 +319,7 @@ class Client:
         wait = 0.5
         while True:
             try:
-                async with self.crowd.door:
+                async with self.crowd.handshakes:
                     socket = await system.connect(self.crowd.tokens[self.number // 4], address(self.number))
                 async with socket:
                     await socket.send(json.dumps({"type": "resume", "offsets": {str(market): self.last}}))
@@ -346,29 +346,31 @@ class Client:
 
 
 def address(number):
-    """One address for 4 clients."""
+    """Returns a client's address, which 4 clients share."""
     return f"{NETWORK}.{number // 4 // 250}.{number // 4 % 250 + 1}"
 
 
 async def gather_some(coroutines, at_once=50):
-    """Their results in order; only so many at a time."""
-    gate = asyncio.Semaphore(at_once)
+    """Runs coroutines, only `at_once` at a time. Returns their results in order."""
+    permits = asyncio.Semaphore(at_once)
 
-    async def one(coroutine):
-        async with gate:
+    async def limited(coroutine):
+        async with permits:
             return await coroutine
 
-    return await asyncio.gather(*map(one, coroutines))
+    return await asyncio.gather(*map(limited, coroutines))
 
 
 def postgres(program):
-    """Where Debian has it, beside the path; else in the path."""
+    """Returns the path of a program of Postgres: Debian keeps them outside PATH."""
     return max(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"), default=program)
 
 
 class Ports:
-    """Free ports of 127.0.0.1 that nobody else takes, also not when their server is restarted: below those of outgoing
-    connections, and with the same locks as tests/src/ports.rs."""
+    """Free ports of 127.0.0.1 that stay reserved, even while their server restarts.
+
+    They are below the ports of outgoing connections, and locked in the same way as in tests/src/ports.rs.
+    """
 
     def __init__(self, count):
         directory = Path(tempfile.gettempdir(), "kmarket-test-ports")
@@ -398,19 +400,20 @@ def listens(port):
 
 
 async def eventually(look, what):
-    """Looks again and again, until what `look` finds is what was waited for: it answers (found, whether it is)."""
+    """Calls `look`, which returns (result, whether the result is as expected), until it is. Returns the result."""
     end = time.monotonic() + DEADLINE_S
     while True:
-        found, is_it = await look()
-        if is_it:
+        found, is_expected = await look()
+        if is_expected:
             return found
-        assert time.monotonic() < end, f"{what}: {found}"
+        assert time.monotonic() < end, f"timed out waiting for {what}: {found}"
         await asyncio.sleep(0.1)
 
 
 def wait_for(holds, what, process=None):
+    """Waits until `holds()` is true. Fails at once if `process` ends."""
     end = time.monotonic() + DEADLINE_S
     while not holds():
-        assert process is None or process.poll() is None, f"{what}: it has ended"
-        assert time.monotonic() < end, what
+        assert process is None or process.poll() is None, f"the process ended before {what}"
+        assert time.monotonic() < end, f"timed out until {what}"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The images and docker-compose.yml, as far as they can be judged without an engine."""
+"""Checks the Dockerfile and docker-compose.yml, without a container engine."""
 
 import fnmatch, os, re, shutil, subprocess, tempfile, unittest
 from pathlib import Path
@@ -9,12 +9,12 @@ from dockerfile_parse import DockerfileParser
 from common import ROOT, TOOLS, compose, is_setting, make_secrets, port, run, seconds, settings, usage
 
 SERVICES = ["gateway", "publisher"]
-# Who may be reached from other machines; all others on loopback or not at all.
+# The services that other machines may reach. The others listen on loopback or not at all.
 PUBLIC = {"nginx"}
 
 
 def instructions():
-    """(instruction, value) of the Dockerfile by stage, and the stages' images."""
+    """Returns the Dockerfile's instructions by stage, as (instruction, value), and the base image of each stage."""
     parser = DockerfileParser(path=str(ROOT / "docker"))
     stages, images = {}, {}
     for line in parser.structure:
@@ -27,7 +27,7 @@ def instructions():
 
 
 def ignored(path, patterns):
-    """Whether .dockerignore keeps a path out of the context; its patterns hold for what is below them as well."""
+    """Returns whether .dockerignore excludes a path. A pattern that matches a directory excludes everything in it."""
     parts = Path(path).parts
     prefixes = ["/".join(parts[: length + 1]) for length in range(len(parts))]
     return any(
@@ -48,10 +48,10 @@ class Images(unittest.TestCase):
     def test_hadolint_finds_nothing(self):
         run(TOOLS / "hadolint", ROOT / "docker/Dockerfile")
 
-    def test_the_compiler_is_the_workspace_s(self):
+    def test_the_compiler_is_the_workspaces_rust_version(self):
         version = re.search(r'rust-version = "(.*)"', (ROOT / "Cargo.toml").read_text())[1]
         self.assertRegex(self.images["build"], rf"^rust:{re.escape(version)}(\.\d+)?-trixie$")
-        # The same Debian's glibc, on the other side.
+        # The glibc of the same Debian.
         self.assertRegex(self.images["runtime"], r"^gcr\.io/distroless/cc-debian13:nonroot$")
 
     def test_a_service_runs_as_a_number_that_is_not_root(self):
@@ -61,7 +61,7 @@ class Images(unittest.TestCase):
                 self.assertRegex(user, r"^[1-9]\d*:[1-9]\d*$")
         self.assertEqual(len(self.values("runtime", "USER")), 1)
 
-    def test_what_is_set_exists_and_ports_are_the_services_own(self):
+    def test_environment_variables_are_settings_and_ports_are_the_services_defaults(self):
         for service in SERVICES:
             pairs = [pair.split("=", 1) for value in self.values(service, "ENV") for pair in value.split()]
             for name, value in pairs:
@@ -73,7 +73,7 @@ class Images(unittest.TestCase):
                 self.assertIn(port(service, name), exposed)
             self.assertEqual(len(exposed), 2)
 
-    def test_commands_need_no_shell_and_name_what_was_copied(self):
+    def test_commands_need_no_shell_and_name_copied_binaries(self):
         for service in SERVICES:
             self.assertEqual(self.values(service, "ENTRYPOINT"), [f'["/{service}"]'])
             self.assertEqual(self.values(service, "COPY"), [f"--from=build /out/{service} /{service}"])
@@ -81,14 +81,14 @@ class Images(unittest.TestCase):
             self.assertRegex(health, rf'CMD \["/{service}", "probe"\]$')
             self.assertIn(f"  {service} probe", usage(service))
 
-    def test_labels_name_the_workspace_s_version_and_licence(self):
+    def test_labels_have_the_workspaces_version_and_licence(self):
         manifest = (ROOT / "Cargo.toml").read_text()
         labels = " ".join(self.values("runtime", "LABEL"))
         for label, key in [("version", "version"), ("licenses", "license")]:
             value = re.search(rf'^{key} = "(.*)"', manifest, re.M)[1]
             self.assertRegex(labels, rf'org\.opencontainers\.image\.{label}="?{re.escape(value)}"?')
 
-    def test_the_context_has_all_that_cargo_reads_and_no_secret(self):
+    def test_the_build_context_has_every_file_that_cargo_reads_and_no_secret(self):
         patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
         for secret in [".env", "docker/secrets/jwt_secret", "docker/tls/tls.key", ".git/config", "target/debug/gateway"]:
             self.assertTrue(ignored(secret, patterns), secret)
@@ -111,7 +111,7 @@ class Compose(unittest.TestCase):
     def setUp(self):
         self.services = compose()["services"]
 
-    def test_nothing_starts_before_env_and_secrets_are_there(self):
+    def test_nothing_starts_without_env_and_secrets(self):
         def up(env_file, secrets):
             return subprocess.run(
                 [TOOLS / "docker-compose", "--env-file", env_file, "config"], cwd=ROOT, text=True,
@@ -121,14 +121,14 @@ class Compose(unittest.TestCase):
         refused = up("/dev/null", {})
         self.assertNotEqual(refused.returncode, 0)
         self.assertIn("see .env.example", refused.stdout)
-        # Each of its variables is needed, and there are no others.
+        # Each variable of .env.example is required, and docker-compose.yml uses no others.
         example = (ROOT / ".env.example").read_text()
         named = set(re.findall(r"^(\w+)=", example, re.M))
         used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
         required = set(re.findall(r"\$\{(\w+):\?see \.env\.example\}", (ROOT / "docker-compose.yml").read_text()))
         self.assertEqual(named, used)
         self.assertEqual(used, required)
-        # No secret has a value in any of the files.
+        # No file contains the value of a secret.
         for name, secret in compose()["secrets"].items():
             self.assertEqual(Path(secret["file"]).name, name)
         self.assertNotRegex(example, r"(?i)(password|secret|key)=")
@@ -155,12 +155,12 @@ class Compose(unittest.TestCase):
                 for variable in service["environment"]:
                     self.assertTrue(is_setting(kind, variable), f"{name}: {variable}")
 
-    def test_secrets_come_as_files_that_are_mounted(self):
+    def test_secrets_are_mounted_files(self):
         for name, service in self.services.items():
             mounted = {"/run/secrets/" + secret["source"] for secret in service.get("secrets", [])}
-            said = " ".join([*map(str, (service.get("environment") or {}).values()), *(service.get("command") or []),
-                             *service.get("healthcheck", {}).get("test", [])])
-            used = set(re.findall(r"/run/secrets/[\w.]+", said))
+            words = [*map(str, (service.get("environment") or {}).values()), *(service.get("command") or []),
+                     *service.get("healthcheck", {}).get("test", [])]
+            used = set(re.findall(r"/run/secrets/[\w.]+", " ".join(words)))
             self.assertEqual(mounted, used, name)
             for variable, value in (service.get("environment") or {}).items():
                 if re.search(r"PASSWORD|SECRET|_KEY\b|(REDIS|DATABASE)_URL", variable) and variable != "TLS_KEY":
@@ -175,11 +175,11 @@ class Compose(unittest.TestCase):
             outside = [net for net in service.get("networks", {}) if not compose()["networks"][net].get("internal")]
             self.assertEqual(bool(outside), bool(service.get("ports")) or name == "grafana", name)
         self.assertTrue(PUBLIC <= set(self.services))
-        # Redis is where those are who use it, and no one else.
+        # Only the services that use Redis share its network.
         users = {name for name, service in self.services.items() if "data" in (service.get("networks") or {})}
         self.assertEqual(users, {"redis", "postgres", "publisher", "gateway-1", "gateway-2"})
 
-    def test_everything_is_hardened_and_bounded(self):
+    def test_every_service_is_hardened_and_has_limits(self):
         for name, service in self.services.items():
             self.assertIs(service.get("read_only"), True, name)
             self.assertEqual(service.get("cap_drop"), ["ALL"], name)
@@ -191,7 +191,7 @@ class Compose(unittest.TestCase):
             if "build" not in service and name != "certificate":
                 self.assertRegex(service["user"], r"^[1-9]\d*:\d+$", name)
 
-    def test_images_have_versions(self):
+    def test_every_image_has_a_version(self):
         for name, service in self.services.items():
             if "build" in service:
                 self.assertEqual(service["build"]["target"], name.split("-")[0])
@@ -200,7 +200,7 @@ class Compose(unittest.TestCase):
             else:
                 self.assertRegex(service["image"], r":v?\d+[.\d]*(-\w+)?$", name)
 
-    def test_everything_waits_for_what_it_needs(self):
+    def test_every_service_waits_for_the_services_it_needs(self):
         for name, service in self.services.items():
             for needed, how in service.get("depends_on", {}).items():
                 has_health = "healthcheck" in self.services[needed] or "build" in self.services[needed]
@@ -215,20 +215,20 @@ class Compose(unittest.TestCase):
             if name != "certificate" and "build" not in service:
                 self.assertIn("healthcheck", service, name)
 
-    def test_mounted_files_are_here(self):
+    def test_mounted_files_exist(self):
         for name, service in self.services.items():
             for volume in service.get("volumes", []):
                 if volume["type"] == "bind" and not volume["source"].endswith("/docker/tls"):
                     self.assertTrue(Path(volume["source"]).exists(), f"{name}: {volume['source']}")
                     self.assertIs(volume.get("read_only"), True, f"{name}: {volume['source']}")
 
-    def test_gateways_are_stopped_after_their_drain(self):
+    def test_the_grace_period_is_longer_than_the_drain(self):
         drain = seconds(settings("gateway")["DRAIN_SECONDS"])
         for name in ["gateway-1", "gateway-2"]:
             self.assertGreaterEqual(seconds(self.services[name]["stop_grace_period"]), drain + 5)
         self.assertGreaterEqual(seconds(self.services["publisher"]["stop_grace_period"]), 25)
 
-    def test_gateways_believe_nginx_alone(self):
+    def test_gateways_trust_only_nginx_as_a_proxy(self):
         nginx = self.services["nginx"]
         for name, variable in [("gateway-1", "GATEWAY_1"), ("gateway-2", "GATEWAY_2")]:
             gateway = self.services[name]
@@ -236,7 +236,7 @@ class Compose(unittest.TestCase):
             address = f"{gateway['networks']['front']['ipv4_address']}:{port('gateway', 'LISTEN')}"
             self.assertEqual(nginx["environment"][variable], address)
 
-    def test_there_is_room_for_every_socket_on_the_way(self):
+    def test_limits_of_files_and_ports_allow_every_socket(self):
         nginx_conf = (ROOT / "docker/nginx/nginx.conf").read_text()
         gateways = [self.services[name] for name in self.services if name.startswith("gateway-")]
         sockets = sum(int(gateway["environment"]["MAX_CONNECTIONS"]) for gateway in gateways)
@@ -247,12 +247,12 @@ class Compose(unittest.TestCase):
         self.assertGreaterEqual(self.services["nginx"]["ulimits"]["nofile"], files)
         for gateway in gateways:
             ulimit, most = gateway["ulimits"]["nofile"], int(gateway["environment"]["MAX_CONNECTIONS"])
-            # A fifth of its files, at most 4416, is for everything else.
+            # A gateway keeps a fifth of its files, at most 4416, for everything else.
             self.assertGreaterEqual(ulimit - min(ulimit // 5, 4416), most)
         low, high = map(int, self.services["nginx"]["sysctls"]["net.ipv4.ip_local_port_range"].split())
         self.assertGreater(high - low, max(int(gateway["environment"]["MAX_CONNECTIONS"]) for gateway in gateways))
 
-    def test_prometheus_scrapes_every_replica_on_its_operators_port(self):
+    def test_prometheus_scrapes_every_instance_at_its_operators_port(self):
         for service in SERVICES:
             targets = yaml.safe_load((ROOT / f"docker/prometheus/targets/{service}.yml").read_text())
             expected = {f"{name}:{port(service, 'OPS_LISTEN')}" for name in self.services if name.split("-")[0] == service}

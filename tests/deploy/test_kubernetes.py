@@ -1,4 +1,4 @@
-"""k8s/, rendered by kubectl's kustomize, judged by the published schemas and by what the services say of themselves."""
+"""Checks k8s/, rendered by kubectl's kustomize, against the published schemas and against the services' own --help."""
 
 import base64, functools, re, shutil, tempfile, unittest
 from pathlib import Path
@@ -9,24 +9,24 @@ from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 
 from common import ROOT, TOOLS, is_setting, make_secrets, port, run, seconds, settings
 
-# The last one is `production` with what its file has commented out.
+# The last one is `production` with the commented lines of its file enabled.
 OVERLAYS = ["dev", "production", "production with traces"]
 SERVICES = ["gateway", "publisher"]
 COMPONENT = "app.kubernetes.io/component"
-# The oldest that has what is used (a preStop that sleeps needs no feature gate), and the newest whose schemas are here.
+# The oldest version that has every feature in use (a preStop sleep without a feature gate), and the newest with schemas.
 VERSIONS = ["1.30", "1.34", kubernetes_validate.latest_version()]
 
 
 @functools.cache
 def secrets():
-    """The files of secrets that the overlay `dev` is rendered with."""
+    """Returns the secrets with which the overlay `dev` is rendered, by file name."""
     with tempfile.TemporaryDirectory() as directory:
         return {file.name: file.read_bytes() for file in make_secrets(directory).iterdir()}
 
 
 @functools.cache
 def rendered(overlay):
-    """The overlay's objects."""
+    """Returns the objects of an overlay."""
     directory, *with_traces = overlay.split(" ", 1)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary, "k8s")
@@ -42,20 +42,22 @@ def rendered(overlay):
 
 
 def of_kind(overlay, kind):
-    return {one["metadata"]["name"]: one for one in rendered(overlay) if one["kind"] == kind}
+    return {item["metadata"]["name"]: item for item in rendered(overlay) if item["kind"] == kind}
 
 
 def pods(overlay):
-    """Each Deployment's pod, by name."""
-    return {name: one["spec"]["template"] for name, one in of_kind(overlay, "Deployment").items()}
+    """Returns the pod template of each Deployment, by name."""
+    return {name: item["spec"]["template"] for name, item in of_kind(overlay, "Deployment").items()}
 
 
 def container(pod):
+    """Returns a pod's only container."""
     (only,) = pod["spec"]["containers"]
     return only
 
 
 def selects(selector, labels):
+    """Returns whether a selector matches labels."""
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In", expression
         if labels.get(expression["key"]) not in expression["values"]:
@@ -64,34 +66,34 @@ def selects(selector, labels):
 
 
 class Shape(unittest.TestCase):
-    def test_every_object_fits_the_published_schemas(self):
+    def test_every_object_matches_the_published_schemas(self):
         for overlay in OVERLAYS:
-            for one in rendered(overlay):
-                if not one["apiVersion"].startswith("monitoring.coreos.com/"):
+            for item in rendered(overlay):
+                if not item["apiVersion"].startswith("monitoring.coreos.com/"):
                     for version in VERSIONS:
-                        with self.subTest(overlay=overlay, kind=one["kind"], name=one["metadata"]["name"], version=version):
-                            kubernetes_validate.validate(one, version, strict=True)
+                        with self.subTest(overlay=overlay, kind=item["kind"], name=item["metadata"]["name"], version=version):
+                            kubernetes_validate.validate(item, version, strict=True)
 
-    def test_what_is_prometheus_operator_s_fits_its_models(self):
+    def test_objects_for_prometheus_operator_match_its_models(self):
         found = 0
-        for one in rendered("production"):
-            if one["apiVersion"].startswith("monitoring.coreos.com/"):
-                model = getattr(prometheus_operator, one["kind"]).model_validate(one)
-                # A member that the model does not know is not in what it writes.
-                self.assertEqual(model.model_dump(mode="json", by_alias=True, exclude_unset=True), one)
+        for item in rendered("production"):
+            if item["apiVersion"].startswith("monitoring.coreos.com/"):
+                model = getattr(prometheus_operator, item["kind"]).model_validate(item)
+                # The dump of a model lacks members that the model does not know.
+                self.assertEqual(model.model_dump(mode="json", by_alias=True, exclude_unset=True), item)
                 found += 1
         self.assertGreaterEqual(found, 1)
 
-    def test_everything_is_in_one_namespace_that_allows_restricted_pods_only(self):
+    def test_every_object_is_in_one_namespace_that_allows_only_restricted_pods(self):
         for overlay in OVERLAYS:
             ((name, namespace),) = of_kind(overlay, "Namespace").items()
             for mode in ["enforce", "audit", "warn"]:
                 self.assertEqual(namespace["metadata"]["labels"][f"pod-security.kubernetes.io/{mode}"], "restricted")
-            for one in rendered(overlay):
-                if one["kind"] != "Namespace":
-                    self.assertEqual(one["metadata"].get("namespace"), name, one["metadata"]["name"])
+            for item in rendered(overlay):
+                if item["kind"] != "Namespace":
+                    self.assertEqual(item["metadata"].get("namespace"), name, item["metadata"]["name"])
 
-    def test_pods_are_restricted_and_bounded(self):
+    def test_pods_are_restricted_and_have_limits(self):
         for overlay in OVERLAYS:
             for name, pod in pods(overlay).items():
                 spec, only = pod["spec"], container(pod)
@@ -111,7 +113,7 @@ class Shape(unittest.TestCase):
         self.assertEqual(set(of_kind("production", "ServiceAccount")),
                          {pod["spec"]["serviceAccountName"] for pod in pods("production").values()})
 
-    def test_images_run_as_the_user_that_the_dockerfile_says(self):
+    def test_images_run_as_the_user_of_the_dockerfile(self):
         user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "docker/Dockerfile").read_text(), re.M)
         for service in SERVICES:
             context = pods("production")[service]["spec"]["securityContext"]
@@ -119,7 +121,7 @@ class Shape(unittest.TestCase):
 
 
 class Names(unittest.TestCase):
-    """Whatever names something names a thing that is there."""
+    """Names that refer to settings, secrets, ports and other objects."""
 
     def test_every_environment_variable_is_a_setting(self):
         for overlay in OVERLAYS:
@@ -130,11 +132,11 @@ class Names(unittest.TestCase):
                     names += of_kind(overlay, "ConfigMap")[source["configMapRef"]["name"]]["data"]
                 for name in names:
                     self.assertTrue(is_setting(service, name), f"{overlay}: {service} has no setting {name}")
-                # No secret's value, or a URL with a password, is in an object that is not a Secret.
+                # No secret, and no URL with a password, is outside an object of kind Secret.
                 for name in names:
                     self.assertNotRegex(name, r"^(REDIS_URL|DATABASE_URL|.*SECRET|.*API_KEY)$")
 
-    def test_every_secret_that_is_read_exists(self):
+    def test_every_secret_that_a_pod_reads_exists(self):
         readme = (ROOT / "k8s/README.md").read_text()
         for overlay in OVERLAYS:
             for name, pod in pods(overlay).items():
@@ -142,7 +144,7 @@ class Names(unittest.TestCase):
                 (mount,) = [mount for mount in container(pod)["volumeMounts"] if mount["name"] == volume["name"]]
                 self.assertIs(mount["readOnly"], True)
                 secret = volume["secret"]["secretName"]
-                # Each has what the file of its name has; whose Redis it is, is in that name.
+                # Each key has the content of the file of its name. The files for Redis also have the service in their names.
                 file_of = lambda key: {"redis_url": f"redis_{name}_url", "users.acl": "redis_users.acl"}.get(key, key)
                 if overlay == "dev":
                     data = of_kind(overlay, "Secret")[secret]["data"]
@@ -150,24 +152,24 @@ class Names(unittest.TestCase):
                         self.assertEqual(base64.b64decode(value), secrets()[file_of(key)], f"{secret}: {key}")
                     keys = set(data)
                 else:
-                    # They are made by hand, as the README says.
+                    # Operators make these Secrets with the commands of k8s/README.md.
                     command = re.search(rf"create secret generic {secret} .*?(?=\n\S)", readme, re.S)[0]
-                    given = re.findall(r"--from-file=(?:([\w.]+)=)?secrets/(\S+)", command)
-                    for key, file in given:
+                    files = re.findall(r"--from-file=(?:([\w.]+)=)?secrets/(\S+)", command)
+                    for key, file in files:
                         self.assertEqual(file, file_of(key or file), secret)
                         self.assertIn(file, secrets())
-                    keys = {key or file for key, file in given}
+                    keys = {key or file for key, file in files}
                 values = [variable["value"] for variable in container(pod).get("env", [])] + container(pod).get("args", [])
                 read = {value.rsplit("/", 1)[1] for value in values if value.startswith("/run/secrets/")}
                 self.assertTrue(all(value.startswith(mount["mountPath"] + "/") for value in values if "/run/secrets/" in value))
                 self.assertEqual(read, keys, f"{overlay}: {name}")
 
-    def test_selectors_select_and_only_what_they_mean(self):
+    def test_selectors_match_exactly_the_intended_pods(self):
         for overlay in OVERLAYS:
             labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay).items()}
             for kind in ["Deployment", "Service", "PodDisruptionBudget", "PodMonitor", "NetworkPolicy"]:
-                for name, one in of_kind(overlay, kind).items():
-                    spec = one["spec"]
+                for name, item in of_kind(overlay, kind).items():
+                    spec = item["spec"]
                     selector = spec.get("podSelector") if kind == "NetworkPolicy" else spec["selector"]
                     if kind == "Service":
                         selector = {"matchLabels": selector}
@@ -180,14 +182,14 @@ class Names(unittest.TestCase):
                 for spread in pod["spec"].get("topologySpreadConstraints", []):
                     self.assertTrue(selects(spread["labelSelector"], labels[name]))
 
-    def test_ports_that_are_named_are_there_and_are_the_services_own(self):
+    def test_named_ports_exist_and_are_the_services_defaults(self):
         for overlay in OVERLAYS:
-            ports = {name: {one["name"]: one["containerPort"] for one in container(pod)["ports"]} for name, pod in pods(overlay).items()}
+            ports = {name: {item["name"]: item["containerPort"] for item in container(pod)["ports"]} for name, pod in pods(overlay).items()}
             self.assertEqual(ports["gateway"], {"clients": port("gateway", "LISTEN"), "operators": port("gateway", "OPS_LISTEN")})
             self.assertEqual(ports["publisher"], {"admin": port("publisher", "LISTEN"), "operators": port("publisher", "OPS_LISTEN")})
             for name, service in of_kind(overlay, "Service").items():
-                for one in service["spec"]["ports"]:
-                    self.assertIn(one["targetPort"], ports[name])
+                for item in service["spec"]["ports"]:
+                    self.assertIn(item["targetPort"], ports[name])
             for name, pod in pods(overlay).items():
                 for probe in ["startupProbe", "livenessProbe", "readinessProbe"]:
                     for how in container(pod).get(probe, {}).values():
@@ -195,17 +197,17 @@ class Names(unittest.TestCase):
                             self.assertIn(how["port"], ports[name])
             for name, policy in of_kind(overlay, "NetworkPolicy").items():
                 for rule in policy["spec"].get("ingress", []):
-                    for one in rule["ports"]:
-                        self.assertIn(one["port"], ports[name])
+                    for item in rule["ports"]:
+                        self.assertIn(item["port"], ports[name])
             for ingress in of_kind(overlay, "Ingress").values():
                 for path in ingress["spec"]["rules"][0]["http"]["paths"]:
                     backend = path["backend"]["service"]
                     service = of_kind(overlay, "Service")[backend["name"]]
-                    self.assertIn(backend["port"]["name"], [one["name"] for one in service["spec"]["ports"]])
+                    self.assertIn(backend["port"]["name"], [item["name"] for item in service["spec"]["ports"]])
         for endpoint in of_kind("production", "PodMonitor")["kmarket"]["spec"]["podMetricsEndpoints"]:
             self.assertEqual((endpoint["port"], endpoint["path"]), ("operators", "/metrics"))
 
-    def test_the_autoscaler_counts_connections_and_has_room(self):
+    def test_the_autoscaler_counts_connections_and_leaves_headroom(self):
         (scaler,) = of_kind("production", "HorizontalPodAutoscaler").values()
         target = scaler["spec"]["scaleTargetRef"]
         self.assertIn(target["name"], of_kind("production", target["kind"]))
@@ -215,7 +217,7 @@ class Names(unittest.TestCase):
         self.assertIn(f'"{metric["pods"]["metric"]["name"]}"', names)
         most = int(self.gateway_settings("production")["MAX_CONNECTIONS"])
         average = int(metric["pods"]["target"]["averageValue"])
-        # Of the fewest pods one may be gone, and its clients at the others.
+        # With the fewest pods, the clients of a lost pod must fit into the others.
         fewest = scaler["spec"]["minReplicas"]
         self.assertLessEqual(average * fewest / (fewest - 1), most)
         down, up = scaler["spec"]["behavior"]["scaleDown"], scaler["spec"]["behavior"]["scaleUp"]
@@ -228,19 +230,19 @@ class Names(unittest.TestCase):
         (source,) = container(pods(overlay)["gateway"])["envFrom"]
         return of_kind(overlay, "ConfigMap")[source["configMapRef"]["name"]]["data"]
 
-    def test_behind_an_ingress_the_client_is_who_the_proxy_says(self):
+    def test_behind_an_ingress_gateways_trust_the_proxy_for_client_addresses(self):
         environment = self.gateway_settings("production")
         self.assertIn("TRUSTED_PROXIES", environment)
         self.assertNotIn("*", environment["ALLOWED_ORIGINS"])
 
-    def test_alert_rules_are_the_ones_of_docker_prometheus(self):
+    def test_alert_rules_are_those_of_docker_prometheus(self):
         files = {f"kmarket-{file.stem}": yaml.safe_load(file.read_text()) for file in (ROOT / "docker/prometheus/rules").glob("*.yml")}
-        objects = {name: one["spec"] for name, one in of_kind("production", "PrometheusRule").items()}
+        objects = {name: item["spec"] for name, item in of_kind("production", "PrometheusRule").items()}
         self.assertEqual(objects, files, "run k8s/make-rules")
 
 
 class Lifecycle(unittest.TestCase):
-    def test_a_pod_has_the_time_that_its_drain_takes(self):
+    def test_the_grace_period_covers_the_drain(self):
         drain = {"gateway": seconds(settings("gateway")["DRAIN_SECONDS"]), "publisher": 20}
         for overlay in OVERLAYS:
             for service in SERVICES:
@@ -249,15 +251,15 @@ class Lifecycle(unittest.TestCase):
                 self.assertGreater(pause, 0)
                 self.assertGreaterEqual(pod["spec"]["terminationGracePeriodSeconds"], pause + drain[service] + 5, service)
 
-    def test_probes_ask_what_each_is_for(self):
+    def test_probes_use_the_right_routes(self):
         for service in SERVICES:
             only = container(pods("production")[service])
             paths = {probe: only[probe]["httpGet"]["path"] for probe in ["startupProbe", "livenessProbe", "readinessProbe"]}
             self.assertEqual(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"})
-            # /readyz answers within about a second.
+            # /readyz may take about one second.
             self.assertGreater(only["readinessProbe"]["timeoutSeconds"], 1)
 
-    def test_an_update_takes_no_pod_away_before_another_is_there(self):
+    def test_an_update_removes_no_pod_before_its_replacement_is_ready(self):
         for service in SERVICES:
             rolling = of_kind("production", "Deployment")[service]["spec"]["strategy"]["rollingUpdate"]
             self.assertEqual(rolling, {"maxSurge": 1, "maxUnavailable": 0})
@@ -265,7 +267,7 @@ class Lifecycle(unittest.TestCase):
 
 
 class Network(unittest.TestCase):
-    def test_nothing_is_open_that_is_not_named(self):
+    def test_everything_is_closed_except_named_peers_and_ports(self):
         for overlay in OVERLAYS:
             policies = of_kind(overlay, "NetworkPolicy")
             deny = policies["default-deny"]["spec"]
@@ -280,41 +282,41 @@ class Network(unittest.TestCase):
                             selectors = [peer.get("podSelector"), peer.get("namespaceSelector")]
                             self.assertTrue(any(selectors), name)
 
-    def opened(self, overlay, name, direction):
-        """{port: the peers' labels} of one policy."""
+    def open_ports(self, overlay, name, direction):
+        """Returns a policy's ports, each with the labels of its peers."""
         peers = {"ingress": "from", "egress": "to"}[direction]
         found = {}
         for rule in of_kind(overlay, "NetworkPolicy")[name]["spec"].get(direction, []):
             labels = [{**peer.get("namespaceSelector", {}).get("matchLabels", {}), **peer.get("podSelector", {}).get("matchLabels", {})}
                       for peer in rule[peers]]
-            for one in rule["ports"]:
-                found[one["port"]] = labels
+            for item in rule["ports"]:
+                found[item["port"]] = labels
         return found
 
-    def test_exactly_what_is_needed_is_open(self):
+    def test_exactly_the_needed_ports_are_open(self):
         prometheus = [{"kubernetes.io/metadata.name": "monitoring", "app.kubernetes.io/name": "prometheus"}]
         controller = [{"kubernetes.io/metadata.name": "ingress-nginx", "app.kubernetes.io/name": "ingress-nginx"}]
         redis = [{"app.kubernetes.io/name": "redis"}]
         for overlay in OVERLAYS:
-            self.assertEqual(self.opened(overlay, "gateway", "ingress"), {"clients": controller, "operators": prometheus})
-            self.assertEqual(self.opened(overlay, "publisher", "ingress"), {"admin": [{"kmarket/publishes": "true"}], "operators": prometheus})
+            self.assertEqual(self.open_ports(overlay, "gateway", "ingress"), {"clients": controller, "operators": prometheus})
+            self.assertEqual(self.open_ports(overlay, "publisher", "ingress"), {"admin": [{"kmarket/publishes": "true"}], "operators": prometheus})
             for service in SERVICES:
                 has_postgres = overlay != "dev" and service == "publisher"
                 postgres = {5432: [{"app.kubernetes.io/name": "postgresql"}]} if has_postgres else {}
-                self.assertEqual(self.opened(overlay, service, "egress"), {6379: redis, 26379: redis, **postgres})
-            self.assertEqual(set(self.opened(overlay, "names", "egress")), {53})
+                self.assertEqual(self.open_ports(overlay, service, "egress"), {6379: redis, 26379: redis, **postgres})
+            self.assertEqual(set(self.open_ports(overlay, "names", "egress")), {53})
             self.assertEqual("traces" in of_kind(overlay, "NetworkPolicy"), overlay == "production with traces")
         self.assertTrue(selects({"matchLabels": redis[0]}, pods("dev")["redis"]["metadata"]["labels"]))
 
-    def test_traces_get_out_to_the_collector_that_they_are_sent_to(self):
+    def test_traces_may_reach_the_collector(self):
         overlay = "production with traces"
-        ((number, (collector,)),) = self.opened(overlay, "traces", "egress").items()
+        ((number, (collector,)),) = self.open_ports(overlay, "traces", "egress").items()
         name, namespace = collector["app.kubernetes.io/name"], collector["kubernetes.io/metadata.name"]
         for service in SERVICES:
-            (endpoint,) = [one["value"] for one in container(pods(overlay)[service])["env"] if one["name"] == "OTLP_ENDPOINT"]
+            (endpoint,) = [item["value"] for item in container(pods(overlay)[service])["env"] if item["name"] == "OTLP_ENDPOINT"]
             self.assertEqual(endpoint, f"http://{name}.{namespace}:{number}")
 
-    def test_the_ingress_leads_where_nginx_does(self):
+    def test_the_ingress_has_the_routes_of_nginx(self):
         routes = (ROOT / "docker/nginx/routes.conf").read_text()
         nginx = {(path, "Exact" if exact else "Prefix") for exact, path in re.findall(r"^location (= )?(/\S+) \{", routes, re.M)}
         (ingress,) = of_kind("production", "Ingress").values()

@@ -1,4 +1,4 @@
-"""Whatever documents and configuration name is there: settings, routes and ports. (Metrics: test_watching.py.)"""
+"""Checks that the settings, routes and ports named in documents and configuration exist. (Metrics: test_watching.py.)"""
 
 import re, unittest
 
@@ -8,7 +8,7 @@ from system import System
 DOCUMENTS = [ROOT.glob("*.md"), ROOT.glob("docs/**/*.md"), ROOT.glob("k8s/*.md"), ROOT.glob("sdk/*.md")]
 CONFIGURATION = [ROOT.glob("docker-compose.yml"), ROOT.glob("docker/**/*"), ROOT.glob("k8s/**/*.yaml"), ROOT.glob("k8s/**/*.env")]
 SECRETS = ("docker/secrets", "docker/tls", "k8s/overlays/dev/secrets")
-# What is no setting of ours, and where it is read or written; None: of Linux, Rust, glibc or an image that is not ours.
+# Names that are not settings of the services, and the file that uses each. None: of Linux, Rust, glibc or another image.
 OTHER_NAMES = {
     "RUST_LOG": "shared/service/src/telemetry.rs", "KMARKET_COMMIT": "shared/service/src/telemetry.rs",
     "FAULT_SEED": "tests/it/faults/fault_sequences.rs", "FAULT_SEEDS": "tests/it/faults/fault_sequences.rs",
@@ -29,9 +29,9 @@ COMMANDS = {
     "gateway": ["check", "token", "inspect", "tail", "probe"],
     "publisher": ["check", "token", "inspect", "override", "replay", "probe"],
 }
-# Of Redis, Sentinel, Postgres, a collector, and what docker-compose.yml publishes beside ours.
+# Ports of Redis, Sentinel, Postgres, a trace collector, and other services of docker-compose.yml.
 OTHER_PORTS = {6379, 26379, 5432, 4318, 8443, 9090, 3000}
-# Ports of one document's own examples.
+# Ports that the examples of one document use.
 OWN_PORTS = {
     "README.md": {6390, 7000, 7001, 8082, 9182}, "README.zh-CN.md": {6390, 7000, 7001, 8082, 9182},
     "docs/tutorial.zh-CN.md": {8088}, "docs/operations.md": {7000, 7001},
@@ -39,7 +39,7 @@ OWN_PORTS = {
 
 
 def texts(*patterns):
-    """By path."""
+    """Returns the text of every file, by path."""
     found = {}
     for pattern in patterns:
         for file in pattern:
@@ -63,8 +63,8 @@ class Names(unittest.IsolatedAsyncioTestCase):
         known |= set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
         for code in [*(ROOT / "shared/protocol/src").glob("*.rs"), ROOT / "shared/service/src/http/ops.rs"]:
             known |= set(re.findall(r'"([A-Z_0-9]+)"', code.read_text()))
-        for name, place in OTHER_NAMES.items():
-            self.assertTrue(place is None or name in (ROOT / place).read_text(), f"{name} is not in {place}")
+        for name, file in OTHER_NAMES.items():
+            self.assertTrue(file is None or name in (ROOT / file).read_text(), f"{name} is not in {file}")
         for path, text in self.texts.items():
             for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", text):
                 if name not in OTHER_NAMES and not re.fullmatch(OF_OTHER_IMAGES, name):
@@ -81,13 +81,13 @@ class Names(unittest.IsolatedAsyncioTestCase):
         with System() as system:
             ports = [system.ports[name] for name in ["gateway-1", "gateway-1-ops", "publisher", "publisher-ops"]]
             for (method, route), path in found.items():
-                # Everything that is asked for in the clear, in front of which nginx names what it keeps out.
+                # `/admin` alone is only in nginx's rules, for everything below it.
                 target = "/admin/markets" if route in ("/admin", "/admin/") else route.replace("{id}", "1")
                 statuses = [
                     (await system.request(each, target, port=number))[0]
                     for number in ports for each in ([method] if method else ["GET", "POST"])
                 ]
-                self.assertTrue(set(statuses) - {404, 405}, f"{path}: {method or ''} {route} is nowhere")
+                self.assertTrue(set(statuses) - {404, 405}, f"{path}: no service has {method or ''} {route}")
 
     def test_ports(self):
         known = {port(service, name) for service in COMMANDS for name in ["LISTEN", "OPS_LISTEN"]} | OTHER_PORTS

@@ -1,12 +1,11 @@
-//! The fuzz targets' corpus, as tests: what the fuzzer found worth keeping runs through the same functions on every
-//! machine.
+//! Runs the corpus of every fuzz target through its function, as a plain test.
 
 #[path = "src/lib.rs"]
 mod fuzz;
 
 use std::{fs, path::Path};
 
-/// Runs every file of a target's corpus; a failing one is named.
+/// Runs every file of a target's corpus, and names the file that fails.
 fn replay(target: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut count = 0;

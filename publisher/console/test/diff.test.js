@@ -6,7 +6,7 @@ import { parse, write } from '../json.js';
 const LINES = parse('{"moneyline":{"home":1.850,"away":2.10},"total":{"over":1.90,"line":2.5,"name":"goals"}}');
 const problems = (draft) => plan(draft, LINES).problems.map(({ line, selection, problem }) => [line, selection, problem]);
 
-test('a payload carries each touched line whole, with exactly the text that was typed', () => {
+test('a payload carries each changed line whole, with exactly the text that was typed', () => {
     const draft = new Draft();
     draft.type('moneyline', 'home', '1.9000', LINES);
     draft.type('total', 'line', '3.0', LINES);
@@ -20,7 +20,7 @@ test('a payload carries each touched line whole, with exactly the text that was 
     assert.equal(body('1001', new Map(), 'a "b"', 7), '{"marketId":1001,"payload":{},"reason":"a \\"b\\"","expectedSeq":7}');
 });
 
-test('what stands there anyway, or is taken away again, is no edit', () => {
+test('typing the current text, or clearing the field, is not an edit', () => {
     const draft = new Draft();
     draft.type('moneyline', 'home', '1.850', LINES);
     assert.equal(draft.isEmpty, true);
@@ -29,10 +29,10 @@ test('what stands there anyway, or is taken away again, is no edit', () => {
     assert.equal(draft.isEmpty, true);
     assert.equal(draft.seen.size, 0);
     draft.type('moneyline', 'home', '1.85', LINES);
-    assert.equal(draft.isEmpty, false, 'another text of the same value is an edit');
+    assert.equal(draft.isEmpty, false, 'another text for the same value is an edit');
 });
 
-test('a price is checked by the rules of its selection', () => {
+test('a value is checked by the rules of its selection', () => {
     for (const [line, selection, text, problem] of [
         ['moneyline', 'home', '1', 'outOfRange'], ['moneyline', 'home', '1.23456', 'tooPrecise'], ['moneyline', 'home', 'x', 'notDecimal'],
         ['total', 'line', '-0.5', null], ['total', 'line', '1e3', null], ['total', 'line', '1,5', 'notNumber'], ['total', 'name', 'x', null],
@@ -59,7 +59,7 @@ test('lines are added and removed, and names are checked', () => {
     ]);
 });
 
-test('a line that moved since it was seen is told, and only such', () => {
+test('only changed lines that the draft edits count as moved', () => {
     const draft = new Draft();
     draft.type('moneyline', 'home', '1.9', LINES);
     const elsewhere = parse('{"moneyline":{"home":1.850,"away":2.10},"total":{"over":1.95}}');
@@ -68,11 +68,11 @@ test('a line that moved since it was seen is told, and only such', () => {
     assert.deepEqual(movedLines(draft, moved, parse).map(({ selection, before, after }) => [selection, before, after]), [['home', '1.850', '1.87']]);
     assert.equal(write(plan(draft, moved).payload), '{"moneyline":{"home":1.9,"away":2.10}}');
     assert.equal(movedLines(draft, new Map(), parse).length, 2, 'gone');
-    draft.seeAgain(moved);
+    draft.acceptCurrent(moved);
     assert.deepEqual(movedLines(draft, moved, parse), []);
 });
 
-test('a large move is told by its row', () => {
+test('a row says whether its move is large', () => {
     const [row] = lineRows('a', parse('{"x":2.00}'), parse('{"x":2.50}'));
     assert.deepEqual([row.tenths, row.isLarge], [250n, true]);
     assert.deepEqual(lineRows('a', null, parse('{"x":2.50}'))[0].isLarge, false);
@@ -88,7 +88,7 @@ test('a payload has at most 32 lines and 16 KiB', () => {
     assert.deepEqual(problems(large), [[null, null, 'tooLarge']]);
 });
 
-test('a reason is required and has a bound', () => {
+test('a reason is required, and its length and characters are limited', () => {
     assert.equal(reasonProblem('  '), 'noReason');
     assert.equal(reasonProblem('x'.repeat(501)), 'reason');
     assert.equal(reasonProblem('\u0007'), 'reason');

@@ -5,13 +5,13 @@ import { laterOnSameLines, undo, undoReason } from '../undo.js';
 
 const entry = (seq, before, after, epoch = 1) => ({ auditId: `7-${seq}-0`, epoch, seq, before: parse(before), after: parse(after) });
 
-test('undoing sets each line that was touched to how it was, and removes what was not there', () => {
+test('undo restores each changed line, and removes lines that did not exist before', () => {
     const done = entry(2, '{"a":{"x":1.50},"b":{"y":2}}', '{"a":{"x":1.60},"b":null,"c":{"z":3}}');
     assert.equal(write(undo(done)), '{"a":{"x":1.50},"b":{"y":2},"c":null}');
     assert.equal(undoReason(done), 'undo of 7-2-0');
 });
 
-test('later entries on the same lines are named', () => {
+test('later entries that changed the same lines are found', () => {
     const done = entry(2, '{}', '{"a":{"x":1}}');
     const oldEpoch = entry(9, '{}', '{"a":null}', 0);
     const [earlier, other, same, newEpoch] = [entry(1, '{}', '{"a":null}'), entry(3, '{}', '{"b":null}'), entry(4, '{}', '{"b":null,"a":null}'), entry(1, '{}', '{"a":null}', 2)];

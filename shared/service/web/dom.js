@@ -1,6 +1,9 @@
-// Elements, made of text only: what comes from a log is never markup.
+// Makes elements from text only, so that nothing from a log ever becomes markup.
 
-/** `tag` may have a class: `button.primary`. An attribute `on…` is a listener; `false`, `null` and `undefined` leave one out. */
+/**
+ * Returns a new element. `tag` may have classes: `button.primary`. An attribute `on…` is a listener. Attributes and
+ * children that are `false`, `null` or `undefined` are left out.
+ */
 export function el(tag, attributes = {}, ...children) {
     const [name, ...classes] = tag.split('.');
     const element = document.createElement(name);
@@ -16,7 +19,7 @@ export function el(tag, attributes = {}, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
-/** Only what differs is touched: it costs a layout, and disturbs selections and screen readers. */
+/** Sets an element's text, if it differs. Setting it anyway would cost a layout and disturb selections and screen readers. */
 export function put(element, text) {
     if (element.textContent !== text) element.textContent = text;
 }

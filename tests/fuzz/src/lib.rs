@@ -1,6 +1,7 @@
-//! What must hold for any bytes that come from outside: one function for each fuzz target.
+//! Properties that must hold for any bytes from outside: one function per fuzz target.
 //!
-//! `cargo fuzz` feeds them what it thinks up; `cargo test` feeds them the corpus that it left (`tests/fuzz/corpus.rs`).
+//! `cargo fuzz` calls the functions with generated input. `cargo test` calls them with the corpus
+//! (`tests/fuzz/corpus.rs`).
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,11 +17,11 @@ use protocol::{
 use publisher::batch::{self, Format};
 use serde_json::value::RawValue;
 
-/// The longest message that [`frames`] lets pass: short, so that the limit is met often.
+/// The longest message that [`frames`] allows. It is short, so that the input often exceeds it.
 const MAX_MESSAGE_BYTES: usize = 100;
 
-/// Bytes off a socket: the same messages and the same end whether they come at once or in cuts, whose lengths the
-/// first eight bytes say; and never more than the limit.
+/// Reads bytes as frames. The messages and the end are the same whether the bytes come at once, one by one, or in
+/// pieces. The first eight bytes are the lengths of the pieces. No message exceeds the limit.
 pub fn frames(data: &[u8]) {
     let Some((cuts, bytes)) = data.split_first_chunk::<8>() else { return };
     let whole = read_frames(bytes, [usize::MAX].into_iter().cycle());
@@ -30,7 +31,7 @@ pub fn frames(data: &[u8]) {
     assert_eq!(whole, singly);
 }
 
-/// A client's text: what is read of it can be answered with JSON, and a refusal says why.
+/// Reads a client's text message. Its `id` and `ts` give valid JSON in the reply, and a refusal says why.
 pub fn client_message(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let id = match ClientMessage::parse(text) {
@@ -58,8 +59,8 @@ pub fn client_message(data: &[u8]) {
     }
 }
 
-/// The body of an override, and of a batch in both forms: what is accepted keeps the rules of the contract, its prices
-/// as they were written.
+/// Reads a body as an override, and as a batch in both formats. An accepted override keeps the rules of
+/// `docs/protocol.md#rules-of-an-override`, with its prices unchanged.
 pub fn override_body(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(accepted) = Override::parse(text)
@@ -87,8 +88,8 @@ pub fn override_body(data: &[u8]) {
     }
 }
 
-/// Lines of a recorded feed: each change is one that the publisher takes, and a line that cannot be read changes
-/// nothing.
+/// Reads lines of a recorded feed. The publisher accepts every resulting change, and a line that cannot be read has no
+/// effect.
 pub fn replay_lines(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (mut feed, mut without_bad_lines) = (Betfair::default(), Betfair::default());
@@ -140,7 +141,7 @@ fn assert_distinct<T: std::hash::Hash + Eq>(mut items: impl Iterator<Item = T>) 
     assert!(items.all(|item| seen.insert(item)));
 }
 
-/// How many objects and arrays stand in each other at most in a JSON text.
+/// Returns how deeply objects and arrays are nested in a JSON text.
 fn nesting(json: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0, 0, false, false);
     for byte in json.bytes() {

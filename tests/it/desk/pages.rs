@@ -57,7 +57,7 @@ async fn the_board_is_there_when_embedded_and_where_it_is_asked_for() {
         }
     }
     // The trading console belongs to the publisher. Only a gateway that embeds one can link to it.
-    assert!(Rest::of(&on).get("/board/place.js").await.text.contains("null"));
+    assert!(Rest::of(&on).get("/board/console.js").await.text.contains("null"));
 }
 
 #[tokio::test]
@@ -66,8 +66,8 @@ async fn a_new_user_is_told_where_the_pages_are() {
     let says = |name| system.process.expect_line(name, |line| log_field(line, name));
     assert_eq!(says("board"), system.url("/"));
     assert_eq!(says("console"), format!("{}#token={}", system.url("/console"), says("adminToken")));
-    let place = Rest::of(&system).get("/board/place.js").await;
-    assert!(place.text.contains("'console'"), "{}", place.text);
+    let module = Rest::of(&system).get("/board/console.js").await;
+    assert!(module.text.contains("'console'"), "{}", module.text);
 }
 
 #[tokio::test]

@@ -1,0 +1,215 @@
+// The subscribed markets, and how acks, snapshots and updates change them. No I/O.
+
+/** Updates held per market while a gap before them is fetched. Beyond it the oldest is dropped, and fetched as a gap later. */
+const MAX_LATER = 1000;
+
+export class Markets {
+    #markets = new Map(); // id → market, see newMarket
+    #stale = null;
+    #now; #isOpen; #offsetMs; #on;
+
+    /**
+     * `now()` is the host's clock. `offsetMs()` is the server's clock minus that one. `isOpen()` says whether the
+     * connection is open. `on` has the callbacks:
+     * - `event(type, event)` receives the events for the app.
+     * - `ask(id)` is called when a market must be subscribed or resumed again.
+     * - `gap(market, missing)` is called when `missing` updates after the market's `seq` did not come.
+     * - `changed()` is called when there is something to save.
+     */
+    constructor({ now, offsetMs, isOpen, on }) {
+        this.#now = now;
+        this.#offsetMs = offsetMs;
+        this.#isOpen = isOpen;
+        this.#on = on;
+    }
+
+    get(id) { return this.#markets.get(id); }
+
+    all() { return this.#markets.values(); }
+
+    ids() { return this.#markets.keys(); }
+
+    add(id) { this.#markets.set(id, newMarket(id)); }
+
+    delete(id) {
+        this.#markets.get(id).gap = null;
+        this.#markets.delete(id);
+    }
+
+    /** Takes a stored state, unless the market is not subscribed or has a state already. */
+    restore(id, { epoch, seq, ts, lines }) {
+        const market = this.#markets.get(id);
+        if (!market || market.seq !== null) return;
+        Object.assign(market, { epoch, seq, ts, lines });
+        this.#changed(market, { cause: 'stored', changed: Object.keys(lines) });
+    }
+
+    /** Returns what an app sees of a market: `Market` in index.d.ts. */
+    view(market) {
+        const { id, epoch, seq, ts, lines, rejected } = market;
+        const ageMs = ts ? Math.max(0, this.#now() + (this.#offsetMs() || 0) - ts) : null;
+        return { marketId: id, epoch, seq, ts, lines, fresh: this.#isFresh(market), ageMs, rejected };
+    }
+
+    // ---- the connection ----
+
+    /** Forgets requests and gaps: the connection is gone, so no market is live. */
+    disconnected() {
+        for (const market of this.all()) {
+            market.request = market.gap = null;
+            market.live = false;
+        }
+    }
+
+    /** Notes that a subscribe or resume is sent. Only the ack of this request makes the markets live. */
+    requested(ids, request) {
+        for (const id of ids) Object.assign(this.#markets.get(id), { request, gap: null });
+    }
+
+    /** Applies the ack of the request `id`. `kind` is that of `Requests.send`. */
+    acked(id, kind, { positions = {}, rejected = [] }) {
+        for (const { marketId, code } of rejected) this.#rejected(id, kind, Number(marketId), code);
+        // A new token may allow a market that was refused, and an unsubscribe makes room for one.
+        if (kind === 'refresh') this.#askAgain('FORBIDDEN', rejected);
+        if (kind === 'unsubscribe') this.#askAgain('LIMIT_EXCEEDED', []);
+        for (const [key, { epoch, seq, recovered }] of Object.entries(positions)) {
+            const market = this.#markets.get(Number(key));
+            if (!market) continue;
+            if (kind === 'learn') {
+                if (!market.epoch && market.live) market.epoch = Number(epoch);
+                continue;
+            }
+            if (market.request !== id) continue;
+            market.request = null;
+            market.live = true;
+            market.rejected = null;
+            market.awaits = kind === 'subscribe' || !recovered;
+            if (!market.awaits) market.epoch = Number(epoch);
+            else if (kind === 'subscribe' && !Number(seq) && market.seq === null) {
+                this.replace(market, { epoch, seq, ts: 0, payload: {} });
+            }
+        }
+        this.#on.changed();
+    }
+
+    #rejected(request, kind, id, code) {
+        const market = this.#markets.get(id);
+        if (!market || (kind !== 'refresh' && market.request !== request)) return;
+        market.live = false;
+        market.request = market.gap = null;
+        const isNew = market.rejected !== code;
+        market.rejected = code;
+        if (isNew) this.#on.event('rejected', { marketId: id, code });
+    }
+
+    /** Asks again for the markets refused with `code`, except those refused just now. */
+    #askAgain(code, rejected) {
+        const justNow = new Set(rejected.map(({ marketId }) => Number(marketId)));
+        for (const market of this.all()) {
+            if (market.rejected === code && !market.live && !justNow.has(market.id)) this.#on.ask(market.id);
+        }
+    }
+
+    // ---- updates and snapshots ----
+
+    /** Applies an update that came over the socket. */
+    updated(update) {
+        const market = this.#markets.get(Number(update.marketId));
+        if (!market || !market.live || market.awaits) return;
+        const seq = Number(update.seq);
+        if (market.gap) {
+            market.gap.later.push(update);
+            if (market.gap.later.length > MAX_LATER) market.gap.later.shift();
+        } else if (seq === market.seq + 1) {
+            this.apply(market, update);
+        } else if (seq > market.seq) {
+            market.gap = { later: [update], tries: 0 };
+            this.#on.gap(market, seq - market.seq - 1);
+        }
+    }
+
+    /** Applies a snapshot that came over the socket. Before the ack it belongs to an earlier subscription. */
+    snapshot(message) {
+        const market = this.#markets.get(Number(message.marketId));
+        if (market && market.live) this.replace(market, message);
+    }
+
+    /** Applies the update whose seq is the market's plus one. */
+    apply(market, { seq, ts, payload }) {
+        check(seq, payload);
+        // Spread defines members, including one named __proto__. Assignment would not.
+        const lines = { ...market.lines, ...payload };
+        for (const name of Object.keys(payload)) if (payload[name] === null) delete lines[name];
+        Object.assign(market, { seq: Number(seq), ts: Number(ts), lines });
+        // The ack of another subscribe is the way to learn the epoch of a market's first update.
+        if (!market.epoch) this.#on.ask(market.id);
+        this.#changed(market, { cause: 'update', changed: Object.keys(payload) });
+    }
+
+    /** Replaces the market's state. Only a reset may go back to an earlier position. */
+    replace(market, { epoch, seq, ts, payload, reset, conflated }) {
+        check(seq, payload);
+        const to = { epoch: Number(epoch) || 0, seq: Number(seq) };
+        const isKnown = market.seq !== null;
+        const isEarlier = to.epoch < market.epoch || (to.epoch === market.epoch && to.seq < market.seq);
+        if (isKnown && !reset && isEarlier) return;
+        const isSame = isKnown && !reset && to.epoch === market.epoch && to.seq === market.seq;
+        const before = market.lines;
+        Object.assign(market, to, { ts: Number(ts), lines: { ...payload }, gap: null, awaits: false });
+        for (const name of Object.keys(payload)) if (payload[name] === null) delete market.lines[name];
+        if (isSame) return;
+        const changed = [...new Set([...Object.keys(before), ...Object.keys(payload)])];
+        this.#changed(market, { cause: 'snapshot', changed, reset: Boolean(reset), conflated: Boolean(conflated) });
+    }
+
+    #changed(market, how) {
+        this.#on.changed();
+        this.#on.event('change', { ...this.view(market), reset: false, conflated: false, ...how });
+    }
+
+    // ---- freshness ----
+
+    get stale() { return this.#stale; }
+
+    setStale(stale) {
+        if (!stale && !this.#stale) return;
+        this.#stale = stale;
+        this.#on.event('stale', stale);
+    }
+
+    /** Emits `fresh` for each of these markets that became fresh, or no longer is. */
+    reportFresh(markets = [...this.all()]) {
+        for (const market of markets) {
+            const fresh = this.#isFresh(market);
+            if (market.fresh === fresh) continue;
+            market.fresh = fresh;
+            this.#on.event('fresh', { marketId: market.id, fresh });
+        }
+    }
+
+    #isFresh(market) {
+        return this.#isOpen() && market.live && !market.awaits && !market.gap && !this.#stale;
+    }
+}
+
+function newMarket(id) {
+    return {
+        id,
+        epoch: 0, // 0 until it is known
+        seq: null, // null until a state is known
+        ts: 0,
+        lines: {},
+        live: false, // its subscribe or resume was acknowledged on this connection
+        awaits: false, // a snapshot was announced: no update fits before it has come
+        request: null, // the id of the request whose ack makes it live
+        fresh: false, // as the last `fresh` event said
+        gap: null, // {later, tries} while missing updates are fetched
+        rejected: null,
+    };
+}
+
+/** Throws before anything is changed. */
+function check(seq, payload) {
+    const isCount = Number.isSafeInteger(Number(seq)) && Number(seq) >= 0;
+    if (!isCount || !payload || typeof payload !== 'object') throw new TypeError('no seq or payload');
+}
