@@ -41,7 +41,7 @@ use self::{
 use crate::{
     frame::{self, Encoded},
     limits::{ConnectionPermit, is_roomy},
-    market::Markets,
+    markets::Markets,
     metrics as names,
     session::{Rules, Session},
     tokens::Known,
@@ -117,8 +117,7 @@ pub fn start(
         started: Instant::now(),
         now_ms: 0,
         connections: Slab::new(),
-        subscriptions: Subscriptions::new(index, Arc::clone(&markets)),
-        markets,
+        subscriptions: Subscriptions::new(index, markets),
         wheel: Wheel::new(0),
         to_write: ToWrite::default(),
         to_read: Vec::new(),
@@ -146,7 +145,6 @@ struct Shard {
     now_ms: u64,
     connections: Slab<Connection>,
     subscriptions: Subscriptions,
-    markets: Arc<Markets>,
     wheel: Wheel,
     to_write: ToWrite,
     /// Connections with more to read than one round's share.

@@ -46,7 +46,7 @@ impl Shard {
             Some(cursor) if wanted.start == Start::Live => {
                 Some(Begin { cursor, latest: cursor, snapshot: None, generation: 0 })
             }
-            _ => self.markets.begin(&market, wanted, self.settings.resume_max),
+            _ => market.begin(wanted, self.settings.resume_max),
         }
     }
 

@@ -23,7 +23,8 @@ use slab::Slab;
 use crate::{
     frame::Encoded,
     log::{After, Log},
-    market::{Begin, Market, Markets},
+    market::{Begin, Market},
+    markets::Markets,
     session::Subscribed,
 };
 
@@ -204,7 +205,7 @@ impl Subscriptions {
     pub fn open(&mut self, id: MarketId) -> Arc<Market> {
         let index = *self.by_id.entry(id).or_insert_with(|| {
             let market = self.registry.follow(id);
-            market.watch(self.shard, true);
+            market.watches.set(self.shard, true);
             let view = market.view();
             self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: BTreeSet::new() })
         });
@@ -475,7 +476,7 @@ impl Subscriptions {
         let local = &self.markets[index];
         if local.subscribers.is_empty() && local.waiters.is_empty() {
             let Local { market, .. } = self.markets.remove(index);
-            market.watch(self.shard, false);
+            market.watches.set(self.shard, false);
             self.by_id.remove(&market.id);
         }
     }

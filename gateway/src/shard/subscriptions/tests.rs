@@ -145,7 +145,7 @@ impl World {
         }
         for market in 1..=MARKETS {
             let _ = registry.follow(id(market));
-            registry.loaded(id(market), Loaded::default(), true);
+            registry.finish_load(id(market), Loaded::default(), true);
         }
         let clients = (0..CLIENTS).map(|_| Client::default()).collect();
         Self { registry, subscriptions, latest_positions: HashMap::new(), clients, ages: Ages::default() }
@@ -159,7 +159,7 @@ impl World {
         let latest = self.latest(market);
         latest.position.seq = latest.position.seq.next();
         let next = update(*latest);
-        assert_eq!(self.registry.read(id(market), &[next]), 1);
+        assert_eq!(self.registry.finish_read(id(market), &[next]), 1);
     }
 
     fn new_epoch(&mut self, market: u64) {
@@ -167,7 +167,7 @@ impl World {
         latest.history += 1;
         latest.position = Position::new(latest.position.epoch.get() + 1, latest.position.seq.get() + 3);
         let first = update(*latest);
-        self.registry.read(id(market), std::slice::from_ref(&first));
+        self.registry.finish_read(id(market), std::slice::from_ref(&first));
         self.load(market, first);
     }
 
@@ -179,7 +179,7 @@ impl World {
         latest.history += 1;
         latest.position = Position::new(latest.position.epoch.get(), latest.position.seq.get() - count);
         let (last, position) = (update(*latest), latest.position);
-        self.registry.check_top(id(market), position);
+        self.registry.check(id(market), position);
         self.load(market, last);
     }
 
@@ -187,12 +187,12 @@ impl World {
     fn load(&mut self, market: u64, last: Update) {
         let mut state = MarketState::default();
         state.apply(last.position, 1, &Payload::parse(&last.payload).unwrap());
-        self.registry.loaded(id(market), Loaded { state, updates: vec![last] }, true);
+        self.registry.finish_load(id(market), Loaded { state, updates: vec![last] }, true);
     }
 
     fn begin(&mut self, client: usize, market: u64, start: Start) {
         let held = self.subscriptions.open(id(market));
-        let Some(begin) = self.registry.begin(&held, &mut Wanted::new(id(market), start), 4) else {
+        let Some(begin) = held.begin(&mut Wanted::new(id(market), start), 4) else {
             return self.subscriptions.close_unused(id(market));
         };
         self.flush(client);

@@ -1,6 +1,11 @@
-use protocol::Epoch;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use protocol::{
+    Epoch, MarketState, Payload, Seq, TraceContext, client_message::Offset, server_message::SnapshotCause,
+};
 
 use super::*;
+use crate::market::{Start, Wanted};
 
 const BOUND: Bound = Bound { updates: 10, bytes: 10_000 };
 
@@ -35,10 +40,10 @@ fn a_resume_waits_for_the_load_and_then_replays() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
     let mut wanted = resume(None, 3);
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+    assert_eq!(market.begin(&mut wanted, 500), None);
     assert_eq!(markets.take_loads(9), (vec![id()], true));
-    markets.loaded(id(), loaded(7, 1..=5), true);
-    let begin = markets.begin(&market, &mut wanted, 500).unwrap();
+    markets.finish_load(id(), loaded(7, 1..=5), true);
+    let begin = market.begin(&mut wanted, 500).unwrap();
     assert_eq!(
         (begin.cursor, begin.latest, begin.snapshot),
         (Position::new(7, 3), Position::new(7, 5), None)
@@ -50,38 +55,38 @@ fn history_is_read_once_and_joins_what_is_live() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
     let all = loaded(7, 1..=6);
-    markets.loaded(id(), Loaded { state: all.state.clone(), updates: Vec::new() }, false);
-    assert_eq!(markets.read(id(), &[update(7, 6), update(7, 7)]), 1);
+    markets.finish_load(id(), Loaded { state: all.state.clone(), updates: Vec::new() }, false);
+    assert_eq!(markets.finish_read(id(), &[update(7, 6), update(7, 7)]), 1);
     let mut wanted = resume(None, 2);
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-    markets.loaded(id(), all, true);
-    assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().cursor, Position::new(7, 2));
+    assert_eq!(market.begin(&mut wanted, 500), None);
+    markets.finish_load(id(), all, true);
+    assert_eq!(market.begin(&mut wanted, 500).unwrap().cursor, Position::new(7, 2));
     assert_eq!(market.state().unwrap().position, Position::new(7, 7));
 }
 
 #[test]
-fn history_that_was_loaded_ahead_of_the_tail_is_no_other_log() {
+fn history_that_was_loaded_ahead_of_the_tail_replaces_nothing() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
     let state = loaded(7, 1..=6).state;
-    markets.loaded(id(), Loaded { state, updates: Vec::new() }, false);
+    markets.finish_load(id(), Loaded { state, updates: Vec::new() }, false);
     let mut view = market.view();
-    assert_eq!(markets.begin(&market, &mut resume(None, 2), 500), None);
-    markets.loaded(id(), loaded(7, 1..=8), true);
-    assert!(!view.catch_up(&market.view()), "nobody is to be reset");
-    assert_eq!(markets.read(id(), &[update(7, 7), update(7, 8)]), 2);
-    assert_eq!(markets.begin(&market, &mut resume(None, 2), 500).unwrap().cursor, Position::new(7, 2));
+    assert_eq!(market.begin(&mut resume(None, 2), 500), None);
+    markets.finish_load(id(), loaded(7, 1..=8), true);
+    assert!(!view.catch_up(&market.view()), "no client is reset");
+    assert_eq!(markets.finish_read(id(), &[update(7, 7), update(7, 8)]), 2);
+    assert_eq!(market.begin(&mut resume(None, 2), 500).unwrap().cursor, Position::new(7, 2));
     assert_eq!(market.state().unwrap().position, Position::new(7, 8));
 }
 
 #[test]
-fn a_load_without_history_does_not_answer_a_later_wish_for_it() {
+fn a_load_without_history_leaves_a_later_wish_for_it_open() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
-    assert_eq!(markets.begin(&market, &mut Wanted::new(id(), Start::Live), 500), None);
+    assert_eq!(market.begin(&mut Wanted::new(id(), Start::Live), 500), None);
     assert_eq!(markets.take_loads(9), (vec![id()], false));
-    assert_eq!(markets.begin(&market, &mut resume(None, 2), 500), None);
-    markets.loaded(id(), Loaded { state: loaded(7, 1..=6).state, updates: Vec::new() }, false);
+    assert_eq!(market.begin(&mut resume(None, 2), 500), None);
+    markets.finish_load(id(), Loaded { state: loaded(7, 1..=6).state, updates: Vec::new() }, false);
     assert_eq!(markets.take_loads(9), (vec![id()], true));
 }
 
@@ -89,38 +94,38 @@ fn a_load_without_history_does_not_answer_a_later_wish_for_it() {
 fn a_client_ahead_is_reset_only_once_the_log_was_asked_after_it_came() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
-    markets.loaded(id(), loaded(7, 1..=5), true);
+    markets.finish_load(id(), loaded(7, 1..=5), true);
     let read = |updates: &[Update]| {
-        markets.read(id(), updates);
+        markets.finish_read(id(), updates);
         markets.take_doubted([id()])
     };
-    let _ = markets.take_changed(9, &HashSet::new());
+    let _ = markets.begin_reads(9, &HashSet::new());
     let mut wanted = resume(Some(7), 6);
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None);
+    assert_eq!(market.begin(&mut wanted, 500), None);
     assert_eq!(read(&[]), [id()]);
-    markets.check_top(id(), Position::new(7, 5));
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None, "that read had begun before");
-    assert_eq!(markets.take_changed(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
+    markets.check(id(), Position::new(7, 5));
+    assert_eq!(market.begin(&mut wanted, 500), None, "that read began before the request");
+    assert_eq!(markets.begin_reads(9, &HashSet::new()), Some((0, vec![(id(), Position::new(7, 5))])));
     assert_eq!(read(&[]), [id()]);
-    markets.check_top(id(), Position::new(7, 6));
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None, "the pod is behind");
-    let _ = markets.take_changed(9, &HashSet::new());
+    markets.check(id(), Position::new(7, 6));
+    assert_eq!(market.begin(&mut wanted, 500), None, "the pod is behind");
+    let _ = markets.begin_reads(9, &HashSet::new());
     read(&[update(7, 6)]);
-    assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, None);
+    assert_eq!(market.begin(&mut wanted, 500).unwrap().snapshot, None);
     let mut wanted = resume(Some(7), 9);
-    assert_eq!(markets.begin(&market, &mut wanted, 500), None);
-    let _ = markets.take_changed(9, &HashSet::new());
+    assert_eq!(market.begin(&mut wanted, 500), None);
+    let _ = markets.begin_reads(9, &HashSet::new());
     assert_eq!(read(&[]), [id()]);
-    markets.check_top(id(), Position::new(7, 6));
-    assert_eq!(markets.begin(&market, &mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
+    markets.check(id(), Position::new(7, 6));
+    assert_eq!(market.begin(&mut wanted, 500).unwrap().snapshot, Some(SnapshotCause::Reset));
 }
 
 #[test]
-fn a_ring_that_came_too_late_for_a_watcher_does_not_silence_the_next() {
+fn a_notification_that_came_too_late_for_a_watcher_does_not_silence_the_next() {
     #[derive(Default)]
-    struct Rings(std::sync::atomic::AtomicUsize);
+    struct Notifications(AtomicUsize);
 
-    impl Watcher for Rings {
+    impl Watcher for Notifications {
         fn notify(&self, _: MarketId) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
@@ -130,57 +135,54 @@ fn a_ring_that_came_too_late_for_a_watcher_does_not_silence_the_next() {
         fn flush(&self) {}
     }
 
-    let rings = Arc::new(Rings::default());
+    let notifications = Arc::new(Notifications::default());
     let markets = Markets::new(BOUND, 1, Box::new(|_| 0));
-    markets.set_watchers(vec![Arc::clone(&rings) as Arc<dyn Watcher>]);
+    markets.set_watchers(vec![Arc::clone(&notifications) as Arc<dyn Watcher>]);
     let market = markets.follow(id());
-    market.watch(0, true);
-    markets.loaded(id(), loaded(7, 1..=5), true);
+    market.watches.set(0, true);
+    markets.finish_load(id(), loaded(7, 1..=5), true);
     // Its last subscriber is gone before it looks, and the next one comes.
-    market.watch(0, false);
-    market.watch(0, true);
-    markets.read(id(), &[update(7, 6)]);
-    assert_eq!(rings.0.load(Ordering::SeqCst), 2);
+    market.watches.set(0, false);
+    market.watches.set(0, true);
+    markets.finish_read(id(), &[update(7, 6)]);
+    assert_eq!(notifications.0.load(Ordering::SeqCst), 2);
 }
 
 #[test]
-fn another_epoch_is_loaded_anew() {
+fn another_epoch_is_reloaded() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let market = markets.follow(id());
-    markets.loaded(id(), loaded(7, 1..=5), true);
-    assert_eq!(markets.read(id(), &[update(8, 6)]), 0);
+    markets.finish_load(id(), loaded(7, 1..=5), true);
+    assert_eq!(markets.finish_read(id(), &[update(8, 6)]), 0);
     assert_eq!(markets.take_loads(9), (vec![id()], true));
-    markets.loaded(id(), loaded(8, 6..=6), true);
+    markets.finish_load(id(), loaded(8, 6..=6), true);
     assert_eq!(market.state().unwrap().position, Position::new(8, 6));
-    assert_eq!(
-        markets.begin(&market, &mut resume(Some(7), 5), 500).unwrap().snapshot,
-        Some(SnapshotCause::Reset)
-    );
+    assert_eq!(market.begin(&mut resume(Some(7), 5), 500).unwrap().snapshot, Some(SnapshotCause::Reset));
 }
 
 #[test]
-fn what_rang_is_read_before_what_the_sweep_marked_and_once() {
+fn what_changed_is_read_before_what_the_sweep_marked_and_once() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let ids = [1, 2, 3, 4].map(|id| MarketId::new(id).unwrap());
     for id in ids {
         let _ = markets.follow(id);
-        markets.loaded(id, loaded(7, 1..=5), true);
+        markets.finish_load(id, loaded(7, 1..=5), true);
     }
     let taken = |max| {
-        let (_, batch) = markets.take_changed(max, &HashSet::new()).unwrap();
+        let (_, batch) = markets.begin_reads(max, &HashSet::new()).unwrap();
         batch.into_iter().map(|(id, _)| id.get()).collect::<Vec<_>>()
     };
-    assert_eq!(taken(9), [1, 2, 3, 4], "what is loaded is read on");
+    assert_eq!(taken(9), [1, 2, 3, 4], "a read follows each load");
     markets.sweep(Instant::now());
-    markets.mark([ids[2]]);
+    markets.work.mark_changed([ids[2]]);
     assert_eq!(taken(2), [3, 1]);
-    markets.mark([ids[3]]);
+    markets.work.mark_changed([ids[3]]);
     assert_eq!(taken(9), [4, 2]);
-    assert!(markets.take_changed(9, &HashSet::new()).is_none());
+    assert!(markets.begin_reads(9, &HashSet::new()).is_none());
 }
 
 #[test]
-fn a_market_that_nobody_holds_is_let_go_after_a_grace() {
+fn a_market_without_holders_is_followed_for_a_grace_period() {
     let markets = Markets::new(BOUND, 0, Box::new(|_| 0));
     let held = markets.follow(id());
     let now = Instant::now();
@@ -191,5 +193,5 @@ fn a_market_that_nobody_holds_is_let_go_after_a_grace() {
     markets.sweep(now + 2 * GRACE);
     assert_eq!(markets.len(), 1);
     markets.sweep(now + 3 * GRACE);
-    assert!(markets.is_empty());
+    assert_eq!(markets.len(), 0);
 }
