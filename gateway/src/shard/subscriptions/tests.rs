@@ -1,8 +1,9 @@
 use backbone::Loaded;
 use proptest::prelude::*;
 use protocol::{MarketState, Payload, Update, client_message::Offset};
+use service::telemetry::Counts;
 
-use super::*;
+use super::{batch::LARGE_FRAME_BYTES, *};
 use crate::{
     frame,
     log::Bound,
