@@ -7,10 +7,10 @@
 mod connection;
 mod drain_schedule;
 mod handle;
-mod heartbeat;
 mod reading;
 mod subscribing;
 mod subscriptions;
+mod timer_wheel;
 mod write_queue;
 mod writing;
 
@@ -35,8 +35,8 @@ use self::{
     connection::{Connection, Deadlines, Phase},
     drain_schedule::closing_times,
     handle::{Input, Traced},
-    heartbeat::Wheel,
     subscriptions::{Ages, Batch, Subscriptions},
+    timer_wheel::TimerWheel,
     write_queue::WriteQueue,
 };
 use crate::{
@@ -119,7 +119,7 @@ pub fn start(
         now_ms: 0,
         connections: Slab::new(),
         subscriptions: Subscriptions::new(index, markets),
-        wheel: Wheel::new(0),
+        wheel: TimerWheel::new(0),
         write_queue: WriteQueue::default(),
         to_read: Vec::new(),
         to_unpause: Vec::new(),
@@ -147,7 +147,7 @@ struct Shard {
     now_ms: u64,
     connections: Slab<Connection>,
     subscriptions: Subscriptions,
-    wheel: Wheel,
+    wheel: TimerWheel,
     write_queue: WriteQueue,
     /// Connections with more to read than one round's share.
     to_read: Vec<usize>,
