@@ -36,7 +36,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use self::address::ClientKey;
 use crate::{
     limits::{ConnectionPermits, KeyedRate},
-    market::Markets,
+    markets::Markets,
     metrics as names,
     settings::{Origins, Settings},
     shard::{ShardHandle, Stats},

@@ -31,7 +31,7 @@ use crate::{
     board, drain, frame,
     http::{Gateway, router},
     log::Bound,
-    market::{Markets, Watcher},
+    markets::Markets,
     metrics as names,
     session::Rules,
     settings::Settings,
@@ -39,6 +39,7 @@ use crate::{
     standalone::{self, demo::Demo},
     tail::{self, Health, TailSettings},
     tokens::Tokens,
+    watchers::Watcher,
 };
 
 /// Encoded frames kept per market, bytes, whatever `HISTORY_LEN` says: about 1000 updates of 4 KiB.

@@ -7,10 +7,11 @@
 mod connection;
 mod drain_schedule;
 mod handle;
-mod heartbeat;
 mod reading;
 mod subscribing;
 mod subscriptions;
+mod timer_wheel;
+mod write_queue;
 mod writing;
 
 use std::{
@@ -34,14 +35,14 @@ use self::{
     connection::{Connection, Deadlines, Phase},
     drain_schedule::closing_times,
     handle::{Input, Traced},
-    heartbeat::Wheel,
     subscriptions::{Ages, Batch, Subscriptions},
-    writing::ToWrite,
+    timer_wheel::TimerWheel,
+    write_queue::WriteQueue,
 };
 use crate::{
     frame::{self, Encoded},
     limits::{ConnectionPermit, is_roomy},
-    market::Markets,
+    markets::Markets,
     metrics as names,
     session::{Rules, Session},
     tokens::Known,
@@ -117,11 +118,11 @@ pub fn start(
         started: Instant::now(),
         now_ms: 0,
         connections: Slab::new(),
-        subscriptions: Subscriptions::new(index, Arc::clone(&markets)),
-        markets,
-        wheel: Wheel::new(0),
-        to_write: ToWrite::default(),
+        subscriptions: Subscriptions::new(index, markets),
+        wheel: TimerWheel::new(0),
+        write_queue: WriteQueue::default(),
         to_read: Vec::new(),
+        to_unpause: Vec::new(),
         read_buffer: vec![0; READ_BYTES],
         batch: Batch::default(),
         stale: None,
@@ -146,11 +147,12 @@ struct Shard {
     now_ms: u64,
     connections: Slab<Connection>,
     subscriptions: Subscriptions,
-    markets: Arc<Markets>,
-    wheel: Wheel,
-    to_write: ToWrite,
+    wheel: TimerWheel,
+    write_queue: WriteQueue,
     /// Connections with more to read than one round's share.
     to_read: Vec<usize>,
+    /// Connections whose messages waited for this round's write.
+    to_unpause: Vec<usize>,
     read_buffer: Vec<u8>,
     batch: Batch,
     /// The status message that a new client gets while prices are stale.
@@ -175,7 +177,7 @@ impl Shard {
             }
             let now = self.started.elapsed();
             self.now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-            self.to_write.now = now;
+            self.write_queue.begin_round(now);
             for key in std::mem::take(&mut self.to_read) {
                 self.read(key);
             }
@@ -194,6 +196,9 @@ impl Shard {
             self.take_inbox();
             self.do_what_is_due();
             self.write_round();
+            for key in std::mem::take(&mut self.to_unpause) {
+                self.unpause(key);
+            }
             if self.drain_until_ms.is_some() && self.connections.is_empty() {
                 return;
             }
@@ -205,7 +210,7 @@ impl Shard {
             return Some(Duration::ZERO);
         }
         let now = self.started.elapsed();
-        if let Some(&(_, since)) = self.to_write.keys.front() {
+        if let Some(since) = self.write_queue.first_since() {
             return Some((since + self.settings.flush_interval).saturating_sub(now));
         }
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
@@ -215,7 +220,11 @@ impl Shard {
     fn take_inbox(&mut self) {
         while let Ok(input) = self.inbox.try_recv() {
             match input {
-                Input::Changed(market) => self.changed(market),
+                Input::Changed(market) => {
+                    for key in self.changed(market) {
+                        self.unpause(key);
+                    }
+                }
                 Input::Traced(traced) if self.traced.len() < MAX_TRACED => {
                     self.traced.push(Traced { since_ms: self.now_ms, ..*traced });
                 }
@@ -364,7 +373,7 @@ impl Shard {
             connection.deadlines.heartbeat_ms = now_ms + timing.heartbeat_interval_ms;
             // A client that does not even take what it is owed needs no ping.
             if connection.blocked_since.is_none() {
-                connection.say(&server_message::ping(unix_ms()));
+                connection.push_text(&server_message::ping(unix_ms()));
                 connection.out.extend_from_slice(&frame::PING);
                 self.queue_write(key);
             }
@@ -379,7 +388,7 @@ impl Shard {
             let spread_ms =
                 if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
             let connection = &mut self.connections[key];
-            connection.say(&server_message::bye(code, code.after_ms() + spread_ms));
+            connection.push_text(&server_message::bye(code, code.after_ms() + spread_ms));
             frame::append_close(&mut connection.out, code);
             self.begin_close(key, code);
         }
@@ -414,7 +423,7 @@ impl Shard {
         let _ = self.poll.registry().deregister(&mut connection.socket);
         if is_roomy(self.connections.len(), self.connections.capacity()) {
             self.connections.shrink_to_fit();
-            self.to_write.keys.shrink_to_fit();
+            self.write_queue.shrink();
             self.subscriptions.shrink(self.connections.capacity());
         }
     }

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use self::health::Source;
 pub use self::{health::Health, revoked::follow_revocations};
-use crate::{market::Markets, metrics as names};
+use crate::{markets::Markets, metrics as names};
 
 /// Markets in one read.
 const MAX_READ_MARKETS: usize = 256;
@@ -57,7 +57,7 @@ pub fn start(
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let for_doorbell = Arc::clone(markets);
-    let bell = backbone.change_listener(Arc::new(move || for_doorbell.followed()));
+    let bell = backbone.change_listener(Arc::new(move || for_doorbell.cursors()));
     tasks.spawn(changes::run(Arc::clone(markets), bell, Arc::clone(health)));
     let (for_reader, for_loader, for_sweeper) =
         (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
@@ -70,7 +70,7 @@ pub fn start(
         loop {
             ticks.tick().await;
             for_sweeper.sweep(Instant::now());
-            sweeper_health.forget_reads_but_of(&for_sweeper.parts());
+            sweeper_health.forget_reads_but_of(&for_sweeper.partitions());
         }
     });
     tasks
@@ -91,7 +91,7 @@ async fn read_loop(
     let mut due = None;
     loop {
         tokio::select! {
-            () = markets.changed.notified(), if due.is_none() => {
+            () = markets.work.changed.notified(), if due.is_none() => {
                 due = (!linger.is_zero()).then(|| tokio::time::Instant::now() + linger);
             }
             () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
@@ -107,7 +107,7 @@ async fn read_loop(
         if due.is_some() {
             continue;
         }
-        while let Some((part, batch)) = markets.take_changed(MAX_READ_MARKETS, &busy) {
+        while let Some((part, batch)) = markets.begin_reads(MAX_READ_MARKETS, &busy) {
             busy.insert(part);
             let mut backoff = idle.remove(&part).unwrap_or(BACKOFF);
             let (markets, backbone, health) =
@@ -150,7 +150,7 @@ async fn read_part(
         Some(error) => {
             health.failed(Source::Read(part), &error);
             tokio::time::sleep(backoff.failed()).await;
-            markets.mark(unread);
+            markets.work.mark_changed(unread);
         }
     }
 }
@@ -164,7 +164,7 @@ async fn check_tops(
     match backbone.latest_positions(ids).await {
         Ok(latest_positions) => {
             for (&id, latest) in ids.iter().zip(latest_positions) {
-                markets.check_top(id, latest);
+                markets.check(id, latest);
             }
             markets.flush();
             Ok(())
@@ -192,14 +192,14 @@ fn take_news(
         for update in updates.iter_mut().filter(|update| update.trace.is_some()) {
             update.trace = trace_read(id, update, started);
         }
-        let added = markets.read(id, &updates);
+        let added = markets.finish_read(id, &updates);
         if let Some(newest) = updates.last().filter(|_| added > 0) {
             metrics::histogram!(names::TAIL_LAG_SECONDS)
                 .record(Duration::from_millis(unix_ms().saturating_sub(newest.ts)));
         }
         new += added;
         if updates.len() >= MAX_READ_UPDATES {
-            markets.mark([id]);
+            markets.work.mark_changed([id]);
         }
     }
     markets.flush();
@@ -223,7 +223,7 @@ fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<Tra
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {
     let mut backoff = BACKOFF;
     loop {
-        markets.load_wanted.notified().await;
+        markets.work.load_wanted.notified().await;
         loop {
             let (batch, with_history) = markets.take_loads(MAX_LOAD_MARKETS);
             if batch.is_empty() {
@@ -237,7 +237,7 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
                 }
                 Err(error) => {
                     health.failed(Source::Load, &error);
-                    markets.put_back_loads(&batch);
+                    markets.work.want_loads(batch);
                     tokio::time::sleep(backoff.failed()).await;
                 }
             }
@@ -258,7 +258,7 @@ async fn load(
     let one_by_one = match backbone.load(batch, depth).await {
         Ok(loads) => {
             for (&id, loaded) in batch.iter().zip(loads) {
-                markets.loaded(id, loaded, with_history);
+                markets.finish_load(id, loaded, with_history);
             }
             &[][..]
         }
@@ -267,7 +267,7 @@ async fn load(
     };
     for &id in one_by_one {
         match backbone.load(&[id], depth).await {
-            Ok(loads) => loads.into_iter().for_each(|loaded| markets.loaded(id, loaded, with_history)),
+            Ok(loads) => loads.into_iter().for_each(|loaded| markets.finish_load(id, loaded, with_history)),
             Err(error) if error.is_outage() => return Err(error),
             Err(error) => {
                 tracing::error!(market = %id, %error, "a market cannot be loaded: its clients are sent away");

@@ -138,7 +138,7 @@ impl AsRef<[u8]> for Unsent {
 async fn followed(gateway: &Gateway, market: MarketId) -> Option<(Arc<Market>, bool)> {
     let market = gateway.markets.get(market)?;
     let known_stale = gateway.health.stale_since().is_some();
-    let fresh = !known_stale && timeout(FRESHEN_TIMEOUT, gateway.markets.freshen(&market)).await.is_ok();
+    let fresh = !known_stale && timeout(FRESHEN_TIMEOUT, market.freshen()).await.is_ok();
     Some((market, !fresh))
 }
 

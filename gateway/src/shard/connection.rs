@@ -92,7 +92,7 @@ impl Connection {
     }
 
     /// Puts a text message among what goes out first.
-    pub(super) fn say(&mut self, json: &str) {
+    pub(super) fn push_text(&mut self, json: &str) {
         frame::append_text(&mut self.out, json);
     }
 

@@ -12,7 +12,7 @@ use mio::Waker;
 use protocol::{MarketId, Position, TraceContext};
 
 use super::Accepted;
-use crate::{frame::Encoded, market::Watcher};
+use crate::{frame::Encoded, watchers::Watcher};
 
 /// What other threads bring. Bounded: connections by the pod's places, rings by one a market, the rest by hand.
 pub(super) enum Input {

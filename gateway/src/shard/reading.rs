@@ -78,6 +78,16 @@ impl Shard {
         }
     }
 
+    /// Goes on with what the client said while it was not listened to.
+    pub(super) fn unpause(&mut self, key: usize) {
+        if self.connections.get(key).is_some_and(|connection| !connection.is_paused()) {
+            self.process_unread(key);
+            if self.connections.get(key).is_some_and(|connection| connection.readable) {
+                self.to_read.push(key);
+            }
+        }
+    }
+
     /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
     /// many bytes that were.
     fn process(&mut self, key: usize, bytes: &mut [u8]) -> usize {
@@ -137,7 +147,7 @@ impl Shard {
     fn act(&mut self, key: usize, action: Action) {
         match action {
             Action::Nothing => {}
-            Action::Send(json) => self.say(key, &json),
+            Action::Send(json) => self.send(key, &json),
             Action::Close(code) => self.close(key, code),
             Action::Subscribe(subscribe) => {
                 let until_ms = self.now_ms + REQUEST_TIMEOUT_MS;

@@ -5,7 +5,7 @@ use protocol::{
     server_message::{Ack, Subscribed},
 };
 
-use super::{Shard, writing::queue};
+use super::Shard;
 use crate::{
     market::{Begin, Start, Wanted},
     metrics as names,
@@ -46,7 +46,7 @@ impl Shard {
             Some(cursor) if wanted.start == Start::Live => {
                 Some(Begin { cursor, latest: cursor, snapshot: None, generation: 0 })
             }
-            _ => self.markets.begin(&market, wanted, self.settings.resume_max),
+            _ => market.begin(wanted, self.settings.resume_max),
         }
     }
 
@@ -69,14 +69,12 @@ impl Shard {
         self.ack(key, &Ack { id, subscribed, rejected, with_positions: true, unsubscribed: None });
     }
 
-    pub(super) fn changed(&mut self, market: MarketId) {
-        let Self { subscriptions, connections, to_write, .. } = self;
-        let waiters = subscriptions.look(market, |key| queue(connections, to_write, key));
-        for key in waiters {
-            if self.try_subscribe(key) {
-                self.unpause(key);
-            }
-        }
+    /// Looks at a market that has something new. Returns the connections whose requests waited for it and are done.
+    pub(super) fn changed(&mut self, market: MarketId) -> Vec<usize> {
+        let Self { subscriptions, connections, write_queue, .. } = self;
+        let waiters = subscriptions.look(market, |key| write_queue.push(connections, key));
+        let done = waiters.into_iter().filter(|&key| self.try_subscribe(key)).collect();
         self.subscriptions.close_unused(market);
+        done
     }
 }

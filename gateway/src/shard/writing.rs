@@ -1,10 +1,9 @@
 //! Once a round, one write to each connection that is owed something.
 
-use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
+use std::sync::atomic::Ordering;
 
-use protocol::{server_message::Ack, time::unix_us};
+use protocol::time::unix_us;
 use service::telemetry::traces::{self, SpanKind};
-use slab::Slab;
 
 use super::{
     Shard,
@@ -23,50 +22,7 @@ const WARM_AT_ONCE: usize = 32;
 /// How long a traced update is looked after until somebody has it.
 const TRACED_MS: u64 = 5_000;
 
-/// Connections that are owed something and whose sockets take it, each once, in the order they came to be so.
-#[derive(Default)]
-pub(super) struct ToWrite {
-    /// With the time since the shard's start at which they were queued.
-    pub(super) keys: VecDeque<(usize, Duration)>,
-    /// As of this round.
-    pub(super) now: Duration,
-}
-
-impl ToWrite {
-    /// How many have waited for `interval`. Each waits for itself: updates that come meanwhile go with the first, and
-    /// writes are spread over time.
-    fn due(&self, interval: Duration) -> usize {
-        if interval.is_zero() {
-            return self.keys.len();
-        }
-        self.keys.partition_point(|(_, since)| *since + interval <= self.now)
-    }
-}
-
-pub(super) fn queue(connections: &mut Slab<Connection>, to_write: &mut ToWrite, key: usize) {
-    if let Some(connection) = connections.get_mut(key)
-        && !connection.queued
-        && connection.blocked_since.is_none()
-    {
-        connection.queued = true;
-        to_write.keys.push_back((key, to_write.now));
-    }
-}
-
 impl Shard {
-    pub(super) fn say(&mut self, key: usize, json: &str) {
-        self.connections[key].say(json);
-        self.queue_write(key);
-    }
-
-    pub(super) fn ack(&mut self, key: usize, ack: &Ack) {
-        self.say(key, &ack.json());
-    }
-
-    pub(super) fn queue_write(&mut self, key: usize) {
-        queue(&mut self.connections, &mut self.to_write, key);
-    }
-
     pub(super) fn writable(&mut self, key: usize) {
         if let Some(connection) = self.connections.get_mut(key)
             && connection.blocked_since.take().is_some()
@@ -76,13 +32,13 @@ impl Shard {
     }
 
     pub(super) fn write_round(&mut self) {
-        let count = self.to_write.due(self.settings.flush_interval).min(WRITES_A_ROUND);
+        let count = self.write_queue.due(self.settings.flush_interval).min(WRITES_A_ROUND);
         for index in 0..count {
             if index % WARM_AT_ONCE == 0 {
                 self.warm((count - index).min(WARM_AT_ONCE));
                 self.ages.now_us = unix_us();
             }
-            let Some((key, _)) = self.to_write.keys.pop_front() else { break };
+            let Some(key) = self.write_queue.pop() else { break };
             self.write(key);
         }
         if self.writes > 0 {
@@ -119,7 +75,7 @@ impl Shard {
     /// waiting for memory would cost one connection as much as everything else here.
     fn warm(&self, count: usize) {
         let mut seen = 0;
-        for &(key, _) in self.to_write.keys.iter().take(count) {
+        for key in self.write_queue.first(count) {
             seen ^= self.subscriptions.warm(key);
             seen ^= self.connections.get(key).map_or(0, Connection::warm);
         }
@@ -172,18 +128,8 @@ impl Shard {
             }
             Phase::Open => {
                 if !connection.unread.is_empty() || connection.readable {
-                    self.unpause(key);
+                    self.to_unpause.push(key);
                 }
-            }
-        }
-    }
-
-    /// Goes on with what the client said while it was not listened to.
-    pub(super) fn unpause(&mut self, key: usize) {
-        if self.connections.get(key).is_some_and(|connection| !connection.is_paused()) {
-            self.process_unread(key);
-            if self.connections.get(key).is_some_and(|connection| connection.readable) {
-                self.to_read.push(key);
             }
         }
     }

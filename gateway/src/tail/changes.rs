@@ -5,14 +5,14 @@ use std::sync::Arc;
 use backbone::{ChangeListener, Changes};
 
 use super::health::{Health, Source};
-use crate::{market::Markets, metrics as names};
+use crate::{markets::Markets, metrics as names};
 
 pub(super) async fn run(markets: Arc<Markets>, mut listener: Box<dyn ChangeListener>, health: Arc<Health>) {
     loop {
         match listener.wait().await {
             Ok(Changes::Markets(ids)) => {
                 metrics::counter!(names::TAIL_RUNG).increment(ids.len() as u64);
-                markets.mark(ids);
+                markets.work.mark_changed(ids);
             }
             Ok(Changes::All) => {
                 metrics::counter!(names::TAIL_CONNECTS).increment(1);

@@ -14,14 +14,14 @@ const SLOTS: u64 = 512;
 ///    └────────────────────────────────────┘     SLOTS × TICK_MS a turn
 /// ```
 #[derive(Debug)]
-pub struct Wheel {
+pub struct TimerWheel {
     slots: Vec<Vec<(u32, u64)>>,
     /// Everything up to this tick, exclusive, has been handed out.
     next_tick: u64,
     len: usize,
 }
 
-impl Wheel {
+impl TimerWheel {
     /// An empty wheel at `now_ms`.
     #[must_use]
     pub fn new(now_ms: u64) -> Self {
@@ -92,7 +92,7 @@ mod tests {
             delays in proptest::collection::vec(0u64..60_000, 0..40),
             steps in proptest::collection::vec(0u64..40_000, 0..12),
         ) {
-            let mut wheel = Wheel::new(start);
+            let mut wheel = TimerWheel::new(start);
             for (key, delay) in delays.iter().enumerate() {
                 wheel.schedule(u32::try_from(key).unwrap(), start + delay);
             }
