@@ -1,72 +1,83 @@
-//! Appends overrides to their markets' logs, and says of each what became of it.
+//! Appends overrides to their markets' logs. Single overrides, batches and changes of a market's status all come here.
 
 use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use backbone::{Append, AppendError, Appended, Backbone, Idempotency};
 use protocol::{Position, TraceContext, overrides::Override};
-use service::telemetry::traces::{self, Span, SpanKind};
+use service::{
+    settings::Setting,
+    telemetry::traces::{self, Span, SpanKind},
+};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout};
 
 use crate::metrics;
 
-/// How long an append may take before its outcome counts as unknown. It is longer than the backbone's own timeouts,
-/// whose errors say more.
+/// Redis replicas that must have an override before it is acknowledged.
+pub(crate) const PUBLISH_MIN_REPLICAS: Setting<usize> = Setting::new(
+    "PUBLISH_MIN_REPLICAS",
+    "0",
+    "Redis replicas that must have an override before it is acknowledged",
+);
+/// How long an append may take before its outcome counts as unknown. The backbone's own timeouts are shorter, and their
+/// errors say more.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Who sends overrides, and in which request.
+/// The actor and the request behind some overrides.
 #[derive(Clone, Debug)]
-pub struct Sender<'a> {
-    /// Their token's `sub`.
-    pub actor: &'a str,
-    /// The HTTP request's id.
-    pub request_id: &'a str,
-    /// The HTTP request's span, where it is traced.
-    pub trace: Option<TraceContext>,
+pub(crate) struct Sender<'a> {
+    /// The `sub` of the request's token.
+    pub(crate) actor: &'a str,
+    pub(crate) request_id: &'a str,
+    /// The span of the HTTP request, if the request is traced.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl Sender<'_> {
-    /// Returns what the backbone has to do for this sender's override.
+    /// Returns the command that appends this sender's override.
     #[must_use]
-    pub fn append(&self, wanted: Override, idempotency: Option<Idempotency>) -> Append {
+    pub(crate) fn append(&self, parsed: Override, idempotency: Option<Idempotency>) -> Append {
         Append {
-            market: wanted.market,
-            payload: wanted.payload,
-            expected_seq: wanted.expected_seq,
+            market: parsed.market,
+            payload: parsed.payload,
+            expected_seq: parsed.expected_seq,
             idempotency,
             actor: self.actor.to_owned(),
-            reason: wanted.reason,
+            reason: parsed.reason,
             request_id: self.request_id.to_owned(),
             trace: self.trace.clone(),
         }
     }
 }
 
-/// A digest of who asks what, so that an idempotency key is good for nothing else.
+/// Returns the key with a digest of actor and text. The backbone refuses the key for any other actor or text.
 #[must_use]
-pub fn idempotency(key: String, actor: &str, text: &[u8]) -> Idempotency {
+pub(crate) fn idempotency(key: String, actor: &str, text: &[u8]) -> Idempotency {
     let mut digest = Sha256::new();
-    // The length keeps an actor's end and a text's beginning apart.
+    // The length separates the actor from the text.
     digest.update(actor.len().to_be_bytes());
     digest.update(actor);
     digest.update(text);
     Idempotency { key, fingerprint: format!("{:x}", Bytes::copy_from_slice(&digest.finalize())) }
 }
 
-/// Appends, in one round trip, and counts what became of each. The answers come in the order of `appends`.
-pub async fn submit(backbone: &dyn Backbone, mut appends: Vec<Append>) -> Vec<Result<Appended, NotAppended>> {
+/// Appends in one round trip. Returns one result per append, in order, and counts each by its outcome.
+pub(crate) async fn submit(
+    backbone: &dyn Backbone,
+    mut appends: Vec<Append>,
+) -> Vec<Result<Appended, NotAppended>> {
     let request = Request::of(&appends);
-    let span = request.trace.as_ref().and_then(|context| trace(context, &mut appends));
+    let span = request.trace.as_ref().and_then(|context| begin_span(context, &mut appends));
     let keyed: Vec<bool> = appends.iter().map(|append| append.idempotency.is_some()).collect();
     let started = Instant::now();
-    let answer = timeout(APPEND_TIMEOUT, backbone.append(appends)).await;
+    let replied = timeout(APPEND_TIMEOUT, backbone.append(appends)).await;
     ::metrics::histogram!(metrics::APPEND_SECONDS).record(started.elapsed());
-    let results: Vec<Result<Appended, NotAppended>> = if let Ok(results) = answer {
-        let known = |(result, keyed): (Result<_, _>, bool)| {
+    let results: Vec<Result<Appended, NotAppended>> = if let Ok(results) = replied {
+        let explained = |(result, keyed): (Result<_, _>, bool)| {
             result.map_err(|error| NotAppended::new(error, keyed, &request))
         };
-        results.into_iter().zip(keyed).map(known).collect()
+        results.into_iter().zip(keyed).map(explained).collect()
     } else {
         tracing::error!(
             request_id = request.id,
@@ -92,7 +103,7 @@ pub async fn submit(backbone: &dyn Backbone, mut appends: Vec<Append>) -> Vec<Re
     results
 }
 
-/// The request that some appends came in, for the log.
+/// The request that contained some appends, for log messages.
 #[derive(Default)]
 struct Request {
     id: String,
@@ -112,8 +123,8 @@ impl Request {
     }
 }
 
-/// The span of these appends, which go on from it.
-fn trace(request: &TraceContext, appends: &mut [Append]) -> Option<Span> {
+/// Begins a span for these appends if their request is traced, and makes it their parent.
+fn begin_span(request: &TraceContext, appends: &mut [Append]) -> Option<Span> {
     let mut span = traces::child(request, "append", SpanKind::Client, SystemTime::now())?;
     span.set("kmarket.overrides", i64::try_from(appends.len()).unwrap_or(i64::MAX));
     if let [append] = appends {
@@ -125,41 +136,37 @@ fn trace(request: &TraceContext, appends: &mut [Append]) -> Option<Span> {
     Some(span)
 }
 
-/// Why an override is not, or may not be, in the log.
+/// Why an override is not acknowledged. It may be in the log all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAppended {
-    /// The market is elsewhere.
+pub(crate) enum NotAppended {
+    /// The market is not at the expected seq.
     #[error("expectedSeq: the market is at seq {}", current.seq)]
-    Conflict {
-        /// Where it is.
-        current: Position,
-    },
-    /// The key stands for another request.
+    Conflict { current: Position },
+    /// The idempotency key belongs to another request.
     #[error("Idempotency-Key: it was used for a different request")]
     KeyReused,
-    /// No connection could be had.
+    /// The backbone certainly did nothing.
     #[error("the log is out of reach; nothing was appended: retry")]
     Unreachable,
-    /// No answer came.
+    /// The backbone did not reply, or the connection broke meanwhile.
     #[error("{}", Self::unknown(*keyed))]
     Unknown {
         /// Whether the request had an idempotency key.
         keyed: bool,
     },
-    /// It is in the log, but too few replicas have it.
+    /// The override is in the log, but too few replicas have it.
     #[error(
         "appended as seq {}, but only {replicas} of {wanted} replicas have it, so that a failover may lose it: retry with \
          the same Idempotency-Key to wait for them again", position.seq
     )]
     NotReplicated {
-        /// Where it stands.
         position: Position,
-        /// How many have it.
+        /// How many replicas have it.
         replicas: usize,
-        /// How many should.
+        /// [`PUBLISH_MIN_REPLICAS`].
         wanted: usize,
     },
-    /// An earlier part of the same batch had no answer.
+    /// An earlier chunk of the same request found the backbone unavailable.
     #[error("the log is out of reach; this override was not sent to it: retry")]
     NotSent,
 }
@@ -184,13 +191,13 @@ impl NotAppended {
         }
     }
 
-    /// Whether the backbone is to blame, not the override.
+    /// Returns true if the backbone is the cause, not the override.
     #[must_use]
-    pub const fn is_unavailable(self) -> bool {
+    pub(crate) const fn is_unavailable(self) -> bool {
         matches!(self, Self::Unreachable | Self::Unknown { .. } | Self::NotSent)
     }
 
-    /// The value of the label `outcome`.
+    /// Returns the value of the label `outcome`.
     const fn outcome(self) -> &'static str {
         match self {
             Self::Conflict { .. } => "conflict",
@@ -215,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fingerprint_tells_actors_and_texts_apart() {
+    fn a_fingerprint_differs_by_actor_and_by_text() {
         let fingerprint =
             |actor: &str, text: &str| idempotency("k".into(), actor, text.as_bytes()).fingerprint;
         assert_eq!(fingerprint("a", "b"), fingerprint("a", "b"));

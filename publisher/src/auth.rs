@@ -1,13 +1,13 @@
-//! Who may do what on the admin API (contract, section 5).
+//! Checks admin tokens and their roles (`docs/protocol.md#admin-tokens`).
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use service::token::{AdminClaims, Keyring, Role, TokenError, bearer};
 
-/// Who asks, if their bearer token allows what `needed` may do.
+/// Returns the claims of the request's bearer token if its role is `needed` or a higher one.
 ///
 /// # Errors
-/// [`Refused`] without a good token, or when its role is a lower one.
-pub fn authorize(keys: &Keyring, headers: &HeaderMap, needed: Role) -> Result<AdminClaims, Refused> {
+/// [`Refused`] without a valid token, or if its role is lower.
+pub(crate) fn authorize(keys: &Keyring, headers: &HeaderMap, needed: Role) -> Result<AdminClaims, Refused> {
     let token = match headers.get(AUTHORIZATION) {
         None => return Err(TokenError::Missing.into()),
         Some(value) => value.to_str().ok().and_then(bearer).ok_or(TokenError::Invalid)?,
@@ -19,18 +19,18 @@ pub fn authorize(keys: &Keyring, headers: &HeaderMap, needed: Role) -> Result<Ad
     Ok(claims)
 }
 
-/// Why somebody may not.
+/// Why a request is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// No token, or not a good one.
+pub(crate) enum Refused {
+    /// There is no token, or it is invalid.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// A good token of a role that may not do this.
+    /// The token is valid, but its role is too low.
     #[error("this needs the role {needed}; the token's is {has}")]
     Role {
         /// The token's role.
         has: &'static str,
-        /// The lowest role that may.
+        /// The lowest role that is allowed.
         needed: &'static str,
     },
 }
@@ -53,14 +53,14 @@ mod tests {
     }
 
     #[test]
-    fn a_role_may_do_what_those_below_it_may() {
+    fn a_role_may_do_what_the_roles_below_it_may() {
         let keys = Keyring::random(Audience::Admin);
         let roles = [Role::Viewer, Role::Trader, Role::Admin];
         for has in roles {
             let token = mint(&keys, "desk-1", has, Duration::from_mins(1));
             for needed in roles {
-                let answer = authorize(&keys, &headers(&format!("Bearer {token}")), needed);
-                match answer {
+                let result = authorize(&keys, &headers(&format!("Bearer {token}")), needed);
+                match result {
                     Ok(claims) => assert!(has >= needed && claims.sub == "desk-1", "{has:?} for {needed:?}"),
                     Err(refused) => {
                         assert!(has < needed);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_a_good_bearer_token_is_refused() {
+    fn anything_but_a_valid_bearer_token_is_refused() {
         let keys = Keyring::random(Audience::Admin);
         let refused = |headers: &HeaderMap| authorize(&keys, headers, Role::Viewer).unwrap_err();
         assert_eq!(refused(&HeaderMap::new()), Refused::Token(TokenError::Missing));

@@ -1,9 +1,9 @@
-//! The trading console: a page for the desk, which does all it does through the admin API.
+//! The trading console: a page for the desk (`docs/operations.md#the-trading-console`). It uses the admin API only.
 
 use axum::Router;
 use service::http::pages::{self, BASE_CSS, DOM_JS, File, I18N_JS, ICON_SVG};
 
-/// A script of the page, under its own name.
+/// A script of the page, at `/console/` and its name.
 macro_rules! js {
     ($name:literal) => {
         File::js(concat!("/console/", $name), include_str!(concat!("../console/", $name)))
@@ -37,8 +37,8 @@ const FILES: [File; 24] = [
     js!("undo.js"),
 ];
 
-/// `GET /console`, and what the page consists of. It needs no token: there is nothing in it.
-pub fn router() -> Router {
+/// Returns the routes of the page and its files. They need no token, since they hold no data.
+pub(crate) fn router() -> Router {
     pages::router(FILES)
 }
 
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    /// What `text` has between `open` and `close`.
+    /// Returns the parts of `text` between `open` and `close`.
     fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
         text.split(open).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0))
     }

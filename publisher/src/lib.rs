@@ -1,23 +1,30 @@
-//! The publisher: the way in for overrides. An admin API over the backbone, and a tool that replays recorded feeds.
+//! The publisher: the admin API over the markets' logs.
 //!
-//! The path of one override, top to bottom: [`http`] takes the request, [`auth`] says who asks, [`overrides`] checks
-//! what they ask and appends it; [`audit`] reads back who did what. [`batch`] does the same for many at once.
-//! [`markets`] lists all markets, suspends and opens them; [`console`] is the page for all of this. [`revoke`] takes
-//! clients' tokens back. [`export`] copies the audit to Postgres, and [`archive`] asks for it there.
+//! The path of one override: `http` receives the request and routes it. `auth` checks the token and its role, and
+//! [`protocol::overrides`] the body. `append` appends the override to its market's log and counts the outcome. `response`
+//! shapes the result, and `problem` has the code of every error.
+//!
+//! [`batch`] does the same for many overrides, and `markets` for the line `status` of many markets. `audit_reader` reads
+//! who overrode what: from Postgres if `export` copies the audit there (`archive`), else from the backbone. `revoke`
+//! revokes clients' tokens. `console` is the page for the trading desk.
 
-pub mod append;
-pub mod archive;
-pub mod audit;
-pub mod auth;
+mod append;
+mod archive;
+mod audit;
+mod audit_reader;
+mod auth;
 pub mod batch;
-pub mod console;
-pub mod export;
+mod console;
+mod export;
 pub mod http;
-pub mod markets;
+mod markets;
 pub mod metrics;
-pub mod openapi;
-pub mod ops;
-pub mod revoke;
+mod openapi;
+mod ops;
+mod problem;
+mod request;
+mod response;
+mod revoke;
 pub mod server;
 pub mod settings;
 pub mod state;

@@ -1,4 +1,4 @@
-//! `publisher` and its commands.
+//! Runs the publisher, or one of its commands.
 
 use std::{env, process::ExitCode};
 

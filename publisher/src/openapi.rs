@@ -1,4 +1,4 @@
-//! The admin API as an OpenAPI document. `docs/openapi/publisher.json` is a copy of it, which a test renews.
+//! The admin API as an OpenAPI document. A test compares `docs/openapi/publisher.json` with it, and can rewrite that file.
 
 use std::sync::LazyLock;
 
@@ -12,26 +12,29 @@ use utoipa::{IntoParams, openapi::path::ParameterIn};
 
 use crate::{
     audit::{AuditPage, AuditQuery},
-    batch::{ItemResult, MAX_ITEMS},
-    http::{Answer, MAX_IDEMPOTENCY_KEY, MAX_REQUEST_ID, ProblemBody},
-    markets::{MarketsPage, MarketsQuery, StatusRequest, StatusResult},
-    revoke,
+    batch::MAX_ITEMS,
+    markets::{MarketsPage, MarketsQuery, StatusRequest},
+    problem::ProblemBody,
+    request::{MAX_IDEMPOTENCY_KEY, MAX_REQUEST_ID},
+    response::{AppendedBody, BatchItem, StatusResult},
+    revoke::{RevocationBody, RevocationRequest},
 };
 
-/// What `GET /admin/openapi.json` answers.
-pub static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-    let description = "Overrides, who did what, and taking clients' tokens back. The publisher serves it; without Redis \
-        the gateway does, on its own listener.\n\n\
-        Prices are decimal text, and pass through byte for byte. `docs/protocol.md` has the rules in full. A request \
-        that is no HTTP is answered 400, and one whose head is far too long 431, without a body.";
-    let id = json!({ "type": "string", "description": "The request's own, if it is one, else a new one." });
+/// The response to `GET /admin/openapi.json`.
+pub(crate) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+    let description = "Publishes overrides, lists and suspends markets, reads the audit, and revokes clients' tokens. The \
+        publisher serves this API. In the embedded system the gateway's own listener serves it.\n\n\
+        Prices are decimal text and pass through byte for byte. `docs/protocol.md` has the rules in full. The response \
+        to a request that is not HTTP is 400, and to one with a far too long head 431, both without a body.";
+    let id =
+        json!({ "type": "string", "description": "The request's own id if it is valid, else a new one." });
     let token = json!({
         "adminToken": {
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",
-            "description": "Signed with `ADMIN_JWT_SECRET`; each role may do what the one before may: viewer, trader, \
-                admin. `publisher token` makes one.",
+            "description": "Signed with `ADMIN_JWT_SECRET`. The role is viewer, trader or admin; each may do what the one \
+                before it may do. `publisher token` makes such a token.",
         },
     });
     Document::new("KMarket admin API", description, json!({ "X-Request-Id": header(&id) }), &token)
@@ -39,8 +42,12 @@ pub static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
         .with("post", "/admin/odds/batch", override_many())
         .with("get", "/admin/audit", read_audit())
         .with("get", "/admin/markets", read_markets())
-        .with("post", "/admin/markets/suspend", set_status("suspendMarkets", "Stops the taking of bets"))
-        .with("post", "/admin/markets/open", set_status("openMarkets", "Lets bets be taken again"))
+        .with(
+            "post",
+            "/admin/markets/suspend",
+            set_status("suspendMarkets", "Suspends markets: no bets are taken"),
+        )
+        .with("post", "/admin/markets/open", set_status("openMarkets", "Opens markets: bets are taken again"))
         .with("post", "/admin/tokens/revoke", revoke_tokens())
         .with("get", "/admin/openapi.json", Operation::document("readAdminOpenapi"))
         .text()
@@ -48,65 +55,69 @@ pub static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
 
 fn override_one() -> Operation {
     let replayed = json!({
-        "description": "There when the first answer to this `Idempotency-Key` is given again.",
+        "description": "There if this is the first response to this `Idempotency-Key` again.",
         "schema": { "const": "true" },
     });
-    let description = "200 means: it is in the log, the state and the audit, in one atomic step. 503 says what is known: \
-        \"nothing was appended\", or \"outcome unknown\", after which the same request with the same `Idempotency-Key` \
-        is safe.";
-    // More than every error has.
+    let description = "200 means that the override is in the log, the state and the audit, written in one atomic step. The \
+        message of a 503 tells what happened: \"nothing was appended\", or \"outcome unknown\". After either, it is safe to \
+        send the same request again with the same `Idempotency-Key`.";
+    // `currentSeq`, which other errors do not have.
     let mut conflict = refusal::<ProblemBody<'_>>(ErrorCode::Conflict);
     conflict["content"]["application/json"]["schema"]["required"] = json!(["currentSeq"]);
-    asks("overrideOdds", "Publishes prices", description, Role::Trader)
-        .parameter(idempotency_key("The same request is answered as the first time, for 24 hours."))
+    operation("overrideOdds", "Publishes prices", description, Role::Trader)
+        .parameter(idempotency_key("For 24 hours, the same request gets the first response again."))
         .body::<Override>(&json!({
             "marketId": 1001,
             "payload": { "moneyline": { "home": 1.85, "away": 2.15 } },
             "reason": "line move",
         }))
-        .answers::<Answer>("It is in the log.", &json!({ "Idempotent-Replayed": replayed }), &appended())
+        .answers::<AppendedBody>(
+            "The override is in the log.",
+            &json!({ "Idempotent-Replayed": replayed }),
+            &appended(),
+        )
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable])
         .answer(409, conflict)
         .schemas::<ProblemBody<'_>>()
 }
 
 fn override_many() -> Operation {
-    let description = "They are appended in order, and each succeeds or fails alone: an item that is no override has a \
-        result that says so. A `CONFLICT` adds `currentSeq`.";
+    let description = "Appends the overrides in order. Each succeeds or fails alone, also an item that is not a valid \
+        override. A `CONFLICT` adds `currentSeq`.";
     let one = json!({ "marketId": 1001, "payload": { "moneyline": { "home": 1.85, "away": 2.15 } } });
     let result = json!([
         { "ok": true, "marketId": 1001, "epoch": 1_710_000_000, "seq": 1026, "ts": 1_710_001_113_000_u64,
           "auditId": "1001-1710001113000-1", "durability": "memory" },
         { "ok": false, "code": "UNPROCESSABLE", "message": "payload.moneyline.home: must be decimal odds" },
     ]);
-    let anything = json!({ "description": "Anything else fails alone." });
+    let anything = json!({ "description": "An item that is not a valid override fails alone." });
     let array = json!({
         "type": "array",
         "maxItems": MAX_ITEMS,
         "items": { "anyOf": [reference::<Override>(), anything] },
     });
     let lines = json!({
-        "description": format!("An override a line, at most {MAX_ITEMS}; blank lines are skipped."),
+        "description": format!("One override per line, at most {MAX_ITEMS}; blank lines are skipped."),
     });
     let results = json!({
-        "description": "A result for each, in order, in the same format.",
+        "description": "One result per override, in order, in the same format.",
         "content": {
             "application/json": {
-                "schema": { "type": "array", "items": reference::<ItemResult>() },
+                "schema": { "type": "array", "items": reference::<BatchItem>() },
                 "example": result,
             },
             "application/x-ndjson": {
-                "schema": { "type": "string", "description": "A result a line, as in the array." },
+                "schema": { "type": "string", "description": "One result per line, as in the array." },
             },
         },
     });
-    asks("overrideOddsBatch", "Publishes prices of many markets", description, Role::Trader)
-        .parameter(idempotency_key("Item *i*, from 0, has the key `<this>#<i>`."))
+    operation("overrideOddsBatch", "Publishes prices of many markets", description, Role::Trader)
+        .parameter(idempotency_key("Item *i*, from 0, has the key `<this key>#<i>`."))
         .body_as("application/json", json!({ "schema": array, "example": [one] }))
         .body_as("application/x-ndjson", json!({ "schema": lines, "example": format!("{one}\n") }))
         .answer(200, results)
         .schemas::<Override>()
-        .schemas::<ItemResult>()
+        .schemas::<BatchItem>()
         .refuses(&[ErrorCode::PayloadTooLarge])
 }
 
@@ -127,22 +138,22 @@ fn read_audit() -> Operation {
         "marketId": 1001, "entries": [entry], "hasMore": true, "before": "1001-1710001113000-0",
     });
     let next = json!({
-        "description": "Of a table that goes on: `before` of its next page.",
+        "description": "With CSV, if there are more entries: `before` of the next page.",
         "schema": { "type": "string" },
     });
-    let name = json!({ "description": "Of a table: its file's name.", "schema": { "type": "string" } });
+    let name = json!({ "description": "With CSV: the name of the file.", "schema": { "type": "string" } });
     let source = json!({
-        "description": "With `DATABASE_URL`: who was asked.", "schema": { "enum": ["postgres", "redis"] },
+        "description": "With `DATABASE_URL`: where the page was read.", "schema": { "enum": ["postgres", "redis"] },
     });
     let page = json!({
-        "description": "A page, newest first. The next one is asked for with its `before`.",
+        "description": "A page, newest first. For the next page, pass its `before`.",
         "headers": { "X-Next-Before": next, "Content-Disposition": name, "X-Audit-Source": source },
         "content": {
             "application/json": { "schema": reference::<AuditPage<'_>>(), "example": example },
-            "text/csv": { "schema": { "type": "string", "description": "A row an entry, under a head (RFC 4180)." } },
+            "text/csv": { "schema": { "type": "string", "description": "A header row and one row per entry (RFC 4180)." } },
         },
     });
-    asks("readAudit", "Who did what", "An empty parameter is an absent one.", Role::Viewer)
+    operation("readAudit", "Who overrode what", "An empty parameter counts as absent.", Role::Viewer)
         .parameters(AuditQuery::into_params(|| Some(ParameterIn::Query)))
         .answer(200, page)
         .schemas::<AuditPage<'_>>()
@@ -158,10 +169,10 @@ fn read_markets() -> Operation {
         "payload": { "moneyline": { "home": 1.85, "away": 2.15 } },
     });
     let example = json!({ "markets": [market], "hasMore": false, "now": 1_710_001_115_000_u64 });
-    asks("readMarkets", "Markets and their states", "An empty parameter is an absent one.", Role::Viewer)
+    operation("readMarkets", "Markets and their states", "An empty parameter counts as absent.", Role::Viewer)
         .parameters(MarketsQuery::into_params(|| Some(ParameterIn::Query)))
         .answers::<MarketsPage>(
-            "A page. The next one is asked for with `after` = its last id.",
+            "A page. For the next page, pass its last `marketId` as `after`.",
             &json!({}),
             &example,
         )
@@ -169,15 +180,15 @@ fn read_markets() -> Operation {
 }
 
 fn set_status(id: &str, summary: &str) -> Operation {
-    let description = "Sets the line `status` of each market: of those that are named, or of all that are not closed. \
-        Each succeeds or fails alone, and is answered for in the order asked; `changed` is `false` where it was so already.";
+    let description = "Sets the line `status` of the markets with these ids, or of all markets that are not closed. Each \
+        succeeds or fails alone. `changed` is `false` if the market had this status already.";
     let results = json!({
-        "description": "A result for each.",
+        "description": "One result per market, in order.",
         "content": {
             "application/json": { "schema": { "type": "array", "items": reference::<StatusResult>() } },
         },
     });
-    asks(id, summary, description, Role::Trader)
+    operation(id, summary, description, Role::Trader)
         .body::<StatusRequest>(&json!({ "marketIds": [1001], "reason": "goal" }))
         .answer(200, results)
         .schemas::<StatusResult>()
@@ -185,22 +196,22 @@ fn set_status(id: &str, summary: &str) -> Operation {
 }
 
 fn revoke_tokens() -> Operation {
-    let description = "Every gateway that reaches Redis closes the sockets concerned and refuses the tokens within a \
-        second. Revoking again does no harm.";
+    let description = "Within a second, every gateway that reaches Redis closes the sockets concerned and refuses the \
+        tokens. Revoking again does no harm.";
     let example = json!({
         "userId": "42", "revokedAt": 1_730_908_800_000_u64, "expiresAt": 1_730_912_465_000_u64,
     });
-    asks("revokeTokens", "Takes clients' tokens back", description, Role::Admin)
-        .body::<revoke::Asked>(&json!({ "userId": 42 }))
-        .answers::<revoke::Answer>("It is kept.", &json!({}), &example)
+    operation("revokeTokens", "Revokes clients' tokens", description, Role::Admin)
+        .body::<RevocationRequest>(&json!({ "userId": 42 }))
+        .answers::<RevocationBody>("The revocation is stored.", &json!({}), &example)
         .refuses(&[ErrorCode::PayloadTooLarge])
 }
 
-/// What `role` may ask.
-fn asks(id: &str, summary: &str, description: &str, role: Role) -> Operation {
+/// Returns an operation that needs `role`.
+fn operation(id: &str, summary: &str, description: &str, role: Role) -> Operation {
     let description = format!("For the role {}. {description}", role.as_str());
     let request_id = format!(
-        "Named in the answer and the audit, if it is 1 to {MAX_REQUEST_ID} visible ASCII characters."
+        "Repeated in the response and kept in the audit, if it is 1 to {MAX_REQUEST_ID} visible ASCII characters."
     );
     Operation::new(id, summary, &description)
         .security(json!([{ "adminToken": [] }]))

@@ -1,21 +1,26 @@
-//! Whether the publisher can publish: what `GET /readyz` says (contract, section 4).
+//! The operators' listener: whether the publisher is ready (`docs/operations.md#health`).
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use backbone::Backbone;
-use service::http::ops::{self, Readiness};
+use service::{
+    http::ops::{self, Readiness},
+    settings::Setting,
+};
 use tokio::{sync::watch, time::timeout};
 
-/// How long the backbone may take to answer a ping before the publisher is not ready.
+/// The listener of `/livez`, `/readyz` and `/metrics`.
+pub(crate) const OPS_LISTEN: Setting<SocketAddr> =
+    ops::OPS_LISTEN.with("127.0.0.1:9181", ops::OPS_LISTEN.row().help);
+/// How long the backbone may take to reply to a ping before the publisher is not ready.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The publisher is ready while the backbone answers and nothing drains.
-pub struct Publishing {
-    /// Without it nothing can be published.
-    pub backbone: Arc<dyn Backbone>,
-    /// True from SIGTERM on.
-    pub draining: watch::Receiver<bool>,
+/// Ready while the backbone replies and the publisher does not drain.
+pub(crate) struct Publishing {
+    pub(crate) backbone: Arc<dyn Backbone>,
+    /// True after SIGTERM.
+    pub(crate) draining: watch::Receiver<bool>,
 }
 
 #[async_trait]
@@ -48,13 +53,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ready_while_the_backbone_answers_and_nothing_drains() {
+    async fn ready_while_the_backbone_replies_and_nothing_drains() {
         assert!(reasons(MemoryBackbone::new(Retention::default()), false).await.is_empty());
         assert_eq!(reasons(MemoryBackbone::new(Retention::default()), true).await, ["DRAINING"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn not_ready_when_the_backbone_is_silent_or_refuses() {
+    async fn not_ready_while_the_backbone_is_silent_or_refuses() {
         let started = tokio::time::Instant::now();
         assert_eq!(reasons(Stuck(Way::Silent), false).await, ["BACKBONE_UNREACHABLE: no answer to a ping"]);
         assert_eq!(started.elapsed(), PING_TIMEOUT);

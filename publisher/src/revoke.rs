@@ -1,6 +1,6 @@
-//! Taking clients' tokens back (contract, section 5).
+//! Revokes clients' tokens (`docs/protocol.md#post-admintokensrevoke--admin`).
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use backbone::{Backbone, REVOCATION_TTL, Revocation, RevokeError, Revoked};
 use protocol::user::{is_name, name_schema, read_user_id, user_id_schema};
@@ -15,81 +15,81 @@ use utoipa::{
     },
 };
 
-/// The longest request body, bytes: a user id, each of its characters escaped.
-pub const MAX_REVOKE_BYTES: usize = 4096;
-/// How long the backbone may take.
+/// The longest request body, bytes: a user id with every character escaped.
+pub(crate) const MAX_REVOKE_BYTES: usize = 4096;
+/// How long the backbone may take to reply.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is wrong with a request. Shows nothing of it: somebody may send a token instead of its id.
+/// Why a request is invalid. The message repeats nothing of the body, which may wrongly hold a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidRevocation {
-    /// Not one of the two members, alone.
+pub(crate) enum InvalidRevocation {
+    /// The body does not have exactly one of the two members.
     #[error(r#"the body must be {{"userId":…}} or {{"jti":"…"}}, and nothing else"#)]
     Shape,
-    /// Not a user id.
     #[error("{0}")]
     User(String),
-    /// Not a token's id.
     #[error("jti: a string of 1 to 128 characters: the token's claim, not the token")]
     Token,
 }
 
-/// Why tokens are not revoked, or may not be.
+/// Why tokens are not revoked, or why that is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotRevoked {
-    /// As many revocations as may be.
+pub(crate) enum NotRevoked {
+    /// The most revocations that are kept are still in force.
     #[error(
-        "not revoked: as many revocations are kept as may be; retry when the oldest is over, or change the keys"
+        "not revoked: no further revocation can be kept; retry when the oldest has expired, or change the keys"
     )]
     Full,
-    /// No answer.
+    /// The backbone did not reply.
     #[error("outcome unknown: revoke again")]
     Unknown,
 }
 
-/// `200`: it is kept, and on its way to every gateway.
+/// The response to a request that revoked tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = Revocation, description = "A revocation that is kept, and on its way to every gateway.")]
-pub struct Answer {
-    /// Whose tokens, if a user's.
+#[schema(as = Revocation, description = "A revocation that is stored, and on its way to every gateway.")]
+pub(crate) struct RevocationBody {
+    /// The user whose tokens are revoked, if the request named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     user_id: Option<String>,
-    /// Which token, if one.
+    /// The id of the revoked token, if the request named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     jti: Option<String>,
-    /// Unix milliseconds.
+    /// When the tokens were revoked, in Unix milliseconds.
     revoked_at: u64,
-    /// Unix milliseconds at which it is forgotten, since every token that it is about has expired.
+    /// When the revocation is forgotten, in Unix milliseconds. Every token concerned has expired by then.
     expires_at: u64,
 }
 
-/// Whose tokens a request's body is about.
+/// Reads which tokens to revoke from `{"userId":…}` or `{"jti":"…"}`.
 ///
 /// # Errors
 /// [`InvalidRevocation`].
-pub fn parse(body: &[u8]) -> Result<Revoked, InvalidRevocation> {
+pub(crate) fn parse(body: &[u8]) -> Result<Revoked, InvalidRevocation> {
     match serde_json::from_slice(body).map_err(|_| InvalidRevocation::Shape)? {
-        Asked { user_id: Some(id), jti: None } => {
+        RevocationRequest { user_id: Some(id), jti: None } => {
             read_user_id(&id).map(Revoked::User).map_err(InvalidRevocation::User)
         }
-        Asked { user_id: None, jti: Some(Value::String(id)) } if is_name(&id) => Ok(Revoked::Token(id)),
-        Asked { user_id: None, jti: Some(_) } => Err(InvalidRevocation::Token),
+        RevocationRequest { user_id: None, jti: Some(Value::String(id)) } if is_name(&id) => {
+            Ok(Revoked::Token(id))
+        }
+        RevocationRequest { user_id: None, jti: Some(_) } => Err(InvalidRevocation::Token),
         _ => Err(InvalidRevocation::Shape),
     }
 }
 
-/// A request's body, of whose members one is there.
+/// A request's body. Exactly one of the members must be there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Asked {
+pub(crate) struct RevocationRequest {
     user_id: Option<Value>,
     jti: Option<Value>,
 }
 
-impl PartialSchema for Asked {
+impl PartialSchema for RevocationRequest {
     fn schema() -> RefOr<Schema> {
         let nothing = || Object::with_type(Type::Null).into();
         let either = |user_id: RefOr<Schema>, jti: RefOr<Schema>| {
@@ -101,49 +101,49 @@ impl PartialSchema for Asked {
         OneOf::builder()
             .item(either(user_id_schema(), nothing()).required("userId"))
             .item(either(nothing(), name_schema()).required("jti"))
-            .description(Some("All tokens of a user that were issued up to now, or the one with this id."))
+            .description(Some("All tokens of a user that were issued up to now, or the token with this id."))
             .into()
     }
 }
 
-impl ToSchema for Asked {
-    fn name() -> Cow<'static, str> {
-        "RevocationRequest".into()
-    }
-}
+impl ToSchema for RevocationRequest {}
 
-/// Keeps the revocation, and says in the log who did it.
+/// Stores the revocation, and logs the actor.
 ///
 /// # Errors
 /// [`NotRevoked`].
-pub async fn run(
+pub(crate) async fn run(
     backbone: &dyn Backbone,
-    whom: Revoked,
+    revoked: Revoked,
     actor: &str,
     request_id: &str,
-) -> Result<Answer, NotRevoked> {
-    match timeout(REVOKE_TIMEOUT, backbone.revoke(whom, actor)).await {
+) -> Result<RevocationBody, NotRevoked> {
+    match timeout(REVOKE_TIMEOUT, backbone.revoke(revoked, actor)).await {
         Ok(Ok(revocation)) => {
             let Revocation { whom, ts } = &revocation;
             tracing::info!(actor, request_id, ?whom, ts, "tokens are revoked");
-            Ok(Answer::from(revocation))
+            Ok(RevocationBody::from(revocation))
         }
         Ok(Err(RevokeError::Full)) => {
-            tracing::error!(actor, request_id, "tokens are not revoked: too many revocations are kept");
+            tracing::error!(actor, request_id, "tokens are not revoked: no further revocation can be kept");
             Err(NotRevoked::Full)
         }
         Ok(Err(RevokeError::Backbone(error))) => {
-            tracing::error!(actor, request_id, %error, "tokens may not be revoked");
+            tracing::error!(actor, request_id, %error, "it is unknown whether tokens are revoked: the backbone failed");
             Err(NotRevoked::Unknown)
         }
         Err(_) => {
-            tracing::error!(actor, request_id, "tokens may not be revoked: no answer");
+            tracing::error!(
+                actor,
+                request_id,
+                "it is unknown whether tokens are revoked: the backbone did not reply"
+            );
             Err(NotRevoked::Unknown)
         }
     }
 }
 
-impl From<Revocation> for Answer {
+impl From<Revocation> for RevocationBody {
     fn from(Revocation { whom, ts }: Revocation) -> Self {
         let (user_id, jti) = match whom {
             Revoked::User(id) => (Some(id), None),
@@ -167,7 +167,7 @@ mod tests {
     fn a_request_names_one_user_or_one_token() {
         let user = |id: &str| Ok(Revoked::User(id.to_owned()));
         let long = "x".repeat(129);
-        for (body, answer) in [
+        for (body, parsed) in [
             (r#"{"userId":42}"#.to_owned(), user("42")),
             (r#"{"userId":"42"}"#.to_owned(), user("42")),
             (r#"{"jti":"a"}"#.to_owned(), Ok(Revoked::Token("a".to_owned()))),
@@ -181,7 +181,7 @@ mod tests {
             (r#"{"userId":1,"userId":2}"#.to_owned(), Err(InvalidRevocation::Shape)),
             (r#"{"userId":1,"reason":"x"}"#.to_owned(), Err(InvalidRevocation::Shape)),
         ] {
-            assert_eq!(parse(body.as_bytes()), answer, "{body}");
+            assert_eq!(parse(body.as_bytes()), parsed, "{body}");
         }
         for body in [r#"{"userId":1.5}"#.to_owned(), format!(r#"{{"userId":"{long}"}}"#)] {
             let Err(InvalidRevocation::User(message)) = parse(body.as_bytes()) else { panic!("{body}") };
@@ -199,10 +199,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_an_answer_the_outcome_is_unknown() {
+    async fn without_a_reply_the_outcome_is_unknown() {
         for way in [Way::Silent, Way::Refuses, Way::BreaksOff] {
-            let answer = run(&Stuck(way), Revoked::User("1".into()), "desk-1", "r-1").await;
-            assert_eq!(answer, Err(NotRevoked::Unknown), "{way:?}");
+            let result = run(&Stuck(way), Revoked::User("1".into()), "desk-1", "r-1").await;
+            assert_eq!(result, Err(NotRevoked::Unknown), "{way:?}");
         }
     }
 }

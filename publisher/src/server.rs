@@ -1,4 +1,4 @@
-//! One publisher, put together from its settings.
+//! Starts and ends a publisher: its listeners, its background tasks, and its drain.
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     archive::Archive, export::AuditCopy, http, metrics, ops::Publishing, settings::Settings, state::Admin,
 };
 
-/// Serves until a signal ends the publisher.
+/// Serves until a signal ends the publisher. Returns the exit code.
 #[must_use]
 pub fn run(settings: Settings) -> ExitCode {
     telemetry::init_logs(settings.log_format);
@@ -47,9 +47,9 @@ async fn serve_until_signal(settings: Settings) -> anyhow::Result<()> {
     let redis = Arc::new(redis.with_min_replicas(settings.min_replicas));
     tokio::spawn(Arc::clone(&redis).remember_others());
     let copy = settings.database.map(|database| AuditCopy::new(Arc::clone(&redis), Archive::new(database)));
-    copy.clone().map(|copy| tokio::spawn(copy.keep()));
+    copy.clone().map(|copy| tokio::spawn(copy.export()));
     let backbone: Arc<dyn Backbone> = redis;
-    // Before anybody can know that this runs: a signal that comes first would end it on the spot.
+    // Before the listeners open: without a handler, a signal would end the process at once.
     let mut signals = Signals::listen().context("signals")?;
     rotation::follow(settings.secret_files).context("signals")?;
     let api =
@@ -62,7 +62,7 @@ async fn serve_until_signal(settings: Settings) -> anyhow::Result<()> {
 
     let (drain, mut draining) = watch::channel(false);
     tokio::spawn(ops::upkeep(metrics.clone()));
-    // The operators' listener outlives the other one, so that a drain can be watched.
+    // The operators' listener closes last, so that operators can watch the drain.
     let (drained, after_drain) = oneshot::channel::<()>();
     let readiness = Publishing { backbone: Arc::clone(&backbone), draining: draining.clone() };
     let operators = ops::router(Arc::new(readiness), metrics, &[]);

@@ -1,14 +1,12 @@
-//! What the publisher can be told. The README's table of settings has the same rows.
+//! The publisher's settings. README has the same table (`README.md#configuration`).
 
 use std::net::SocketAddr;
 
 use backbone::{RedisConfig, Retention};
-use protocol::Secret;
 use service::{
-    http::ops::OPS_LISTEN as OPS,
     redis_settings::{self, AUDIT_LEN, HISTORY_LEN, REDIS_CA, REDIS_URL},
     rotation::SecretFile,
-    settings::{Row, Setting, Settings as Source, Stop},
+    settings::{Row, Settings as Source, Stop},
     telemetry::{
         LOG_FORMAT, LogFormat,
         traces::{OTLP_ENDPOINT, OTLP_SAMPLE_RATIO, TraceSettings},
@@ -16,45 +14,36 @@ use service::{
     token::{ADMIN_JWT_SECRET, Audience, Keyring},
 };
 
-use crate::archive::Database;
+use crate::{
+    append::PUBLISH_MIN_REPLICAS,
+    archive::{DATABASE_URL, Database},
+    http::LISTEN,
+    ops::OPS_LISTEN,
+};
 
-/// Everything a publisher is told at start.
+/// The settings of a publisher that serves.
 #[derive(Debug)]
 pub struct Settings {
     /// The admin API's listener.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// The listener of `/livez`, `/readyz` and `/metrics`.
     pub ops_listen: SocketAddr,
-    /// Where the logs are.
+    /// The Redis with the markets' logs.
     pub redis: RedisConfig,
-    /// Where the audit is copied to.
-    pub database: Option<Database>,
+    /// The PostgreSQL that the audit is copied to.
+    pub(crate) database: Option<Database>,
     /// Verifies admin tokens.
-    pub keys: Keyring,
-    /// Files of secrets that may change while the publisher runs.
-    pub secret_files: Vec<SecretFile>,
-    /// How much is kept.
-    pub retention: Retention,
+    pub(crate) keys: Keyring,
+    /// Files with secrets that may change while the publisher runs.
+    pub(crate) secret_files: Vec<SecretFile>,
+    /// How much Redis keeps.
+    pub(crate) retention: Retention,
     /// Replicas that must have an override before it is acknowledged.
-    pub min_replicas: usize,
-    /// How log lines are written.
-    pub log_format: LogFormat,
-    /// Where traces go.
-    pub traces: Option<TraceSettings>,
+    pub(crate) min_replicas: usize,
+    pub(crate) log_format: LogFormat,
+    /// Where traces go; `None` without traces.
+    pub(crate) traces: Option<TraceSettings>,
 }
-
-const LISTEN: Setting<SocketAddr> = Setting::new("LISTEN", "127.0.0.1:8081", "address of the admin API");
-const OPS_LISTEN: Setting<SocketAddr> = OPS.with("127.0.0.1:9181", OPS.row().help);
-const DATABASE_URL: Setting<Secret> = Setting::new(
-    "DATABASE_URL",
-    "",
-    "PostgreSQL that the audit is copied to: postgres://user:password@host:5432/database?sslmode=verify-full",
-);
-const PUBLISH_MIN_REPLICAS: Setting<usize> = Setting::new(
-    "PUBLISH_MIN_REPLICAS",
-    "0",
-    "replicas that must have an override before it is acknowledged",
-);
 
 const TABLE: &[Row] = &[
     LISTEN.row(),
@@ -75,20 +64,20 @@ const USAGE: &str = "\
 publisher: the admin API over the markets' logs in Redis.
 
   publisher                serves
-  publisher check …        says whether these settings are good; with --connect also whether Redis is
+  publisher check …        checks these settings; with --connect also Redis
   publisher token …        prints an admin token; see publisher token --help
-  publisher inspect TOKEN  says what a token says and whether it is good; - reads it from standard input
+  publisher inspect TOKEN  prints a token's claims and whether it is valid; - reads it from standard input
   publisher override URL … sends an override; see publisher override --help
   publisher replay FILE …  replays a recorded feed; see publisher replay --help
-  publisher probe          asks the publisher that runs here with the same settings whether it is ready: exit code 0 or 1
+  publisher probe          exits with 0 if the publisher on this machine with the same settings is ready, else with 1
 
-RUST_LOG (environment only) says what is logged, as info or publisher=debug.";
+RUST_LOG (environment only) selects what is logged, such as info or publisher=debug.";
 
 impl Settings {
     /// Reads the arguments after the program's name, and the environment.
     ///
     /// # Errors
-    /// [`Stop`] with the help, or with everything that is wrong.
+    /// [`Stop`] with the help, or with every problem.
     pub fn read(
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
@@ -96,10 +85,10 @@ impl Settings {
         Self::explain(args, env).map(|(settings, _)| settings)
     }
 
-    /// Reads them, and returns a summary for people of those that are not as by default.
+    /// Reads the same, and also returns a summary of the settings that are not at their default.
     ///
     /// # Errors
-    /// [`Stop`] with the help, or with everything that is wrong.
+    /// [`Stop`] with the help, or with every problem.
     pub fn explain(
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
@@ -110,7 +99,7 @@ impl Settings {
         let ops_listen = source.value(&OPS_LISTEN);
         let redis = redis_settings::required_redis(&mut source);
         let keys = Keyring::required(&mut source, &ADMIN_JWT_SECRET, Audience::Admin, &mut secret_files);
-        let database = database(&mut source, &mut secret_files);
+        let database = Database::read(&mut source, &mut secret_files);
         let retention = redis_settings::retention(&mut source);
         let log_format = LogFormat::read(&mut source);
         let min_replicas = source.value(&PUBLISH_MIN_REPLICAS);
@@ -132,15 +121,6 @@ impl Settings {
         };
         Ok((settings, summary))
     }
-}
-
-fn database(source: &mut Source, files: &mut Vec<SecretFile>) -> Option<Database> {
-    let url = source.optional(&DATABASE_URL)?;
-    let database =
-        Database::parse(&url).inspect_err(|problem| source.problem(DATABASE_URL.name(), problem)).ok()?;
-    let followed = database.clone();
-    files.extend(source.secret_file(&DATABASE_URL, move |url| followed.replace(url)));
-    Some(database)
 }
 
 #[cfg(test)]
@@ -166,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_the_contracts() {
+    fn the_defaults_are_those_of_the_readme() {
         let serve = Settings::read(args(""), env(&GOOD)).unwrap();
         assert_eq!(serve.listen.to_string(), "127.0.0.1:8081");
         assert_eq!(serve.ops_listen.to_string(), "127.0.0.1:9181");
@@ -174,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn serving_says_everything_that_is_wrong_at_once() {
+    fn every_problem_is_reported_at_once() {
         let environment = [("HISTORY_LEN", "long"), ("AUDIT_LEN", "0"), ("ADMIN_JWT_SECRET", "short")];
         let problems = problems(Settings::read(args("--nonsense 1"), env(&environment)));
         for name in ["--nonsense", "REDIS_URL", "HISTORY_LEN", "AUDIT_LEN", "ADMIN_JWT_SECRET"] {
@@ -188,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_s_url_is_checked_and_never_shown() {
+    fn a_database_url_is_checked_and_never_shown() {
         let with = |url: &'static str| {
             let environment = [GOOD[0], GOOD[1], ("DATABASE_URL", url)];
             Settings::read(args(""), env(&environment))

@@ -1,4 +1,4 @@
-//! What the admin API's handlers share.
+//! What the handlers of the admin API share.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use service::token::Keyring;
 
 use crate::export::AuditCopy;
 
-/// What the admin API stands on.
+/// What the admin API needs.
 #[derive(Clone)]
 pub struct Admin {
-    /// Where overrides go.
+    /// Holds the markets' logs and the audit.
     pub backbone: Arc<dyn Backbone>,
-    /// Where the audit is copied to.
+    /// The audit's copy in Postgres, if there is one.
     pub copy: Option<AuditCopy>,
-    /// Who is let in; of [`service::token::Audience::Admin`].
+    /// Verifies admin tokens; of [`service::token::Audience::Admin`].
     pub keys: Keyring,
 }

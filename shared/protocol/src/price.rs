@@ -45,6 +45,8 @@ pub fn check_decimal_odds(text: &str) -> Result<(), InvalidOdds> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -75,6 +77,21 @@ mod tests {
             ("２", InvalidOdds::NotDecimal),
         ] {
             assert_eq!(check_decimal_odds(bad), Err(why), "{bad}");
+        }
+    }
+
+    /// `publisher/console/decimal.js` is tested with the same file.
+    #[test]
+    fn odds_are_valid_or_not_as_the_vectors_say() {
+        let vectors = include_str!("../../../docs/vectors/prices.json");
+        let vectors: HashMap<&str, Vec<String>> = serde_json::from_str(vectors).unwrap();
+        let (valid, invalid) = (&vectors["valid"], &vectors["invalid"]);
+        assert!(vectors.len() == 2 && !valid.is_empty() && !invalid.is_empty());
+        for text in valid {
+            assert_eq!(check_decimal_odds(text), Ok(()), "{text:?}");
+        }
+        for text in invalid {
+            assert!(check_decimal_odds(text).is_err(), "{text:?}");
         }
     }
 

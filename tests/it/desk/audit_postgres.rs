@@ -90,9 +90,9 @@ async fn postgres_may_be_away_for_a_while_and_has_exactly_the_same_rows_in_the_e
         eventually("the end of each outage is said", async || {
             let said = publisher.process.said(Stream::Err);
             let count = |of| said.matches(of).count();
-            let begun = count("the audit does not get to postgres");
+            let begun = count("the audit cannot be copied to Postgres");
             assert!((1..=2).contains(&begun), "{said}");
-            (count("the audit gets to postgres again") == begun).then_some(())
+            (count("the audit is copied to Postgres again") == begun).then_some(())
         })
         .await;
     }
@@ -236,9 +236,7 @@ async fn postgres_keeps_what_redis_lost_and_says_so_when_an_id_is_used_again() {
     redis.tell::<String>(&format!("XADD odds:audit:{{{market}}} {entry} {fields}"));
     redis.tell::<String>(&format!("XADD odds:audit:{{{other}}} 1-1 actor nobody"));
     redis.tell::<u64>(&format!("SADD odds:markets {other}"));
-    for (cause, said) in
-        [("displaced", "another audit entry of this id"), ("malformed", "cannot be understood")]
-    {
+    for (cause, said) in [("displaced", "another audit entry with this id"), ("malformed", "is malformed")] {
         let name = format!(r#"publisher_audit_lost_total{{cause="{cause}"}}"#);
         eventually(cause, async || (metric(&publisher, &name).await > 0.5).then_some(())).await;
         publisher.process.expect_line(cause, |line| line.contains(said).then_some(()));
@@ -249,7 +247,7 @@ async fn postgres_keeps_what_redis_lost_and_says_so_when_an_id_is_used_again() {
     redis.tell::<u64>(&format!("SADD odds:markets {no_stream}"));
     publisher
         .process
-        .expect_line("a market that is none", |line| line.contains("cannot be asked for").then_some(()));
+        .expect_line("a market that is none", |line| line.contains("audit cannot be read").then_some(()));
     desk.publish(other).await;
     eventually("none of them holds up what comes after", async || {
         (database.audit().await.len() == after.len() + 1).then_some(())
@@ -338,7 +336,7 @@ async fn a_wrong_password_stops_no_override_and_is_mended_by_another_file() {
     let market = fresh_market();
     trader(&publisher).publish_many(market, 0, 10).await;
     publisher.process.expect_line("why", |line| {
-        (line.contains("does not get to postgres") && line.contains("password authentication failed"))
+        (line.contains("cannot be copied to Postgres") && line.contains("password authentication failed"))
             .then_some(())
     });
     publisher.expect_readiness(200).await;
@@ -369,7 +367,7 @@ async fn over_tls_the_password_is_shown_to_nobody_but_the_database_that_the_url_
         let publisher = verified(authority, host);
         trader(&publisher).publish_many(market, published, 3).await;
         publisher.process.expect_line("why", |line| {
-            (line.contains("does not get to postgres") && line.contains("certificate")).then_some(())
+            (line.contains("cannot be copied to Postgres") && line.contains("certificate")).then_some(())
         });
     }
     assert!(database.audit().await.is_empty());
@@ -387,7 +385,7 @@ async fn over_tls_the_password_is_shown_to_nobody_but_the_database_that_the_url_
     let url = format!("{}?sslmode=require", plain.database().await.url());
     let publisher = Launch::publisher(&redis).env("DATABASE_URL", &url).start();
     publisher.process.expect_line("why", |line| {
-        (line.contains("does not get to postgres") && line.contains("TLS")).then_some(())
+        (line.contains("cannot be copied to Postgres") && line.contains("TLS")).then_some(())
     });
 }
 
