@@ -124,8 +124,8 @@ pub async fn run(
 ) -> Result<Answer, NotRevoked> {
     match timeout(REVOKE_TIMEOUT, backbone.revoke(whom, actor)).await {
         Ok(Ok(revocation)) => {
-            let Revocation { whom, ts } = &revocation;
-            tracing::info!(actor, request_id, ?whom, ts, "tokens are revoked");
+            let Revocation { revoked, ts } = &revocation;
+            tracing::info!(actor, request_id, whom = ?revoked, ts, "tokens are revoked");
             Ok(Answer::from(revocation))
         }
         Ok(Err(RevokeError::Full)) => {
@@ -144,8 +144,8 @@ pub async fn run(
 }
 
 impl From<Revocation> for Answer {
-    fn from(Revocation { whom, ts }: Revocation) -> Self {
-        let (user_id, jti) = match whom {
+    fn from(Revocation { revoked, ts }: Revocation) -> Self {
+        let (user_id, jti) = match revoked {
             Revoked::User(id) => (Some(id), None),
             Revoked::Token(id) => (None, Some(id)),
         };
@@ -158,7 +158,7 @@ impl From<Revocation> for Answer {
 mod tests {
     use backbone::{
         MemoryBackbone, Retention,
-        stuck::{Stuck, Way},
+        failing::{FailingBackbone, Failure},
     };
 
     use super::*;
@@ -200,9 +200,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_an_answer_the_outcome_is_unknown() {
-        for way in [Way::Silent, Way::Refuses, Way::BreaksOff] {
-            let answer = run(&Stuck(way), Revoked::User("1".into()), "desk-1", "r-1").await;
-            assert_eq!(answer, Err(NotRevoked::Unknown), "{way:?}");
+        for failure in [Failure::NoReply, Failure::ConnectionRefused, Failure::ConnectionLost] {
+            let answer = run(&FailingBackbone(failure), Revoked::User("1".into()), "desk-1", "r-1").await;
+            assert_eq!(answer, Err(NotRevoked::Unknown), "{failure:?}");
         }
     }
 }

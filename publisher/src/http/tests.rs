@@ -18,7 +18,7 @@ use super::*;
 fn mint(keys: &Keyring, sub: &str, role: Role, ttl: Duration) -> String {
     keys.sign(&AdminClaims::new(sub, role, ttl))
 }
-use backbone::stuck::{Stuck, Way};
+use backbone::failing::{FailingBackbone, Failure};
 
 /// The admin API on some backbone, and the desk that calls it.
 struct Desk {
@@ -331,25 +331,25 @@ async fn a_request_id_is_taken_over_if_sane_and_kept_in_the_audit() {
 
 #[tokio::test]
 async fn a_backbone_that_is_down_is_503_and_says_what_is_known() {
-    for (way, key, message) in [
-        (Way::Refuses, None, "nothing was appended"),
-        (Way::Refuses, Some("k"), "nothing was appended"),
-        (Way::BreaksOff, None, "outcome unknown: the override may have been appended"),
-        (Way::BreaksOff, Some("k"), "outcome unknown: retry with the same Idempotency-Key"),
+    for (failure, key, message) in [
+        (Failure::ConnectionRefused, None, "nothing was appended"),
+        (Failure::ConnectionRefused, Some("k"), "nothing was appended"),
+        (Failure::ConnectionLost, None, "outcome unknown: the override may have been appended"),
+        (Failure::ConnectionLost, Some("k"), "outcome unknown: retry with the same Idempotency-Key"),
     ] {
         let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
-        let answered = Desk::on(Stuck(way)).post(OVERRIDE, &headers, BODY).await;
+        let answered = Desk::on(FailingBackbone(failure)).post(OVERRIDE, &headers, BODY).await;
         answered.expect_error(503, "SERVICE_UNAVAILABLE", message);
         assert_eq!(answered.headers[RETRY_AFTER], "1");
     }
-    let answered = Desk::on(Stuck(Way::Refuses)).audit("marketId=1").await;
+    let answered = Desk::on(FailingBackbone(Failure::ConnectionRefused)).audit("marketId=1").await;
     answered.expect_error(503, "SERVICE_UNAVAILABLE", "audit");
     assert_eq!(answered.headers[RETRY_AFTER], "1");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_backbone_that_is_silent_is_given_up() {
-    let desk = Desk::on(Stuck(Way::Silent));
+    let desk = Desk::on(FailingBackbone(Failure::NoReply));
     desk.post(OVERRIDE, &[], BODY).await.expect_error(503, "SERVICE_UNAVAILABLE", "outcome unknown");
     desk.audit("marketId=1").await.expect_error(503, "SERVICE_UNAVAILABLE", "audit");
     let items = vec![BODY; 250].join(",");
@@ -644,7 +644,11 @@ async fn markets_are_listed_with_their_states_as_they_were_written() {
     ] {
         desk.markets(query).await.expect_error(400, "BAD_REQUEST", message);
     }
-    Desk::on(Stuck(Way::Refuses)).markets("").await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
+    Desk::on(FailingBackbone(Failure::ConnectionRefused)).markets("").await.expect_error(
+        503,
+        "SERVICE_UNAVAILABLE",
+        "markets",
+    );
 }
 
 #[tokio::test]
@@ -711,10 +715,10 @@ async fn a_request_to_suspend_that_cannot_be_carried_out_says_why() {
         desk.post(SUSPEND, &[], body.to_owned()).await.expect_error(status, code, message);
     }
     assert_eq!(desk.post(SUSPEND, &[], r#"{"marketIds":[]}"#).await.text, "[]");
-    let stuck = Desk::on(Stuck(Way::Refuses));
-    stuck.post(OPEN, &[], r#"{"all":true}"#).await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
+    let failing = Desk::on(FailingBackbone(Failure::ConnectionRefused));
+    failing.post(OPEN, &[], r#"{"all":true}"#).await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
     let ids = (1..=250).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
-    let results = stuck.post(OPEN, &[], format!(r#"{{"marketIds":[{ids}]}}"#)).await.json();
+    let results = failing.post(OPEN, &[], format!(r#"{{"marketIds":[{ids}]}}"#)).await.json();
     assert_eq!(results.as_array().unwrap().len(), 250);
     assert_eq!(results[0]["code"], "SERVICE_UNAVAILABLE");
     assert!(results[249]["message"].as_str().unwrap().contains("not sent"), "{}", results[249]);
