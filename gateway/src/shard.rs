@@ -487,7 +487,7 @@ mod tests {
             exp: now_ms,
             jti: Some("a".into()),
         };
-        tokens.learn(&[Revocation { whom: Revoked::Token("a".into()), ts: now_ms }], now_ms);
+        tokens.learn(&[Revocation { revoked: Revoked::Token("a".into()), ts: now_ms }], now_ms);
         let permit = ConnectionPermits::new(1, 1).take("1").unwrap();
         shard.adopt(Accepted { socket, leftover: Vec::new(), claims, permit });
 

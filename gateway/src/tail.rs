@@ -132,11 +132,11 @@ async fn read_part(
     let started = Instant::now();
     health.began(Source::Read(part));
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
-        Ok(Tails { news, unread, error }) => {
+        Ok(Tails { updates, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
             #[expect(clippy::cast_precision_loss, reason = "at most MAX_READ_MARKETS")]
             metrics::histogram!(names::TAIL_READ_MARKETS).record(batch.len() as f64);
-            let read = take_news(markets, batch, news, &unread, started);
+            let read = take_news(markets, batch, updates, &unread, started);
             let doubted = markets.take_doubted(read);
             (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
         }

@@ -89,8 +89,8 @@ impl Tokens {
                 *known = Known::default();
             }
             let mut is_news = false;
-            for Revocation { whom, ts } in kept.iter().filter(|revocation| holds(revocation.ts, now_ms)) {
-                let moment = match whom {
+            for Revocation { revoked, ts } in kept.iter().filter(|revocation| holds(revocation.ts, now_ms)) {
+                let moment = match revoked {
                     Revoked::User(user) => known.users.entry(user.as_str().into()).or_default(),
                     Revoked::Token(id) => known.tokens.entry(self.hash(id)).or_default(),
                 };
@@ -163,11 +163,11 @@ mod tests {
     }
 
     fn user(id: &str, ts: u64) -> Revocation {
-        Revocation { whom: Revoked::User(id.into()), ts }
+        Revocation { revoked: Revoked::User(id.into()), ts }
     }
 
     fn token(id: &str, ts: u64) -> Revocation {
-        Revocation { whom: Revoked::Token(id.into()), ts }
+        Revocation { revoked: Revoked::Token(id.into()), ts }
     }
 
     #[test]

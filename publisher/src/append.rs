@@ -186,7 +186,7 @@ impl NotAppended {
                     %error,
                     "append failed"
                 );
-                if error.is_certainly_not_carried_out() { Self::Unreachable } else { Self::Unknown { keyed } }
+                if error.certainly_did_nothing() { Self::Unreachable } else { Self::Unknown { keyed } }
             }
         }
     }

@@ -112,7 +112,7 @@ struct Exporter {
 impl Exporter {
     fn take_changed(&mut self) {
         let now_ms = unix_ms();
-        for market in self.redis.take_news() {
+        for market in self.redis.take_changed() {
             self.waiting.entry(market).or_insert(now_ms);
         }
     }

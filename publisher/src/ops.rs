@@ -43,7 +43,7 @@ impl Readiness for Publishing {
 mod tests {
     use backbone::{
         MemoryBackbone, Retention,
-        stuck::{Stuck, Way},
+        failing::{FailingBackbone, Failure},
     };
 
     use super::*;
@@ -61,9 +61,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn not_ready_while_the_backbone_is_silent_or_refuses() {
         let started = tokio::time::Instant::now();
-        assert_eq!(reasons(Stuck(Way::Silent), false).await, ["BACKBONE_UNREACHABLE: no answer to a ping"]);
+        assert_eq!(
+            reasons(FailingBackbone(Failure::NoReply), false).await,
+            ["BACKBONE_UNREACHABLE: no answer to a ping"]
+        );
         assert_eq!(started.elapsed(), PING_TIMEOUT);
-        let both = reasons(Stuck(Way::Refuses), true).await;
+        let both = reasons(FailingBackbone(Failure::ConnectionRefused), true).await;
         assert!(both.len() == 2 && both[1].starts_with("BACKBONE_UNREACHABLE: redis: "), "{both:?}");
     }
 }

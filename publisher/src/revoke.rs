@@ -120,8 +120,8 @@ pub(crate) async fn run(
 ) -> Result<RevocationBody, NotRevoked> {
     match timeout(REVOKE_TIMEOUT, backbone.revoke(revoked, actor)).await {
         Ok(Ok(revocation)) => {
-            let Revocation { whom, ts } = &revocation;
-            tracing::info!(actor, request_id, ?whom, ts, "tokens are revoked");
+            let Revocation { revoked, ts } = &revocation;
+            tracing::info!(actor, request_id, whom = ?revoked, ts, "tokens are revoked");
             Ok(RevocationBody::from(revocation))
         }
         Ok(Err(RevokeError::Full)) => {
@@ -144,8 +144,8 @@ pub(crate) async fn run(
 }
 
 impl From<Revocation> for RevocationBody {
-    fn from(Revocation { whom, ts }: Revocation) -> Self {
-        let (user_id, jti) = match whom {
+    fn from(Revocation { revoked, ts }: Revocation) -> Self {
+        let (user_id, jti) = match revoked {
             Revoked::User(id) => (Some(id), None),
             Revoked::Token(id) => (None, Some(id)),
         };
@@ -158,7 +158,7 @@ impl From<Revocation> for RevocationBody {
 mod tests {
     use backbone::{
         MemoryBackbone, Retention,
-        stuck::{Stuck, Way},
+        failing::{FailingBackbone, Failure},
     };
 
     use super::*;
@@ -200,8 +200,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_reply_the_outcome_is_unknown() {
-        for way in [Way::Silent, Way::Refuses, Way::BreaksOff] {
-            let result = run(&Stuck(way), Revoked::User("1".into()), "desk-1", "r-1").await;
+        for way in [Failure::NoReply, Failure::ConnectionRefused, Failure::ConnectionLost] {
+            let result = run(&FailingBackbone(way), Revoked::User("1".into()), "desk-1", "r-1").await;
             assert_eq!(result, Err(NotRevoked::Unknown), "{way:?}");
         }
     }

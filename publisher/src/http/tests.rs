@@ -16,7 +16,7 @@ use axum::{
 };
 use backbone::{
     Backbone, MemoryBackbone, Retention,
-    stuck::{Stuck, Way},
+    failing::{FailingBackbone, Failure},
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};

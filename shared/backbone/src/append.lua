@@ -1,12 +1,13 @@
--- One override, atomically: log entry, state lines, audit entry, idempotency answer. Prices are never decoded.
+-- Appends one override atomically: log entry, state lines, audit entry, and the result for its idempotency key.
+-- Prices are never decoded.
 --
 -- KEYS  1 log   2 state   3 audit   4 idempotency (only with a fingerprint)
 -- ARGV  1 payload        2 expected seq or ''       3 fingerprint or ''    4 idempotency ttl, s
 --       5 remembered epoch   6 remembered seq       7 log length           8 audit length
 --       9 actor          10 reason                  11 request id
---       then per line: name, name as a JSON string, JSON text or '' to remove it
---       then, where it is traced, its traceparent
--- Answers {'ok' | 'replayed', epoch, seq, ts, audit entry id}, {'conflict', epoch, seq} or {'reused'}.
+--       then per line: name, name as a JSON string, JSON text or '' to remove the line
+--       then, if the override is traced, its traceparent
+-- Returns {'ok' | 'replayed', epoch, seq, ts, audit entry id}, {'conflict', epoch, seq} or {'reused'}.
 local log, state, audit, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 if idempotency then
@@ -14,13 +15,13 @@ if idempotency then
     if first then
         local fingerprint, epoch, seq, ts, entry = string.match(first, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
         if fingerprint ~= ARGV[3] then return {'reused'} end
-        -- A write, so that waiting for replicas behind it waits for the first answer's as well.
+        -- This write makes a WAIT after it wait for the first append's writes as well.
         redis.call('SET', idempotency, first, 'KEEPTTL')
         return {'replayed', epoch, seq, ts, entry}
     end
 end
 
--- Where the log is, and where we know that it had been: by the publisher's memory and by the state.
+-- The log's latest position, and the latest position that the publisher or the state remembers.
 local epoch, seq = 0, 0
 local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 if top then
@@ -34,8 +35,8 @@ if stated[1] and stated[2] then
     known_seq = math.max(known_seq, tonumber(stated[2]))
 end
 
--- A log below that has lost history: a new epoch, and seq goes on above everything that was ever acknowledged. Well
--- above: others may have appended, and clients been shown, what this publisher had not heard of when it was lost.
+-- A log below the remembered position has lost history. It gets a new epoch, and a seq above every acknowledged one. The
+-- gap is for updates of other publishers that clients may have seen, but that this publisher had not heard of.
 local GAP = 1000
 local time = redis.call('TIME')
 if not top or known_epoch > epoch or known_seq > seq then

@@ -1,55 +1,47 @@
-//! How the keys in Redis are spelled (contract, section 6). A market's keys share the hash tag `{id}`, and so one
-//! cluster slot.
+//! Spells the keys in Redis (`docs/protocol.md#redis-keys`).
+//!
+//! A market's keys share the hash tag `{id}`, so a cluster keeps them in one slot.
 
 use protocol::ids::MarketId;
 
-/// What every log's key begins with; the listener listens for it.
-pub const LOG_PREFIX: &str = "odds:log:";
+/// The prefix of every log's key. The change listener tracks it.
+pub(crate) const LOG_PREFIX: &str = "odds:log:";
 
-/// The stream that is a market's log.
+/// Returns the key of a market's log, a stream.
 #[must_use]
 pub fn log(market: MarketId) -> String {
     format!("{LOG_PREFIX}{{{market}}}")
 }
 
-/// The market whose log this key is.
+/// Returns the market whose log has this key, or `None` if it is no log's key.
 #[must_use]
 pub fn market_of_log(key: &str) -> Option<MarketId> {
     key.strip_prefix(LOG_PREFIX)?.strip_prefix('{')?.strip_suffix('}')?.parse().ok()
 }
 
-/// The hash with a market's state.
-#[must_use]
-pub fn state(market: MarketId) -> String {
+/// Returns the key of a market's state, a hash.
+pub(crate) fn state(market: MarketId) -> String {
     format!("odds:state:{{{market}}}")
 }
 
-/// The field of a state hash that holds a line.
-#[must_use]
-pub fn line_field(line: &str) -> String {
-    format!("{LINE_PREFIX}{line}")
-}
+/// The prefix of every line's field in a state hash.
+pub(crate) const LINE_PREFIX: &str = "l:";
 
-/// What every line's field in a state hash begins with.
-pub const LINE_PREFIX: &str = "l:";
-
-/// The stream with a market's audit.
-#[must_use]
-pub fn audit(market: MarketId) -> String {
+/// Returns the key of a market's audit, a stream.
+pub(crate) fn audit(market: MarketId) -> String {
     format!("odds:audit:{{{market}}}")
 }
 
-/// The first answer to an idempotency key.
-#[must_use]
-pub fn idempotency(market: MarketId, key: &str) -> String {
+/// Returns the key of the first result for an idempotency key, a string.
+pub(crate) fn idempotency(market: MarketId, key: &str) -> String {
     format!("odds:idem:{{{market}}}:{key}")
 }
 
-/// The set of all markets' ids. Of no market, so in a cluster on one node.
-pub const MARKETS: &str = "odds:markets";
+/// The key of the set of all markets' ids. It belongs to no market, so in a cluster it is on one node.
+pub(crate) const MARKETS: &str = "odds:markets";
 
-/// The stream of revocations. Of no market either.
-pub const REVOKED: &str = "odds:revoked";
+/// The key of the stream of revocations. It belongs to no market either.
+pub(crate) const REVOKED: &str = "odds:revoked";
 
 #[cfg(test)]
 mod tests {
@@ -70,7 +62,7 @@ mod tests {
         }
 
         #[test]
-        fn any_key_is_looked_at_without_a_panic(key in ".*") {
+        fn any_text_is_parsed_without_a_panic(key in ".*") {
             let _ = market_of_log(&key);
         }
     }

@@ -1,7 +1,7 @@
-//! The backbone of a single process: everything in memory, nothing survives a restart.
+//! The backbone of a single process. It keeps everything in memory and loses it at a restart.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -12,15 +12,14 @@ use protocol::{
     time::unix_ms,
     update::{MarketState, Update, lines_json},
 };
-use tokio::sync::Notify;
 
-use super::{
+use crate::{
     Append, AppendError, Appended, AuditEntry, AuditId, Backbone, BackboneError, ChangeListener, Changes,
     Durability, Followed, Loaded, LogPage, Retention, Revocation, Revocations, RevokeError, Revoked,
-    StreamId, Tails,
+    StreamId, Tails, pending_changes::PendingChanges,
 };
 
-/// Logs, states and audits in memory.
+/// Keeps logs, states and audits in memory.
 #[derive(Debug)]
 pub struct MemoryBackbone {
     retention: Retention,
@@ -31,7 +30,7 @@ pub struct MemoryBackbone {
 struct Inner {
     markets: HashMap<MarketId, Market>,
     listeners: Vec<Weak<PendingChanges>>,
-    /// Each with where it stands, oldest first.
+    /// Each with its entry's id, oldest first.
     revocations: VecDeque<(StreamId, Revocation)>,
 }
 
@@ -40,27 +39,28 @@ struct Market {
     log: VecDeque<Update>,
     state: MarketState,
     audit: VecDeque<AuditEntry>,
-    /// The last audit entry's id, (Unix ms, n).
+    /// The last audit entry's id.
     last_audit: StreamId,
-    answers: HashMap<String, Answer>,
-    /// Keys of `answers`, oldest first.
-    answer_ages: VecDeque<String>,
+    /// The first result for each idempotency key.
+    first_results: HashMap<String, FirstResult>,
+    /// The keys of `first_results`, oldest first.
+    idempotency_keys: VecDeque<String>,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct FirstResult {
     fingerprint: String,
     appended: Appended,
 }
 
 impl MemoryBackbone {
-    /// An empty backbone.
+    /// Creates an empty backbone.
     #[must_use]
     pub fn new(retention: Retention) -> Self {
         Self { retention, inner: Mutex::default() }
     }
 
-    /// Nothing panics while the lock is held, so that a poisoned one is still whole.
+    /// Locks the content. No code panics while it holds the lock, so a poisoned lock still guards consistent data.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,13 +70,13 @@ impl MemoryBackbone {
 impl Backbone for MemoryBackbone {
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
         let mut inner = self.lock();
-        let mut answers = Vec::with_capacity(appends.len());
+        let mut results = Vec::with_capacity(appends.len());
         for append in appends {
             let id = append.market;
-            answers.push(inner.markets.entry(id).or_default().append(append, &self.retention));
-            inner.listeners.retain(|pending| pending.upgrade().is_some_and(|pending| pending.notify(id)));
+            results.push(inner.markets.entry(id).or_default().append(append, &self.retention));
+            inner.notify(id);
         }
-        answers
+        results
     }
 
     async fn read_after(&self, market: MarketId, after: Seq, limit: usize) -> Result<LogPage, BackboneError> {
@@ -115,7 +115,7 @@ impl Backbone for MemoryBackbone {
             let newer = log.partition_point(|update| update.position <= cursor);
             (newer < log.len()).then(|| (id, log.iter().skip(newer).take(limit).cloned().collect()))
         };
-        Ok(Tails { news: cursors.iter().filter_map(read).collect(), ..Tails::default() })
+        Ok(Tails { updates: cursors.iter().filter_map(read).collect(), ..Tails::default() })
     }
 
     async fn latest_positions(&self, markets: &[MarketId]) -> Result<Vec<Position>, BackboneError> {
@@ -145,7 +145,7 @@ impl Backbone for MemoryBackbone {
         Ok(entries.rev().filter(|entry| entry.id.entry < before).take(limit).cloned().collect())
     }
 
-    async fn revoke(&self, whom: Revoked, _: &str) -> Result<Revocation, RevokeError> {
+    async fn revoke(&self, revoked: Revoked, _: &str) -> Result<Revocation, RevokeError> {
         let mut inner = self.lock();
         let (now, revocations) = (unix_ms(), &mut inner.revocations);
         let is_over = |revocation: &Revocation| {
@@ -157,7 +157,7 @@ impl Backbone for MemoryBackbone {
         }
         let last = revocations.back().map_or(StreamId::ZERO, |(id, _)| *id);
         let id = next_id(last, now);
-        let revocation = Revocation { whom, ts: id.ms };
+        let revocation = Revocation { revoked, ts: id.ms };
         revocations.push_back((id, revocation.clone()));
         Ok(revocation)
     }
@@ -171,8 +171,9 @@ impl Backbone for MemoryBackbone {
 
     fn change_listener(&self, _: Followed) -> Box<dyn ChangeListener> {
         let pending = Arc::new(PendingChanges::default());
+        pending.mark_all_changed();
         self.lock().listeners.push(Arc::downgrade(&pending));
-        Box::new(Listener { pending, started: false })
+        Box::new(Listener(pending))
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {
@@ -180,10 +181,23 @@ impl Backbone for MemoryBackbone {
     }
 }
 
+impl Inner {
+    /// Tells every listener that a market changed, and forgets the listeners that are gone.
+    fn notify(&mut self, market: MarketId) {
+        self.listeners.retain(|listener| match listener.upgrade() {
+            Some(pending) => {
+                pending.mark_changed([market]);
+                true
+            }
+            None => false,
+        });
+    }
+}
+
 impl Market {
     fn append(&mut self, append: Append, retention: &Retention) -> Result<Appended, AppendError> {
         if let Some(idempotency) = &append.idempotency
-            && let Some(first) = self.answers.get(&idempotency.key)
+            && let Some(first) = self.first_results.get(&idempotency.key)
         {
             if first.fingerprint != idempotency.fingerprint {
                 return Err(AppendError::KeyReused);
@@ -225,33 +239,33 @@ impl Market {
         if let Some(idempotency) = append.idempotency {
             self.remember(
                 idempotency.key,
-                Answer { fingerprint: idempotency.fingerprint, appended: appended.clone() },
+                FirstResult { fingerprint: idempotency.fingerprint, appended: appended.clone() },
                 retention,
             );
         }
         Ok(appended)
     }
 
-    /// Keeps an answer for its time, and at most as many as the market keeps audit entries.
-    fn remember(&mut self, key: String, answer: Answer, retention: &Retention) {
-        let now = answer.appended.ts;
-        while let Some(oldest) = self.answer_ages.front() {
-            let age_ms =
-                self.answers.get(oldest).map_or(u64::MAX, |answer| now.saturating_sub(answer.appended.ts));
+    /// Keeps a result while its idempotency key is remembered. Keeps at most as many as audit entries.
+    fn remember(&mut self, key: String, result: FirstResult, retention: &Retention) {
+        let now = result.appended.ts;
+        while let Some(oldest) = self.idempotency_keys.front() {
+            let kept = self.first_results.get(oldest);
+            let age_ms = kept.map_or(u64::MAX, |kept| now.saturating_sub(kept.appended.ts));
             if u128::from(age_ms) < retention.idempotency_ttl.as_millis()
-                && self.answers.len() < retention.audit_len
+                && self.first_results.len() < retention.audit_len
             {
                 break;
             }
-            self.answers.remove(oldest);
-            self.answer_ages.pop_front();
+            self.first_results.remove(oldest);
+            self.idempotency_keys.pop_front();
         }
-        self.answer_ages.push_back(key.clone());
-        self.answers.insert(key, answer);
+        self.idempotency_keys.push_back(key.clone());
+        self.first_results.insert(key, result);
     }
 }
 
-/// Returns the id of the entry after `last` in a stream, at the Unix millisecond `now`.
+/// Returns the id of a stream's next entry, after `last`, at the Unix millisecond `now`.
 fn next_id(last: StreamId, now: u64) -> StreamId {
     if now > last.ms { StreamId { ms: now, n: 0 } } else { StreamId { n: last.n + 1, ..last } }
 }
@@ -263,43 +277,11 @@ fn push_bounded<T>(queue: &mut VecDeque<T>, bound: usize, item: T) {
     }
 }
 
-/// Markets that changed and that the listener has not heard of yet: at most one entry per market.
-#[derive(Debug, Default)]
-struct PendingChanges {
-    pending: Mutex<BTreeSet<MarketId>>,
-    notify: Notify,
-}
-
-impl PendingChanges {
-    fn pending(&self) -> MutexGuard<'_, BTreeSet<MarketId>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn notify(&self, market: MarketId) -> bool {
-        self.pending().insert(market);
-        self.notify.notify_one();
-        true
-    }
-}
-
-struct Listener {
-    pending: Arc<PendingChanges>,
-    started: bool,
-}
+struct Listener(Arc<PendingChanges>);
 
 #[async_trait]
 impl ChangeListener for Listener {
     async fn wait(&mut self) -> Result<Changes, BackboneError> {
-        if !self.started {
-            self.started = true;
-            return Ok(Changes::All);
-        }
-        loop {
-            let pending = std::mem::take(&mut *self.pending.pending());
-            if !pending.is_empty() {
-                return Ok(Changes::Markets(pending.into_iter().collect()));
-            }
-            self.pending.notify.notified().await;
-        }
+        self.0.next().await
     }
 }

@@ -1,9 +1,10 @@
--- One revocation, unless too many are in force. Those that are over go with the next one; nothing here needs a permission
--- that would take a log away.
+-- Adds a revocation unless too many are in force. Also trims those that are over. It needs no permission that would allow
+-- deleting a log.
 --
 -- KEYS  1 revocations
--- ARGV  1 how long they are kept, ms   2 how many   3 'user' or 'jti'   4 whose   5 actor
--- Answers the entry's id, or nil when it would be one too many.
+-- ARGV  1 how long they are kept, ms   2 the most that are kept   3 'user' or 'jti'   4 the user's or the token's id
+--       5 actor
+-- Returns the entry's id, or nil if the limit is reached.
 local revoked = KEYS[1]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

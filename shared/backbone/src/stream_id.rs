@@ -4,21 +4,22 @@ use std::{fmt, str::FromStr};
 
 use protocol::ids::parse_decimal;
 
-/// The id of a Redis stream entry: the Unix millisecond at which Redis made it, and a number within that millisecond.
+/// The id of an audit entry or a revocation: the Unix millisecond at which it was added, and a number within that
+/// millisecond.
 ///
-/// A market's log has entry ids of its own kind, which are [`protocol::Position`]s.
+/// The entries of a market's log have no such id: they have a [`protocol::Position`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     /// Unix milliseconds.
     pub ms: u64,
-    /// Counts the entries of one millisecond from 0.
+    /// The entry's number among those of the same millisecond, from 0.
     pub n: u64,
 }
 
 impl StreamId {
-    /// The id before all others. No entry has it.
+    /// The lowest id. No entry has it.
     pub const ZERO: Self = Self { ms: 0, n: 0 };
-    /// The id behind all others.
+    /// The highest id.
     pub const MAX: Self = Self { ms: u64::MAX, n: u64::MAX };
 }
 
@@ -28,7 +29,7 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// A text that is not `<ms>-<n>`.
+/// The text is not `<ms>-<n>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a stream entry's id is written <ms>-<n>")]
 pub struct InvalidStreamId;
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_spelling_is_read() {
+    fn an_id_has_only_one_spelling() {
         for text in ["1", "1-", "-1", "01-1", "1-2-3", "+1-2", "1710001113000-x"] {
             assert!(text.parse::<StreamId>().is_err(), "{text:?}");
         }

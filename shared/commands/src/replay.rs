@@ -89,7 +89,7 @@ impl From<AppendError> for NotAppended {
         match error {
             AppendError::Backbone(error) => {
                 tracing::error!(%error, "append failed");
-                if error.is_certainly_not_carried_out() { Self::Unreachable } else { Self::Unknown }
+                if error.certainly_did_nothing() { Self::Unreachable } else { Self::Unknown }
             }
             refused => Self::Refused(refused),
         }

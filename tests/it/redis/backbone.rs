@@ -1,4 +1,4 @@
-//! The conformance suite of the seam `backbone::Backbone`, run against each implementation.
+//! The conformance suite of the seam `backbone::Backbone`. It runs against each implementation and each topology of Redis.
 
 use backbone::{
     Append, AppendError, Appended, AuditId, Backbone, ChangeListener, Changes, Idempotency, MemoryBackbone,
@@ -8,7 +8,7 @@ use backbone::{
 use protocol::{MarketId, Payload, Position, Seq, Update, server_message::odds_update};
 use tests::{admin::numbered, eventually, fresh_market, within};
 
-/// Small, to see trimming.
+/// Small limits, so that the tests reach them.
 const RETENTION: Retention = Retention {
     history_len: 100,
     audit_len: 1000,
@@ -53,18 +53,18 @@ macro_rules! conformance {
 conformance![
     appends_are_numbered_without_holes,
     an_append_that_expects_another_seq_changes_nothing,
-    a_key_with_the_same_fingerprint_is_appended_once,
-    one_append_of_several_fails_alone,
+    a_repeated_idempotency_key_appends_once,
+    an_append_that_fails_does_not_affect_the_others,
     the_state_has_every_line_as_last_set,
-    the_audit_has_former_values_newest_first,
+    the_audit_has_former_values_and_is_newest_first,
     markets_are_listed_once_they_have_a_log,
-    reading_after_a_seq_gives_what_follows,
-    loading_gives_state_and_history_of_one_moment,
-    tails_give_what_is_past_each_cursor,
-    the_log_keeps_about_as_much_as_it_should,
-    the_doorbell_rings_for_what_changes,
-    it_answers_a_ping,
-    revocations_are_kept_for_their_time_and_no_more_than_may_be,
+    reading_after_a_seq_returns_the_next_updates,
+    loading_returns_state_and_history_of_the_same_moment,
+    tails_return_the_updates_after_each_cursor,
+    the_log_keeps_about_history_len_updates,
+    the_change_listener_reports_every_market_that_changes,
+    a_ping_succeeds,
+    revocations_are_kept_for_their_time_and_are_limited,
 ];
 
 async fn appends_are_numbered_without_holes(backbone: &dyn Backbone) {
@@ -74,10 +74,10 @@ async fn appends_are_numbered_without_holes(backbone: &dyn Backbone) {
     assert!(first.position.epoch.get() > 1_600_000_000, "Unix seconds");
     assert!(protocol::time::unix_ms().abs_diff(first.ts) < 5000);
     let rest = (2..=50).map(|seq| append(market, &numbered(seq))).collect();
-    let answers = backbone.append(rest).await;
+    let results = backbone.append(rest).await;
     let mut before = first;
-    for answer in answers {
-        let appended = answer.unwrap();
+    for result in results {
+        let appended = result.unwrap();
         assert!(appended.position.follows(before.position), "{appended:?} after {before:?}");
         assert!(appended.ts >= before.ts && !appended.replayed);
         assert_eq!(appended.audit_id.market, market);
@@ -102,7 +102,7 @@ async fn an_append_that_expects_another_seq_changes_nothing(backbone: &dyn Backb
     assert_eq!(one(backbone, expecting(1)).await.unwrap().position.seq, Seq::new(2));
 }
 
-async fn a_key_with_the_same_fingerprint_is_appended_once(backbone: &dyn Backbone) {
+async fn a_repeated_idempotency_key_appends_once(backbone: &dyn Backbone) {
     let market = new_market();
     let keyed = |key: &str, fingerprint: &str| Append {
         idempotency: Some(Idempotency { key: key.into(), fingerprint: fingerprint.into() }),
@@ -118,18 +118,18 @@ async fn a_key_with_the_same_fingerprint_is_appended_once(backbone: &dyn Backbon
     let elsewhere = Append { market: new_market(), ..keyed("k", "other") };
     assert!(!one(backbone, elsewhere).await.unwrap().replayed, "a key belongs to its market");
     let both = backbone.append(vec![keyed("k3", "f"), keyed("k3", "f")]).await;
-    let replayed: Vec<bool> = both.into_iter().map(|answer| answer.unwrap().replayed).collect();
+    let replayed: Vec<bool> = both.into_iter().map(|result| result.unwrap().replayed).collect();
     assert_eq!(replayed, [false, true]);
 }
 
-async fn one_append_of_several_fails_alone(backbone: &dyn Backbone) {
+async fn an_append_that_fails_does_not_affect_the_others(backbone: &dyn Backbone) {
     let (a, b) = (new_market(), new_market());
     let stale = Append { expected_seq: Some(Seq::new(9)), ..append(a, &numbered(9)) };
     let appends = vec![append(a, &numbered(1)), stale, append(b, &numbered(1)), append(a, &numbered(2))];
-    let answers = backbone.append(appends).await;
-    let seqs: Vec<Option<u64>> = answers
+    let results = backbone.append(appends).await;
+    let seqs: Vec<Option<u64>> = results
         .iter()
-        .map(|answer| answer.as_ref().ok().map(|appended| appended.position.seq.get()))
+        .map(|result| result.as_ref().ok().map(|appended| appended.position.seq.get()))
         .collect();
     assert_eq!(seqs, [Some(1), None, Some(1), Some(2)]);
     assert!(backbone.append(vec![]).await.is_empty());
@@ -145,7 +145,7 @@ async fn the_state_has_every_line_as_last_set(backbone: &dyn Backbone) {
     assert_eq!((loaded[0].state.position, loaded[0].state.payload_json().as_str()), (Position::ORIGIN, "{}"));
 }
 
-async fn the_audit_has_former_values_newest_first(backbone: &dyn Backbone) {
+async fn the_audit_has_former_values_and_is_newest_first(backbone: &dyn Backbone) {
     let market = new_market();
     publish(backbone, market, r#"{"a":{"x":1.10},"b":{"y":2}}"#).await;
     let payload = r#"{"a":{"x":1.200},"c":{"z":3},"b":null}"#;
@@ -194,7 +194,7 @@ async fn markets_are_listed_once_they_have_a_log(backbone: &dyn Backbone) {
     assert!(!listed.contains(&never), "it has no log");
 }
 
-async fn reading_after_a_seq_gives_what_follows(backbone: &dyn Backbone) {
+async fn reading_after_a_seq_returns_the_next_updates(backbone: &dyn Backbone) {
     let (market, untouched) = (new_market(), new_market());
     let mut appended = Vec::new();
     for seq in 1..=10 {
@@ -218,7 +218,7 @@ async fn reading_after_a_seq_gives_what_follows(backbone: &dyn Backbone) {
     assert_eq!(backbone.read_after(untouched, Seq::ZERO, 10).await.unwrap().latest, Position::ORIGIN);
 }
 
-async fn loading_gives_state_and_history_of_one_moment(backbone: &dyn Backbone) {
+async fn loading_returns_state_and_history_of_the_same_moment(backbone: &dyn Backbone) {
     let (market, other) = (new_market(), new_market());
     for seq in 1..=10 {
         publish(backbone, market, &numbered(seq)).await;
@@ -234,7 +234,7 @@ async fn loading_gives_state_and_history_of_one_moment(backbone: &dyn Backbone) 
     assert_eq!(loaded[0].state.payload_json(), numbered(10));
 }
 
-async fn tails_give_what_is_past_each_cursor(backbone: &dyn Backbone) {
+async fn tails_return_the_updates_after_each_cursor(backbone: &dyn Backbone) {
     let (a, b, quiet) = (new_market(), new_market(), new_market());
     let mut at = Vec::new();
     for seq in 1..=5 {
@@ -259,26 +259,26 @@ async fn tails_give_what_is_past_each_cursor(backbone: &dyn Backbone) {
     assert!(read_tails(backbone, &[], 100).await.is_empty());
 }
 
-/// One read for each part of the backbone.
+/// Reads each partition separately.
 async fn read_tails(
     backbone: &dyn Backbone,
     cursors: &[(MarketId, Position)],
     limit: usize,
 ) -> Vec<(MarketId, Vec<Update>)> {
-    let parts: std::collections::BTreeSet<usize> =
+    let partitions: std::collections::BTreeSet<usize> =
         cursors.iter().map(|(id, _)| backbone.partition(*id)).collect();
-    let mut news = Vec::new();
-    for part in parts {
-        let of_part: Vec<_> =
-            cursors.iter().copied().filter(|(id, _)| backbone.partition(*id) == part).collect();
-        let tails = backbone.read_tails(&of_part, limit).await.unwrap();
+    let mut updates = Vec::new();
+    for partition in partitions {
+        let cursors: Vec<_> =
+            cursors.iter().copied().filter(|(id, _)| backbone.partition(*id) == partition).collect();
+        let tails = backbone.read_tails(&cursors, limit).await.unwrap();
         assert!(tails.unread.is_empty() && tails.error.is_none());
-        news.extend(tails.news);
+        updates.extend(tails.updates);
     }
-    news
+    updates
 }
 
-async fn the_log_keeps_about_as_much_as_it_should(backbone: &dyn Backbone) {
+async fn the_log_keeps_about_history_len_updates(backbone: &dyn Backbone) {
     let market = new_market();
     let appends = (1..=500).map(|seq| append(market, &numbered(seq))).collect();
     assert!(backbone.append(appends).await.iter().all(Result::is_ok));
@@ -291,41 +291,41 @@ async fn the_log_keeps_about_as_much_as_it_should(backbone: &dyn Backbone) {
     assert_eq!(loaded[0].updates.len(), RETENTION.history_len);
 }
 
-async fn the_doorbell_rings_for_what_changes(backbone: &dyn Backbone) {
+async fn the_change_listener_reports_every_market_that_changes(backbone: &dyn Backbone) {
     let (a, b) = (new_market(), new_market());
-    let mut bell = backbone.change_listener(std::sync::Arc::new(Vec::new));
-    assert_eq!(within("first ring", bell.wait()).await.unwrap(), Changes::All);
+    let mut listener = backbone.change_listener(std::sync::Arc::new(Vec::new));
+    assert_eq!(within("the first report", listener.wait()).await.unwrap(), Changes::All);
     // The listener starts at each primary separately.
     let mut begun = 1;
     for market in [a, b, a, new_market(), new_market(), b] {
         publish(backbone, market, &numbered(1)).await;
-        wait_for_rings(&mut *bell, vec![market], &mut begun).await;
+        wait_for_changes(&mut *listener, vec![market], &mut begun).await;
     }
     // The listener keeps changes that arrive while no call waits.
     publish(backbone, a, &numbered(2)).await;
     publish(backbone, b, &numbered(2)).await;
-    wait_for_rings(&mut *bell, vec![a, b], &mut begun).await;
+    wait_for_changes(&mut *listener, vec![a, b], &mut begun).await;
 }
 
-async fn wait_for_rings(bell: &mut dyn ChangeListener, mut missing: Vec<MarketId>, begun: &mut usize) {
+async fn wait_for_changes(listener: &mut dyn ChangeListener, mut missing: Vec<MarketId>, begun: &mut usize) {
     while !missing.is_empty() {
-        match within("a ring", bell.wait()).await.unwrap() {
+        match within("a report", listener.wait()).await.unwrap() {
             Changes::Markets(markets) => missing.retain(|market| !markets.contains(market)),
             Changes::All => {
                 *begun += 1;
-                assert!(*begun <= tests::cluster::PRIMARIES, "nothing was lost");
+                assert!(*begun <= tests::cluster::PRIMARIES, "the listener began again at a node");
                 missing.clear();
             }
         }
     }
 }
 
-async fn it_answers_a_ping(backbone: &dyn Backbone) {
+async fn a_ping_succeeds(backbone: &dyn Backbone) {
     backbone.ping().await.unwrap();
 }
 
-async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &dyn Backbone) {
-    assert_eq!(backbone.revocations(StreamId::ZERO).await.unwrap(), None, "nobody has revoked anything");
+async fn revocations_are_kept_for_their_time_and_are_limited(backbone: &dyn Backbone) {
+    assert_eq!(backbone.revocations(StreamId::ZERO).await.unwrap(), None, "no revocation yet");
     let user = backbone.revoke(Revoked::User("1 \"é".into()), "desk-1").await.unwrap();
     assert!(protocol::time::unix_ms().abs_diff(user.ts) < 5000);
     let token = backbone.revoke(Revoked::Token("a".into()), "desk-1").await.unwrap();
@@ -349,14 +349,14 @@ async fn revocations_are_kept_for_their_time_and_no_more_than_may_be(backbone: &
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(refused, "at most as many as may be");
+    assert!(refused, "the limit is never reached");
     assert_eq!(backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all.len(), RETENTION.revocations);
-    let later = eventually("room again", async || {
+    let later = eventually("a revocation after the oldest expired", async || {
         backbone.revoke(Revoked::Token("later".into()), "desk-1").await.ok()
     })
     .await;
     let kept = backbone.revocations(StreamId::ZERO).await.unwrap().unwrap().all;
-    assert!(kept.contains(&later) && !kept.iter().any(|kept| kept.whom == Revoked::User("1 \"é".into())));
+    assert!(kept.contains(&later) && !kept.iter().any(|kept| kept.revoked == Revoked::User("1 \"é".into())));
 }
 
 fn new_market() -> MarketId {

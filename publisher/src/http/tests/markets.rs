@@ -49,7 +49,11 @@ async fn markets_are_listed_with_their_prices_as_they_were_written() {
     ] {
         desk.markets(query).await.expect_error(400, "BAD_REQUEST", message);
     }
-    Desk::on(Stuck(Way::Refuses)).markets("").await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
+    Desk::on(FailingBackbone(Failure::ConnectionRefused)).markets("").await.expect_error(
+        503,
+        "SERVICE_UNAVAILABLE",
+        "markets",
+    );
 }
 
 #[tokio::test]
@@ -116,7 +120,7 @@ async fn a_request_to_suspend_that_cannot_be_carried_out_says_why() {
         desk.post(SUSPEND, &[], body.to_owned()).await.expect_error(status, code, message);
     }
     assert_eq!(desk.post(SUSPEND, &[], r#"{"marketIds":[]}"#).await.text, "[]");
-    let stuck = Desk::on(Stuck(Way::Refuses));
+    let stuck = Desk::on(FailingBackbone(Failure::ConnectionRefused));
     stuck.post(OPEN, &[], r#"{"all":true}"#).await.expect_error(503, "SERVICE_UNAVAILABLE", "markets");
     let ids = (1..=250).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
     let results = stuck.post(OPEN, &[], format!(r#"{{"marketIds":[{ids}]}}"#)).await.json();

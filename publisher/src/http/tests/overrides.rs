@@ -96,24 +96,24 @@ async fn an_idempotency_key_is_1_to_255_visible_ascii_characters() {
 #[tokio::test]
 async fn a_503_says_whether_the_override_was_appended() {
     for (way, key, message) in [
-        (Way::Refuses, None, "nothing was appended"),
-        (Way::Refuses, Some("k"), "nothing was appended"),
-        (Way::BreaksOff, None, "outcome unknown: the override may have been appended"),
-        (Way::BreaksOff, Some("k"), "outcome unknown: retry with the same Idempotency-Key"),
+        (Failure::ConnectionRefused, None, "nothing was appended"),
+        (Failure::ConnectionRefused, Some("k"), "nothing was appended"),
+        (Failure::ConnectionLost, None, "outcome unknown: the override may have been appended"),
+        (Failure::ConnectionLost, Some("k"), "outcome unknown: retry with the same Idempotency-Key"),
     ] {
         let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
-        let reply = Desk::on(Stuck(way)).post(OVERRIDE, &headers, BODY).await;
+        let reply = Desk::on(FailingBackbone(way)).post(OVERRIDE, &headers, BODY).await;
         reply.expect_error(503, "SERVICE_UNAVAILABLE", message);
         assert_eq!(reply.headers[RETRY_AFTER], "1");
     }
-    let reply = Desk::on(Stuck(Way::Refuses)).audit("marketId=1").await;
+    let reply = Desk::on(FailingBackbone(Failure::ConnectionRefused)).audit("marketId=1").await;
     reply.expect_error(503, "SERVICE_UNAVAILABLE", "audit");
     assert_eq!(reply.headers[RETRY_AFTER], "1");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_backbone_that_is_silent_is_503_after_one_timeout() {
-    let desk = Desk::on(Stuck(Way::Silent));
+    let desk = Desk::on(FailingBackbone(Failure::NoReply));
     desk.post(OVERRIDE, &[], BODY).await.expect_error(503, "SERVICE_UNAVAILABLE", "outcome unknown");
     desk.audit("marketId=1").await.expect_error(503, "SERVICE_UNAVAILABLE", "audit");
     let items = vec![BODY; 250].join(",");

@@ -1,5 +1,6 @@
-//! Hearing of changes where tracking is refused: `XREAD BLOCK` over the followed logs, in groups with a connection
-//! each. It costs Redis several times as much, and a connection for each group.
+//! Listens for changes where Redis refuses client tracking: `XREAD BLOCK` over the followed logs.
+//!
+//! Each group of logs has a connection of its own. This costs Redis several times as much CPU as tracking does.
 
 use std::time::Duration;
 
@@ -8,23 +9,19 @@ use futures_util::future::try_join_all;
 use protocol::{ids::MarketId, position::Position};
 use tokio::time::sleep;
 
-use super::{
-    change_listener::PendingChanges,
-    nodes::{Node, Nodes},
-};
-use crate::{Followed, keys};
+use super::{node::Node, nodes::Nodes, tails::add_streams};
+use crate::{Followed, keys, pending_changes::PendingChanges};
 
-/// Logs in one blocking read.
+/// The most logs in one blocking read.
 const GROUP: usize = 128;
-/// How long a read blocks, and so how long a market that is followed anew may wait to be in a group,
-/// milliseconds.
+/// How long a read blocks, milliseconds. A newly followed market joins a group no later than that.
 const BLOCK_MS: u64 = 200;
-/// How long the tail has to read what rang before it would ring again.
+/// The pause after a reported change. It lets the tail move its cursor, so that the change is not reported twice.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How often everything is read in a cluster, where the keys of one command share a slot.
+/// How often every followed market is reported in a cluster, where all keys of a command must share a slot.
 const CLUSTER_POLL: Duration = Duration::from_millis(100);
 
-/// Rings for what changes at `node` until that fails.
+/// Reports changes of the logs that are followed at `node` until a read fails.
 pub(super) async fn listen(
     node: &Node,
     nodes: &Nodes,
@@ -37,10 +34,10 @@ pub(super) async fn listen(
     loop {
         if nodes.is_cluster() {
             sleep(CLUSTER_POLL).await;
-            pending.notify(here().into_iter().map(|(market, _)| market));
+            pending.mark_changed(here().into_iter().map(|(market, _)| market));
             continue;
         }
-        let count = groups(&here());
+        let count = group_count(&here());
         let readers = (0..count).map(|index| read_group(node, pending, &here, index, count));
         if let Err(error) = try_join_all(readers).await {
             return error;
@@ -48,11 +45,11 @@ pub(super) async fn listen(
     }
 }
 
-fn groups(here: &[(MarketId, Position)]) -> usize {
+fn group_count(here: &[(MarketId, Position)]) -> usize {
     here.len().div_ceil(GROUP).max(1)
 }
 
-/// Reads group `index` of `count` until there are to be more groups, or fewer.
+/// Reads group `index` of `count` until the followed logs make another number of groups.
 async fn read_group(
     node: &Node,
     pending: &PendingChanges,
@@ -65,7 +62,7 @@ async fn read_group(
     let mut connection = node.client.get_multiplexed_async_connection_with_config(&config).await?;
     loop {
         let followed = here();
-        if groups(&followed) != count {
+        if group_count(&followed) != count {
             return Ok(());
         }
         let Some(group) = followed.chunks(GROUP).nth(index) else {
@@ -73,17 +70,12 @@ async fn read_group(
             continue;
         };
         let mut read = cmd("XREAD");
-        read.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS");
-        for (market, _) in group {
-            read.arg(keys::log(*market));
-        }
-        for (_, cursor) in group {
-            read.arg(cursor.to_string());
-        }
+        read.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK_MS);
+        add_streams(&mut read, group);
         let streams: Option<Vec<(String, Value)>> =
             from_redis_value(read.query_async(&mut connection).await?)?;
         if let Some(streams) = streams {
-            pending.notify(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
+            pending.mark_changed(streams.iter().filter_map(|(key, _)| keys::market_of_log(key)));
             sleep(PAUSE).await;
         }
     }

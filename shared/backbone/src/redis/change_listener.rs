@@ -1,19 +1,15 @@
-//! Hearing of changes: `CLIENT TRACKING ON BCAST` on the logs' prefix, one connection for each node that is tailed. It
-//! pushes the key of every log that changes; the loss of a connection means that rings were lost. A Redis that refuses
-//! tracking is asked with blocking reads instead.
+//! Listens for changes with client tracking: `CLIENT TRACKING ON BCAST` on the prefix of the logs' keys.
+//!
+//! Each node at which logs are followed has one connection. Redis pushes the key of every log that changes. When a
+//! connection is lost, reports were lost as well. Where Redis refuses tracking, blocking reads replace it.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use ::redis::{
     Client, ErrorKind, FromRedisValue, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
     ServerErrorKind, Value, aio::MultiplexedConnection, cmd,
 };
 use async_trait::async_trait;
-use protocol::ids::MarketId;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -22,72 +18,61 @@ use tokio::{
 
 use super::{
     blocking_listener,
-    nodes::{Map, Node, Nodes, connection_config},
+    node::{Node, connection_config},
+    nodes::Nodes,
+    topology::Map,
 };
-use crate::{BackboneError, ChangeListener, Changes, Followed, keys};
+use crate::{BackboneError, ChangeListener, Changes, Followed, keys, pending_changes::PendingChanges};
 
-/// How often a silent connection is asked whether it still lives, and who the primaries are.
+/// How often a silent connection is checked, and the map of the nodes is refreshed.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
-/// Between attempts to listen at a node that refuses.
+/// The pause between attempts to listen at a node.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Listens at every node that is tailed.
+/// Listens at every node at which logs are followed.
 pub(super) struct RedisChangeListener {
     followed: Followed,
     nodes: Arc<Nodes>,
-    changes: watch::Receiver<Arc<Map>>,
-    /// When to ask who the primaries are.
-    checks: Interval,
+    map: watch::Receiver<Arc<Map>>,
+    /// When to refresh the map.
+    refreshes: Interval,
     pending: Arc<PendingChanges>,
-    /// One task for each node, ended with this.
-    listeners: JoinSet<()>,
-    listened_to: Vec<String>,
-}
-
-/// What rang and was not heard yet: at most one mark a market, and one error.
-#[derive(Default)]
-pub(super) struct PendingChanges {
-    changes: Mutex<Pending>,
-    notify: Notify,
-}
-
-#[derive(Default)]
-struct Pending {
-    markets: BTreeSet<MarketId>,
-    all: bool,
-    failed: Option<RedisError>,
+    /// One task per node. Dropping the set ends them.
+    tasks: JoinSet<()>,
+    /// The nodes' addresses.
+    addresses: Vec<String>,
 }
 
 impl RedisChangeListener {
     pub(super) fn new(nodes: Arc<Nodes>, followed: Followed) -> Self {
-        let changes = nodes.changes();
-        // Not at once: who they are is asked when listening begins.
-        let mut checks = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
-        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let map = nodes.changes();
+        // The first refresh can wait: listening begins by resolving the map.
+        let mut refreshes = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+        refreshes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             followed,
             nodes,
-            changes,
-            checks,
+            map,
+            refreshes,
             pending: Arc::default(),
-            listeners: JoinSet::new(),
-            listened_to: Vec::new(),
+            tasks: JoinSet::new(),
+            addresses: Vec::new(),
         }
     }
 
-    /// Listens at exactly the nodes that the map says are tailed.
-    async fn follow(&mut self) -> RedisResult<()> {
+    /// Listens at exactly the nodes at which the map says that logs are followed.
+    async fn apply_map(&mut self) -> RedisResult<()> {
         self.nodes.map().await?;
-        let map = Arc::clone(&self.changes.borrow_and_update());
-        let tailed: Vec<String> = map.tails().iter().map(|node| node.address.clone()).collect();
-        if self.listened_to != tailed {
-            self.listeners = JoinSet::new();
+        let map = Arc::clone(&self.map.borrow_and_update());
+        let addresses: Vec<String> = map.tails().iter().map(|node| node.address.clone()).collect();
+        if self.addresses != addresses {
+            self.tasks = JoinSet::new();
             for node in map.tails() {
                 let (node, nodes, pending) =
                     (Arc::clone(node), Arc::clone(&self.nodes), Arc::clone(&self.pending));
-                self.listeners.spawn(listen(node, nodes, pending, Arc::clone(&self.followed)));
+                self.tasks.spawn(listen(node, nodes, pending, Arc::clone(&self.followed)));
             }
-            self.listened_to = tailed;
+            self.addresses = addresses;
         }
         Ok(())
     }
@@ -97,29 +82,18 @@ impl RedisChangeListener {
 impl ChangeListener for RedisChangeListener {
     async fn wait(&mut self) -> Result<Changes, BackboneError> {
         loop {
-            if (self.listened_to.is_empty() || self.changes.has_changed().unwrap_or(false))
-                && let Err(error) = self.follow().await
+            if (self.addresses.is_empty() || self.map.has_changed().unwrap_or(false))
+                && let Err(error) = self.apply_map().await
             {
                 sleep(RETRY_AFTER).await;
                 return Err(error.into());
             }
-            let changes = std::mem::take(&mut *self.pending.changes());
-            if changes.all {
-                return Ok(Changes::All);
-            }
-            if !changes.markets.is_empty() {
-                // An error beside them is not lost: it comes again with the next attempt.
-                return Ok(Changes::Markets(changes.markets.into_iter().collect()));
-            }
-            if let Some(error) = changes.failed {
-                return Err(error.into());
-            }
             tokio::select! {
-                () = self.pending.notify.notified() => {}
-                _ = self.changes.changed() => self.changes.mark_changed(),
-                _ = self.checks.tick() => {
-                    // A primary that was demoted but lives says nothing by itself. One question at a time, no more
-                    // often than this; its failure shows where the primary is needed.
+                report = self.pending.next() => return report,
+                _ = self.map.changed() => self.map.mark_changed(),
+                _ = self.refreshes.tick() => {
+                    // A primary that was demoted but still responds reports no error, so the map is refreshed now and
+                    // then. If that fails, the next call to the primary shows it.
                     let _ = self.nodes.refresh().await;
                 }
             }
@@ -127,57 +101,59 @@ impl ChangeListener for RedisChangeListener {
     }
 }
 
-/// Listens at `node` for ever.
+/// Listens at `node`. Never returns.
 async fn listen(node: Arc<Node>, nodes: Arc<Nodes>, pending: Arc<PendingChanges>, followed: Followed) {
     loop {
         let begun = Listening::begin(&node.client, &pending).await;
-        if matches!(begun, Ok(_) | Err(Begin::Refused(_))) {
-            pending.record(|changes| changes.all = true);
+        if matches!(begun, Ok(_) | Err(BeginError::Refused(_))) {
+            pending.mark_all_changed();
         }
         let error = match begun {
             Ok(mut listening) => listening.until_lost().await,
-            Err(Begin::Refused(error)) => {
-                tracing::warn!(node = node.address, %error, "CLIENT TRACKING is refused: asking with blocking reads, which cost Redis more");
+            Err(BeginError::Refused(error)) => {
+                tracing::warn!(node = node.address, %error, "CLIENT TRACKING is refused: blocking reads replace it, which cost Redis more");
                 blocking_listener::listen(&node, &nodes, &pending, &followed).await
             }
-            Err(Begin::Failed(error)) => error,
+            Err(BeginError::Failed(error)) => error,
         };
-        nodes.learn(&node, &error);
-        pending.record(|changes| changes.failed = Some(error));
+        nodes.note_error(&node, &error);
+        pending.fail(error.into());
         sleep(RETRY_AFTER.mul_f64(rand::random_range(0.5..=1.0))).await;
-        // It may have been replaced, and on a pod that reads nothing nobody else would ask. Its failure shows next time.
+        // The node may have been replaced. On a pod that reads nothing, no other call would resolve the map again. If this
+        // fails, the next attempt shows it.
         let _ = nodes.map().await;
     }
 }
 
 /// Why listening did not begin.
-enum Begin {
-    /// Redis does not allow tracking, or does not know of it.
+enum BeginError {
+    /// Redis does not allow tracking, or is too old for it.
     Refused(RedisError),
     /// Anything else.
     Failed(RedisError),
 }
 
-impl From<RedisError> for Begin {
+impl From<RedisError> for BeginError {
     fn from(error: RedisError) -> Self {
         Self::Failed(error)
     }
 }
 
+/// A connection on which Redis pushes changes.
 struct Listening {
     connection: MultiplexedConnection,
     lost: Arc<Notify>,
 }
 
 impl Listening {
-    async fn begin(client: &Client, pending: &Arc<PendingChanges>) -> Result<Self, Begin> {
+    async fn begin(client: &Client, pending: &Arc<PendingChanges>) -> Result<Self, BeginError> {
         let (for_pushes, lost) = (Arc::clone(pending), Arc::new(Notify::new()));
         let for_loss = Arc::clone(&lost);
         let config = connection_config().set_push_sender(move |push: PushInfo| {
             if push.kind == PushKind::Disconnection {
                 for_loss.notify_one();
             } else {
-                for_pushes.push(push);
+                record(&for_pushes, push);
             }
             Ok::<(), ::redis::aio::SendError>(())
         });
@@ -190,18 +166,18 @@ impl Listening {
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(keys::LOG_PREFIX);
         track.query_async::<()>(&mut connection).await.map_err(|error| match error.kind() {
             ErrorKind::Server(ServerErrorKind::NoPerm | ServerErrorKind::ResponseError) => {
-                Begin::Refused(error)
+                BeginError::Refused(error)
             }
-            _ => Begin::Failed(error),
+            _ => BeginError::Failed(error),
         })?;
         Ok(Self { connection, lost })
     }
 
-    /// Waits until the connection is lost, asking now and then whether it still lives.
+    /// Waits until the connection is lost. Checks it with a `PING` while nothing else shows a loss.
     async fn until_lost(&mut self) -> RedisError {
         loop {
             if timeout(CHECK_EVERY, self.lost.notified()).await.is_ok() {
-                return std::io::Error::from(std::io::ErrorKind::ConnectionReset).into();
+                return io::Error::from(io::ErrorKind::ConnectionReset).into();
             }
             if let Err(error) = cmd("PING").query_async::<Value>(&mut self.connection).await {
                 return error;
@@ -210,30 +186,15 @@ impl Listening {
     }
 }
 
-impl PendingChanges {
-    fn changes(&self) -> MutexGuard<'_, Pending> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+/// Records the keys that Redis reports as changed.
+fn record(pending: &PendingChanges, push: PushInfo) {
+    if push.kind != PushKind::Invalidate {
+        return;
     }
-
-    /// Rings for these.
-    pub(super) fn notify(&self, markets: impl IntoIterator<Item = MarketId>) {
-        self.record(|changes| changes.markets.extend(markets));
-    }
-
-    fn record(&self, change: impl FnOnce(&mut Pending)) {
-        change(&mut self.changes());
-        self.notify.notify_one();
-    }
-
-    fn push(&self, push: PushInfo) {
-        if push.kind != PushKind::Invalidate {
-            return;
-        }
-        let keys = push.data.into_iter().next().unwrap_or(Value::Nil);
-        self.record(|changes| match Option::<Vec<String>>::from_redis_value(keys) {
-            Ok(Some(keys)) => changes.markets.extend(keys.iter().filter_map(|key| keys::market_of_log(key))),
-            // FLUSHALL pushes nil: everything changed.
-            _ => changes.all = true,
-        });
+    let keys = push.data.into_iter().next().unwrap_or(Value::Nil);
+    match Option::<Vec<String>>::from_redis_value(keys) {
+        Ok(Some(keys)) => pending.mark_changed(keys.iter().filter_map(|key| keys::market_of_log(key))),
+        // FLUSHALL pushes nil: everything changed.
+        _ => pending.mark_all_changed(),
     }
 }

@@ -1,18 +1,15 @@
-//! Whether a Redis is what a service needs: it answers, is what it should be, and lets the service do its work.
+//! Checks that a Redis responds, has its primaries, and allows the commands that a service needs.
 
 use std::collections::HashMap;
 
 use ::redis::{RedisError, ServerErrorKind, Value, aio::MultiplexedConnection, cmd};
 
-use super::{
-    RedisConfig,
-    nodes::{Nodes, connect},
-};
+use super::{RedisConfig, node::connect, nodes::Nodes};
 
-/// A market that nobody has: nothing that is asked of it changes anything.
-const NOBODYS: &str = "{9007199254740991}";
+/// The hash tag of a market that does not exist, so that no probe changes data.
+const UNUSED_MARKET: &str = "{9007199254740991}";
 
-/// What a gateway asks of Redis, as one harmless command each; `*` is a market that nobody has.
+/// Harmless commands that stand for everything a gateway does in Redis. `*` is a market that does not exist.
 pub const GATEWAY: &[&str] = &[
     "PING",
     "ROLE",
@@ -29,7 +26,7 @@ pub const GATEWAY: &[&str] = &[
     "SMEMBERS odds:markets",
 ];
 
-/// The same of a publisher.
+/// Harmless commands that stand for everything a publisher does in Redis. `*` is a market that does not exist.
 pub const PUBLISHER: &[&str] = &[
     "PING",
     "ROLE",
@@ -50,7 +47,7 @@ pub const PUBLISHER: &[&str] = &[
     "HGETALL odds:state:*",
     "MULTI",
     "EXEC",
-    // One value is missing: it is refused for that.
+    // Redis rejects it for the missing value.
     "HSET odds:state:* field value field",
     "HDEL odds:state:* field",
     "GET odds:idem:*:check",
@@ -64,20 +61,20 @@ pub const PUBLISHER: &[&str] = &[
     "XINFO GROUPS odds:audit:*",
 ];
 
-/// What was found: lines for people, and what is wrong.
+/// The result of a check.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// A line for each primary.
+    /// One line of text per primary.
     pub found: Vec<String>,
-    /// Empty: all is as it should be.
+    /// One line of text per problem. Empty if there is none.
     pub problems: Vec<String>,
 }
 
-/// Asks every primary.
+/// Checks every primary, with the commands `needed`.
 pub async fn check(config: &RedisConfig, needed: &[&str]) -> Checked {
     let mut checked = Checked::default();
-    let nodes = match config.parse() {
-        Ok((topology, dialer)) => Nodes::new(topology, dialer, config.tail_from),
+    let nodes = match Nodes::new(config) {
+        Ok(nodes) => nodes,
         Err(error) => {
             checked.problems.push(error.to_string());
             return checked;
@@ -86,11 +83,11 @@ pub async fn check(config: &RedisConfig, needed: &[&str]) -> Checked {
     let map = match nodes.map().await {
         Ok(map) => map,
         Err(error) => {
-            checked.problems.push(format!("which primaries there are: {error}"));
+            checked.problems.push(format!("the primaries cannot be found: {error}"));
             return checked;
         }
     };
-    for node in map.nodes() {
+    for node in map.primaries() {
         let address = &node.address;
         match connect(&node.client).await {
             Ok(mut connection) => match describe(&mut connection).await {
@@ -112,7 +109,7 @@ pub async fn check(config: &RedisConfig, needed: &[&str]) -> Checked {
     checked
 }
 
-/// Version, mode and role, which every user may ask for; whether it is a primary.
+/// Returns role, version and mode as text, and true for a primary. Every user may ask for these.
 async fn describe(connection: &mut MultiplexedConnection) -> Result<(String, bool), RedisError> {
     let hello: HashMap<String, Value> = cmd("HELLO").query_async(connection).await?;
     let text = |name: &str| -> String {
@@ -124,17 +121,18 @@ async fn describe(connection: &mut MultiplexedConnection) -> Result<(String, boo
     Ok((format!("{role}, Redis {}, {}", text("version"), text("mode")), is_primary))
 }
 
+/// Returns a line of text per command that this user may not use.
 async fn denied(connection: &mut MultiplexedConnection, needed: &[&str]) -> Vec<String> {
     let mut denied = Vec::new();
     for probe in needed {
         let mut words = probe.split(' ');
         let mut command = cmd(words.next().unwrap_or_default());
         for word in words {
-            // Alone it is the id of a stream's new entry.
-            command.arg(if word == "*" { word.to_owned() } else { word.replace('*', NOBODYS) });
+            // A `*` by itself is the id of a new stream entry.
+            command.arg(if word == "*" { word.to_owned() } else { word.replace('*', UNUSED_MARKET) });
         }
-        let answer: Result<Value, RedisError> = command.query_async(connection).await;
-        match answer {
+        let reply: Result<Value, RedisError> = command.query_async(connection).await;
+        match reply {
             Err(error) if error.kind() == ServerErrorKind::NoPerm.into() => {
                 denied.push(format!("this user may not: {probe}"));
             }
@@ -142,7 +140,7 @@ async fn denied(connection: &mut MultiplexedConnection, needed: &[&str]) -> Vec<
                 denied.push(format!("{probe}: {error}"));
                 break;
             }
-            // Permitted, and refused for its content, or because another node has the slot.
+            // The command is allowed. Redis may still reject its content, or its slot.
             _ => {}
         }
     }
@@ -153,21 +151,21 @@ async fn denied(connection: &mut MultiplexedConnection, needed: &[&str]) -> Vec<
 mod tests {
     use super::*;
 
-    /// So that what is shipped and what is checked are about the same commands.
+    /// Compares the ACL file that is shipped with the commands that are checked.
     #[test]
-    fn every_command_of_the_shipped_users_is_asked_for() {
+    fn every_command_of_the_shipped_users_is_checked() {
         let users = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docker/redis/users.acl");
         let users = std::fs::read_to_string(users).unwrap();
         for (user, needed) in [("gateway", GATEWAY), ("publisher", PUBLISHER)] {
             let line = users.lines().find(|line| line.starts_with(&format!("user {user} "))).unwrap();
             for command in line.split(' ').filter_map(|word| word.strip_prefix('+')) {
                 let command = command.replace('|', " ").to_uppercase();
-                // Redis counts arguments before it looks at rights, and with enough of them this adds.
+                // Redis counts arguments before it checks permissions, and a complete SADD would add a member.
                 if command == "SADD" {
                     continue;
                 }
-                let is_asked = |probe: &&str| format!("{probe} ").starts_with(&format!("{command} "));
-                assert!(needed.iter().any(is_asked), "{user}: {command}");
+                let is_checked = |probe: &&str| format!("{probe} ").starts_with(&format!("{command} "));
+                assert!(needed.iter().any(is_checked), "{user}: {command}");
             }
         }
     }

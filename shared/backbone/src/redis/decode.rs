@@ -1,4 +1,4 @@
-//! What Redis answers, read into our types.
+//! Reads replies of Redis into the types of the seam.
 
 use std::collections::HashMap;
 
@@ -10,39 +10,14 @@ use protocol::{
     update::{MarketState, Update},
 };
 
-use crate::{
-    AppendError, Appended, AuditEntry, AuditId, BackboneError, Durability, Loaded, Revocation, Revoked,
-    StreamId, keys,
-};
+use crate::{AuditEntry, AuditId, BackboneError, Loaded, StreamId, keys};
 
+/// Returns the error for a key whose content is not understood.
 pub(super) fn malformed(key: &str, problem: &str) -> BackboneError {
     BackboneError::Malformed { key: key.to_owned(), problem: problem.to_owned() }
 }
 
-/// Reads what `append.lua` answers.
-pub(super) fn read_answer(market: MarketId, value: Value) -> Result<Appended, AppendError> {
-    let answer: Vec<String> =
-        FromRedisValue::from_redis_value(value).map_err(RedisError::from).map_err(BackboneError::from)?;
-    let number = |index: usize| answer.get(index).and_then(|text: &String| text.parse::<u64>().ok());
-    let position = || Some(Position::new(number(1)?, number(2)?));
-    let read = || match answer.first().map(String::as_str)? {
-        kind @ ("ok" | "replayed") => Some(Ok(Appended {
-            position: position()?,
-            ts: number(3)?,
-            audit_id: AuditId { market, entry: answer.get(4)?.parse().ok()? },
-            replayed: kind == "replayed",
-            durability: Durability::Memory,
-        })),
-        "conflict" => Some(Err(AppendError::Conflict { current: position()? })),
-        "reused" => Some(Err(AppendError::KeyReused)),
-        _ => None,
-    };
-    read().unwrap_or_else(|| {
-        Err(malformed(&keys::log(market), "the append script answered something else").into())
-    })
-}
-
-/// Reads entries of a log, in the order Redis gave them.
+/// Reads entries of a log, in the order of the reply.
 pub(super) fn read_updates(key: &str, entries: Value) -> Result<Vec<Update>, BackboneError> {
     let entries: Vec<(String, HashMap<String, String>)> =
         FromRedisValue::from_redis_value(entries).map_err(RedisError::from)?;
@@ -79,6 +54,7 @@ fn read_state(market: MarketId, fields: HashMap<String, String>) -> Result<Marke
     Ok(state)
 }
 
+/// Reads an entry of a market's audit.
 pub(super) fn read_audit_entry(
     market: MarketId,
     key: &str,
@@ -101,27 +77,12 @@ pub(super) fn read_audit_entry(
     })
 }
 
-/// A stream's entry: its id and its fields.
-pub(super) type Entry = (String, HashMap<String, String>);
-
-/// The field of a revocation that names a user.
-pub(super) const REVOKED_USER: &str = "user";
-/// The field of a revocation that names a token.
-pub(super) const REVOKED_TOKEN: &str = "jti";
-
-/// Reads the id of an entry of the audit or of the revocations.
+/// Reads the id of an audit entry or a revocation.
 pub(super) fn read_stream_id(key: &str, id: &str) -> Result<StreamId, BackboneError> {
     id.parse().map_err(|_| malformed(key, "an entry id is not <ms>-<n>"))
 }
 
-pub(super) fn read_revocation((id, mut fields): Entry) -> Result<Revocation, BackboneError> {
-    let user = fields.remove(REVOKED_USER).map(Revoked::User);
-    let whom = user.or_else(|| fields.remove(REVOKED_TOKEN).map(Revoked::Token));
-    let whom = whom.ok_or_else(|| malformed(keys::REVOKED, &format!("entry {id} names nobody")))?;
-    Ok(Revocation { whom, ts: read_stream_id(keys::REVOKED, &id)?.ms })
-}
-
-/// A market's state and the newest `history` entries of its log, newest first, from the same moment.
+/// Reads a market's state, and the newest entries of its log, newest first, from the same moment. Keeps `history` of them.
 pub(super) fn read_loaded(
     market: MarketId,
     state: HashMap<String, String>,
@@ -131,14 +92,14 @@ pub(super) fn read_loaded(
     let mut state = read_state(market, state)?;
     let mut updates = read_updates(&keys::log(market), log)?;
     updates.reverse();
-    // The log decides.
+    // If state and log differ, the log decides.
     if let Some(last) = updates.last()
         && last.position != state.position
     {
         state.position = last.position;
         state.ts = last.ts;
     }
-    // What is kept counts only as far as it leads to the state without a hole.
+    // Keeps only the updates that lead to the state without a hole.
     let Position { epoch, seq } = state.position;
     let whole = updates
         .iter()

@@ -1,7 +1,8 @@
-//! Which markets there are: a set beside the logs, which everybody who appends keeps.
+//! The set of all markets, which publishers keep beside the logs.
 //!
-//! It is not part of the append: in a cluster it is on another node, and no trader waits for a list. So it may miss a
-//! market for a moment, and a failover may lose some of it; whoever remembers a market names it again.
+//! Adding to it is not part of the append: in a cluster the set is on another node, and no trader should wait for it. So
+//! the set may lack a new market for a moment, and a failover may lose some of it. Publishers add the markets that they
+//! remember again every minute.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,16 +10,13 @@ use ::redis::pipe;
 use protocol::ids::MarketId;
 use tokio::time::sleep;
 
-use super::{
-    RedisBackbone,
-    nodes::{Nodes, slot_of_key},
-};
+use super::{RedisBackbone, nodes::Nodes, slots::slot_of_key};
 use crate::{BackboneError, keys};
 
-/// How long what was lost unnoticed stays lost, at most.
-const NAME_AGAIN_EVERY: Duration = Duration::from_mins(1);
+/// How often all remembered markets are added again.
+const LIST_AGAIN_EVERY: Duration = Duration::from_mins(1);
 
-/// The set, ascending. What is no market's id is not ours.
+/// Returns the set, ascending. Members that are not market ids are ignored.
 pub(super) async fn read(nodes: &Nodes) -> Result<Vec<MarketId>, BackboneError> {
     let mut members = pipe();
     members.cmd("SMEMBERS").arg(keys::MARKETS);
@@ -29,7 +27,7 @@ pub(super) async fn read(nodes: &Nodes) -> Result<Vec<MarketId>, BackboneError> 
 }
 
 impl RedisBackbone {
-    /// Has these markets added to the set, without waiting for it.
+    /// Adds markets to the set in the background.
     pub(super) fn list(&self, markets: Vec<MarketId>) {
         if markets.is_empty() {
             return;
@@ -43,21 +41,20 @@ impl RedisBackbone {
             }
             let added: Result<(u64,), BackboneError> = nodes.ask(slot_of_key(keys::MARKETS), &add).await;
             if let Err(error) = added {
-                tracing::warn!(%error, "the list of markets is behind: it is told again within a minute");
+                tracing::warn!(%error, "new markets are not in the list yet: they are added again within a minute");
             }
         });
     }
 
-    /// Adds every market that is remembered: some may have been lost.
+    /// Adds every remembered market in the background.
     pub(super) fn list_all(&self) {
-        let markets = self.remembered().keys().copied().collect();
-        self.list(markets);
+        self.list(self.remembered.markets());
     }
 
-    /// Does so for ever.
+    /// Adds every remembered market again and again. Never returns.
     pub(super) async fn keep_listed(&self) {
         loop {
-            sleep(NAME_AGAIN_EVERY).await;
+            sleep(LIST_AGAIN_EVERY).await;
             self.list_all();
         }
     }

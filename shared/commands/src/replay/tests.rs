@@ -7,7 +7,7 @@ use std::{
 
 use backbone::{
     MemoryBackbone, Retention,
-    stuck::{Stuck, Way},
+    failing::{FailingBackbone, Failure},
 };
 use protocol::{MarketId, Position, Seq};
 use tokio::sync::oneshot;
@@ -166,9 +166,13 @@ async fn at_full_speed_a_stop_waits_for_the_batch_in_flight() {
 #[tokio::test]
 async fn a_failed_append_stops_at_its_line() {
     let recording = Recording::of(format!("bad\n{}", lines(3, 0)).as_bytes());
-    for (way, outcome) in [(Way::Refuses, "nothing was appended"), (Way::BreaksOff, "outcome unknown")] {
-        let failed =
-            replay(&Stuck(way), &recording.options(Speed::Max), never()).await.unwrap_err().to_string();
+    for (failure, outcome) in
+        [(Failure::ConnectionRefused, "nothing was appended"), (Failure::ConnectionLost, "outcome unknown")]
+    {
+        let failed = replay(&FailingBackbone(failure), &recording.options(Speed::Max), never())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(failed.contains(outcome) && failed.contains("--from 2"), "{failed}");
     }
 }

@@ -1,4 +1,4 @@
-//! A backbone that fails, for tests.
+//! A backbone whose calls all fail, for tests of other crates.
 
 use std::io;
 
@@ -10,40 +10,40 @@ use crate::{
     Loaded, LogPage, Revocation, Revocations, RevokeError, Revoked, StreamId, Tails,
 };
 
-/// How every call fails.
-#[derive(Clone, Copy, Debug)]
-pub enum Way {
-    /// Never answers.
-    Silent,
-    /// Nobody listens there.
-    Refuses,
-    /// The connection is lost.
-    BreaksOff,
-}
-
 /// Fails every call in the same way.
 #[derive(Clone, Copy, Debug)]
-pub struct Stuck(pub Way);
+pub struct FailingBackbone(pub Failure);
 
-impl Stuck {
+/// How every call fails.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// The call never returns.
+    NoReply,
+    /// The connection is refused.
+    ConnectionRefused,
+    /// The connection is lost after the command was sent.
+    ConnectionLost,
+}
+
+impl FailingBackbone {
     async fn fail<T>(self) -> Result<T, BackboneError> {
         let kind = match self.0 {
-            Way::Silent => std::future::pending().await,
-            Way::Refuses => io::ErrorKind::ConnectionRefused,
-            Way::BreaksOff => io::ErrorKind::BrokenPipe,
+            Failure::NoReply => std::future::pending().await,
+            Failure::ConnectionRefused => io::ErrorKind::ConnectionRefused,
+            Failure::ConnectionLost => io::ErrorKind::BrokenPipe,
         };
         Err(BackboneError::Redis(io::Error::from(kind).into()))
     }
 }
 
 #[async_trait]
-impl Backbone for Stuck {
+impl Backbone for FailingBackbone {
     async fn append(&self, appends: Vec<Append>) -> Vec<Result<Appended, AppendError>> {
-        let mut answers = Vec::new();
+        let mut results = Vec::new();
         for _ in appends {
-            answers.push(self.fail().await.map_err(AppendError::from));
+            results.push(self.fail().await.map_err(AppendError::from));
         }
-        answers
+        results
     }
 
     async fn read_after(&self, _: MarketId, _: Seq, _: usize) -> Result<LogPage, BackboneError> {
@@ -88,7 +88,7 @@ impl Backbone for Stuck {
     }
 
     fn change_listener(&self, _: Followed) -> Box<dyn ChangeListener> {
-        panic!("the publisher listens to no doorbell")
+        panic!("a failing backbone has no change listener")
     }
 
     async fn ping(&self) -> Result<(), BackboneError> {
