@@ -25,7 +25,6 @@ use axum::{
     routing::{get, post},
 };
 use backbone::Backbone;
-use governor::Quota;
 use protocol::{Secret, error::ErrorCode};
 use service::{
     http::{openapi as documents, refusal, serve::Peer},
@@ -35,7 +34,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use self::address::ClientKey;
 use crate::{
-    limits::{ConnectionPermits, KeyedRate},
+    limits::{ConnectionPermits, KeyedRate, Rate},
     markets::Markets,
     metrics as names,
     settings::{Origins, Settings},
@@ -71,6 +70,8 @@ pub struct Gateway {
     stranger_rate: Option<KeyedRate<ClientKey>>,
     /// Of tokens, by user.
     token_rate: Option<KeyedRate<String>>,
+    /// The rates count milliseconds from here.
+    started: Instant,
     next_shard: AtomicUsize,
     listing: markets::Listing,
 }
@@ -87,8 +88,7 @@ impl Gateway {
         (shards, stats): (Vec<Arc<ShardHandle>>, Arc<Stats>),
         health: Arc<Health>,
     ) -> Arc<Self> {
-        let quota =
-            |limit: u32, per: fn(std::num::NonZeroU32) -> Quota| std::num::NonZeroU32::new(limit).map(per);
+        let rate = |limit: u32, per: fn(u32) -> Rate| (limit > 0).then(|| per(limit));
         Arc::new(Self {
             backbone,
             markets,
@@ -102,9 +102,10 @@ impl Gateway {
             read_auth: settings.read_auth,
             allowed_origins: settings.allowed_origins.clone(),
             addresses: address::Addresses::new(settings.trusted_proxies.clone()),
-            handshake_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(KeyedRate::new),
-            stranger_rate: quota(settings.handshake_rate_limit, Quota::per_second).map(KeyedRate::new),
-            token_rate: quota(settings.token_rate_limit, Quota::per_minute).map(KeyedRate::new),
+            handshake_rate: rate(settings.handshake_rate_limit, Rate::per_second).map(KeyedRate::new),
+            stranger_rate: rate(settings.handshake_rate_limit, Rate::per_second).map(KeyedRate::new),
+            token_rate: rate(settings.token_rate_limit, Rate::per_minute).map(KeyedRate::new),
+            started: Instant::now(),
             next_shard: AtomicUsize::new(0),
             listing: markets::Listing::default(),
         })
@@ -112,13 +113,22 @@ impl Gateway {
 
     /// Forgets rates of clients that have not been heard of lately, so that they do not pile up.
     pub fn forget_old_rates(&self) {
-        [&self.handshake_rate, &self.stranger_rate].into_iter().flatten().for_each(KeyedRate::forget);
-        self.token_rate.iter().for_each(KeyedRate::forget);
+        let now_ms = self.now_ms();
+        for rate in [&self.handshake_rate, &self.stranger_rate].into_iter().flatten() {
+            rate.forget(now_ms);
+        }
+        if let Some(rate) = &self.token_rate {
+            rate.forget(now_ms);
+        }
     }
 
     /// Whether the client behind `peer` has one left of `rate`.
     fn allows(&self, rate: Option<&KeyedRate<ClientKey>>, peer: Peer, headers: &HeaderMap) -> bool {
-        rate.is_none_or(|rate| rate.take(&self.addresses.client(peer.0.ip(), headers)))
+        rate.is_none_or(|rate| rate.take(&self.addresses.client(peer.0.ip(), headers), self.now_ms()))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn pick_shard(&self) -> &ShardHandle {

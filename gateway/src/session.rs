@@ -145,7 +145,7 @@ impl Session {
             return if strikes > rules.rate.burst {
                 Action::Close(CloseCode::TooManyMessages)
             } else {
-                let message = format!("more than {} messages a second: slow down", rules.rate.per_second);
+                let message = format!("more than {} messages a second: slow down", rules.rate.count);
                 refuse(id.as_ref(), Refusal::RateLimited, &message)
             };
         }
@@ -265,7 +265,7 @@ mod tests {
 
     fn rules() -> Rules {
         let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
-        Rules { tokens, max_markets: 3, rate: Rate { burst: 20, per_second: 5 } }
+        Rules { tokens, max_markets: 3, rate: Rate::per_second(5).with_burst(20) }
     }
 
     fn claims(sub: &str, markets: Option<&[u64]>, exp: u64) -> WsClaims {

@@ -315,10 +315,8 @@ impl Settings {
             max_connections_per_user: source.at_least_one(&MAX_CONNECTIONS_PER_USER),
             max_connections: source.at_least_one(&MAX_CONNECTIONS),
             max_http_connections: source.at_least_one(&MAX_HTTP_CONNECTIONS),
-            message_rate: Rate {
-                burst: source.value(&MESSAGE_BURST),
-                per_second: source.value(&MESSAGE_RATE),
-            },
+            message_rate: Rate::per_second(source.value(&MESSAGE_RATE))
+                .with_burst(source.value(&MESSAGE_BURST)),
             handshake_timeout: source.value(&HANDSHAKE_TIMEOUT),
             handshake_rate_limit: source.value(&HANDSHAKE_RATE_LIMIT),
             log_format: LogFormat::read(&mut source),

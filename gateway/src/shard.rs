@@ -458,7 +458,7 @@ mod tests {
     #[test]
     fn a_connection_whose_token_was_revoked_on_its_way_here_is_closed() {
         let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
-        let rate = Rate { burst: 20, per_second: 5 };
+        let rate = Rate::per_second(5).with_burst(20);
         let minute_ms = 60_000;
         let settings = ShardSettings {
             rules: Rules { tokens: Arc::clone(&tokens), max_markets: 1, rate },

@@ -91,7 +91,7 @@ pub(super) async fn issue(
     }
     let claims = read_claims(&body::read(body, MAX_BODY_BYTES).await?)
         .map_err(|message| Problem(ErrorCode::BadRequest, message))?;
-    if gateway.token_rate.as_ref().is_some_and(|rate| !rate.take(&claims.sub)) {
+    if gateway.token_rate.as_ref().is_some_and(|rate| !rate.take(&claims.sub, gateway.now_ms())) {
         let message = "too many tokens for this user: use the one you have, or retry later";
         return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
     }
