@@ -1,11 +1,16 @@
 //! What clients reach over HTTP: the router, and what its handlers stand on.
 
 mod address;
-mod error;
+mod health;
 mod markets;
 mod openapi;
-mod rest;
+mod problem;
+mod query;
+mod read;
+mod respond;
+mod snapshot;
 mod token;
+mod updates;
 mod ws;
 
 use std::{
@@ -140,10 +145,10 @@ impl Gateway {
 pub fn router(gateway: Arc<Gateway>, cors_origins: &Origins, more: Router) -> Router {
     Router::new()
         .route("/api/markets", get(markets::list))
-        .route("/api/markets/{id}/odds/snapshot", get(rest::snapshot))
-        .route("/api/markets/{id}/odds/updates", get(rest::updates))
+        .route("/api/markets/{id}/odds/snapshot", get(snapshot::snapshot))
+        .route("/api/markets/{id}/odds/updates", get(updates::updates))
         .route("/api/openapi.json", get(async || documents::serve(&openapi::DOCUMENT)))
-        .route("/api/ws/health", get(rest::health))
+        .route("/api/ws/health", get(health::health))
         .route("/api/ws/token", post(token::issue))
         // Before the layer: a preflight request ends there, and it is an OPTIONS that no route has.
         .method_not_allowed_fallback(method_not_allowed)

@@ -14,11 +14,7 @@ use service::http::json;
 use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{
-    Gateway,
-    error::Problem,
-    rest::{number, page_limit, read_query, reader, unavailable},
-};
+use super::{Gateway, problem::Problem, query::Query, read::authorize};
 
 /// How old an answer may be.
 const KEPT: Duration = Duration::from_secs(1);
@@ -48,7 +44,7 @@ impl Listing {
                 answer
             }
         };
-        answer.ok_or_else(|| unavailable("the list of markets"))
+        answer.ok_or_else(|| Problem::unreadable("the list of markets"))
     }
 }
 
@@ -68,10 +64,10 @@ pub(super) async fn list(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let query = read_query(&uri)?;
-    let after = number(&query, "after", 0..=protocol::ids::MAX_SAFE_INTEGER, Some(0))?;
-    let limit = page_limit(&query)?;
-    let scope = reader(&gateway, &query, &headers)?.and_then(|claims| claims.markets);
+    let query = Query::of(&uri)?;
+    let after = query.number("after", 0..=protocol::ids::MAX_SAFE_INTEGER, Some(0))?;
+    let limit = query.limit()?;
+    let scope = authorize(&gateway, &query, &headers)?.and_then(|claims| claims.markets);
     let all = gateway.listing.get(&*gateway.backbone).await?;
     let behind = &all[all.partition_point(|id| id.get() <= after)..];
     let Some(scope) = scope else { return Ok(page(behind, limit)) };

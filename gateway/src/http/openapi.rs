@@ -1,4 +1,4 @@
-//! What clients reach over HTTP, as an OpenAPI document. `docs/openapi/gateway.json` is a copy of it, which a test renews.
+//! The routes for clients as an OpenAPI document. `docs/openapi/gateway.json` is a copy of it (CONTRIBUTING.md#build-and-test).
 
 use std::sync::LazyLock;
 
@@ -7,31 +7,35 @@ use serde_json::{Value, json};
 use service::http::openapi::{Document, Operation, header};
 use utoipa::PartialSchema;
 
-use super::{markets, rest, token};
+use super::{
+    health, markets,
+    query::{DEFAULT_LIMIT, MAX_LIMIT},
+    snapshot, token, updates,
+};
 
-/// What `GET /api/openapi.json` answers.
+/// The text that `GET /api/openapi.json` serves.
 pub(super) static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-    let description = "Reads of markets, tokens, and the handshake of the socket with live prices, whose messages \
-        `docs/protocol.md` describes.\n\n\
-        Prices are decimal text, and come out byte for byte as they were published. Members may be added. A request \
-        that is no HTTP is answered 400, and one whose head is far too long 431, without a body.";
+    let description = "Reads of markets, tokens for clients, and the handshake of the socket with live prices. \
+        `docs/protocol.md` describes the socket's messages.\n\n\
+        Prices are decimal text, and are returned byte for byte as they were published. Members may be added. Two \
+        responses have no body: the 400 to a request that is not HTTP, and the 431 to a header far beyond the limit.";
     let security = json!({
         "clientToken": {
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "JWT",
-            "description": "From `POST /api/ws/token`. Reads need it where `READ_AUTH=token`.",
+            "description": "From `POST /api/ws/token`. Reads need it with `READ_AUTH=token`.",
         },
         "clientTokenInQuery": {
             "type": "apiKey",
             "in": "query",
             "name": "token",
-            "description": "The same token, where headers cannot be set.",
+            "description": "The same token, for clients that cannot set headers.",
         },
         "tokenApiKey": {
             "type": "http",
             "scheme": "bearer",
-            "description": "`TOKEN_API_KEY`, where it is set.",
+            "description": "`TOKEN_API_KEY`, if it is set.",
         },
     });
     Document::new("KMarket gateway", description, json!({}), &security)
@@ -49,17 +53,21 @@ fn list_markets() -> Operation {
     let after = json!({
         "name": "after",
         "in": "query",
-        "description": "Only markets above this one: the last one of the page before.",
+        "description": "Only markets above this id: the last one of the previous page.",
         "schema": { "type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER },
     });
-    reads("listMarkets", "Which markets there are", "Those that were ever published; at most a second old.")
-        .parameter(after)
-        .parameter(how_many())
-        .answers::<markets::Page<'_>>(
-            "A page, of the token's scope if it has one.",
-            &json!({}),
-            &json!({ "markets": [1001, 1002], "hasMore": false }),
-        )
+    reads(
+        "listMarkets",
+        "List markets",
+        "All markets that were ever published. The list is at most a second old.",
+    )
+    .parameter(after)
+    .parameter(how_many())
+    .answers::<markets::Page<'_>>(
+        "A page of the list, of the token's scope if it has one.",
+        &json!({}),
+        &json!({ "markets": [1001, 1002], "hasMore": false }),
+    )
 }
 
 fn read_snapshot() -> Operation {
@@ -70,9 +78,9 @@ fn read_snapshot() -> Operation {
         "payload": { "moneyline": { "home": 1.85, "away": 2.15 } },
         "epoch": 1_710_000_000,
     });
-    reads("readSnapshot", "A market's state", "Never older than the log, unless it says `stale`.")
+    reads("readSnapshot", "Read a market's state", "Never older than the log, unless it has `stale`.")
         .parameter(market())
-        .answers::<rest::Snapshot>("Every line as last set.", &json!({}), &example)
+        .answers::<snapshot::Snapshot<'_>>("Every line as last set.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
@@ -81,7 +89,7 @@ fn read_updates() -> Operation {
         "name": "since_seq",
         "in": "query",
         "required": true,
-        "description": "Where the client is.",
+        "description": "The seq of the last update that the client has.",
         "schema": { "type": "integer", "minimum": 0, "maximum": MAX_SAFE_INTEGER },
         "example": 1024,
     });
@@ -102,22 +110,22 @@ fn read_updates() -> Operation {
         "hasMore": false,
         "complete": true,
     });
-    reads("readUpdates", "What was missed", "Never older than the log, unless it says `stale`.")
+    reads("readUpdates", "Read missed updates", "Never older than the log, unless it has `stale`.")
         .parameter(market())
         .parameter(since)
         .parameter(how_many())
-        .answers::<rest::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", &json!({}), &example)
+        .answers::<updates::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
 fn read_health() -> Operation {
     Operation::new(
         "readHealth",
-        "What this pod has",
-        "Not whether it is ready: that is on the operators' listener.",
+        "Count connections and markets",
+        "Counts of this pod. Whether it is ready is on the operators' listener: `GET /readyz`.",
     )
-    .answers::<rest::Counts>(
-        "Since it started.",
+    .answers::<health::Counts>(
+        "The counts.",
         &json!({}),
         &json!({ "connections": 0, "topics": 3, "messages_sent": 128 }),
     )
@@ -125,8 +133,8 @@ fn read_health() -> Operation {
 
 fn issue_token() -> Operation {
     let no_store = header(&json!({ "const": "no-store" }));
-    let description = "For the application's backend. Without `TOKEN_API_KEY` everyone may ask.";
-    Operation::new("issueToken", "A token for a client", description)
+    let description = "For the application's backend. Without `TOKEN_API_KEY` the endpoint is open.";
+    Operation::new("issueToken", "Get a token for a client", description)
         .security(json!([{}, { "tokenApiKey": [] }]))
         .body::<token::Asked>(&json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
         .answers::<token::Issued>(
@@ -143,21 +151,21 @@ fn issue_token() -> Operation {
 }
 
 fn open_socket() -> Operation {
-    let description = "A WebSocket handshake (RFC 6455). A token may also be offered as a subprotocol: \
+    let description = "A WebSocket handshake (RFC 6455). A client may also offer its token as a subprotocol: \
         `kmarket.v1, token.<jwt>`.";
     let text = || json!({ "type": "string" });
     let switching = json!({
-        "description": "Live prices from here on.",
+        "description": "The connection is a WebSocket from here on.",
         "headers": {
             "Upgrade": header(&json!({ "const": "websocket" })),
             "Connection": header(&json!({ "const": "Upgrade" })),
             "Sec-WebSocket-Accept": header(&text()),
             "Sec-WebSocket-Protocol": {
-                "description": "There when it was offered.", "schema": { "const": "kmarket.v1" },
+                "description": "Present if it was offered.", "schema": { "const": "kmarket.v1" },
             },
         },
     });
-    Operation::new("openSocket", "Live prices", description)
+    Operation::new("openSocket", "Open a socket for live prices", description)
         .security(json!([{ "clientToken": [] }, { "clientTokenInQuery": [] }]))
         .answer(101, switching)
         .refuses(&[
@@ -169,7 +177,7 @@ fn open_socket() -> Operation {
         ])
 }
 
-/// A read, which is public or needs a client's token.
+/// Begins a read, which is public or needs a client's token.
 fn reads(id: &str, summary: &str, description: &str) -> Operation {
     Operation::new(id, summary, description)
         .security(json!([{}, { "clientToken": [] }, { "clientTokenInQuery": [] }]))
@@ -184,7 +192,7 @@ fn how_many() -> Value {
     json!({
         "name": "limit",
         "in": "query",
-        "description": "How many at most.",
-        "schema": limit(rest::DEFAULT_LIMIT, rest::MAX_LIMIT),
+        "description": "The most items in the response.",
+        "schema": limit(DEFAULT_LIMIT, MAX_LIMIT),
     })
 }

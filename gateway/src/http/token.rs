@@ -27,7 +27,7 @@ use utoipa::{
     openapi::{Object, RefOr, Schema, Type, schema::Array},
 };
 
-use super::{Gateway, error::Problem};
+use super::{Gateway, problem::Problem};
 
 /// The longest request body, bytes: a scope of some thousand markets.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -83,17 +83,17 @@ pub(super) async fn issue(
     // The application's backend asks for all its users from one address.
     if !is_vouched_for && !gateway.allows(gateway.stranger_rate.as_ref(), peer, &headers) {
         let message = "too many requests for tokens from this address: retry later";
-        return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
+        return Err(Problem::new(ErrorCode::RateLimited, message.to_owned()));
     }
     if expected.is_some() && !is_vouched_for {
         let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
-        return Err(Problem(ErrorCode::Unauthorized, message.to_owned()));
+        return Err(Problem::new(ErrorCode::Unauthorized, message.to_owned()));
     }
     let claims = read_claims(&body::read(body, MAX_BODY_BYTES).await?)
-        .map_err(|message| Problem(ErrorCode::BadRequest, message))?;
+        .map_err(|message| Problem::new(ErrorCode::BadRequest, message))?;
     if gateway.token_rate.as_ref().is_some_and(|rate| !rate.take(&claims.sub, gateway.now_ms())) {
         let message = "too many tokens for this user: use the one you have, or retry later";
-        return Err(Problem(ErrorCode::RateLimited, message.to_owned()));
+        return Err(Problem::new(ErrorCode::RateLimited, message.to_owned()));
     }
     let issued = Issued { token: gateway.tokens.sign(&claims), expires_at: claims.exp * 1000 };
     Ok(([(CACHE_CONTROL, "no-store")], json(&issued)).into_response())

@@ -10,7 +10,7 @@ use crate::{
     close::CloseCode,
     error::Refusal,
     ids::MarketId,
-    position::{Epoch, Position, Seq},
+    position::{Position, Seq},
     update::{MarketState, Payload, Update, quoted},
 };
 
@@ -58,34 +58,10 @@ pub fn snapshot(market: MarketId, state: &MarketState, cause: SnapshotCause) -> 
         SnapshotCause::Reset => r#","reset":true"#,
         SnapshotCause::Conflated => r#","conflated":true"#,
     };
-    format!(r#"{{"type":"snapshot",{}{mark}}}"#, state_members(market, state))
-}
-
-/// The members of what [`state_members`] writes.
-#[derive(ToSchema)]
-#[schema(description = "A market's state: every line as last set.", rename_all = "camelCase")]
-pub struct State {
-    /// The market's.
-    pub market_id: MarketId,
-    /// The last update that is in it; 0 before the first.
-    pub seq: Seq,
-    /// Unix milliseconds at which that was accepted; 0 before the first.
-    pub ts: u64,
-    /// All lines.
-    pub payload: Payload,
-    /// The log's.
-    pub epoch: Epoch,
-}
-
-/// The members that a `snapshot` message and the REST snapshot share.
-#[must_use]
-pub fn state_members(market: MarketId, state: &MarketState) -> String {
+    let Position { epoch, seq } = state.position;
+    let (ts, payload) = (state.ts, state.payload_json());
     format!(
-        r#""marketId":{market},"seq":{},"ts":{},"payload":{},"epoch":{}"#,
-        state.position.seq,
-        state.ts,
-        state.payload_json(),
-        state.position.epoch
+        r#"{{"type":"snapshot","marketId":{market},"seq":{seq},"ts":{ts},"payload":{payload},"epoch":{epoch}{mark}}}"#
     )
 }
 
