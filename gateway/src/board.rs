@@ -1,7 +1,17 @@
 //! The live board: a page that shows markets as clients see them, with the SDK that clients use.
 
 use axum::Router;
-use service::http::pages::{self, File};
+use service::{
+    http::pages::{self, File},
+    settings::Setting,
+};
+
+/// Whether the page is served.
+pub const BOARD: Setting<bool> = Setting::new(
+    "BOARD",
+    "(true when embedded, else false)",
+    "serve the live board, a page for browsers, at /",
+);
 
 /// The files of the page. Its base sheet and its language switch are shared with other pages.
 const FILES: &[File] = &[

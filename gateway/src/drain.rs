@@ -1,13 +1,17 @@
-//! When a gateway stops.
+//! The end of a gateway: waits for a signal, then for the drain.
 
 use std::time::Duration;
 
-use service::signals::Signals;
+use service::{settings::Setting, signals::Signals};
 
-/// How much longer than the drain itself its end may take.
+/// The time over which a drain closes connections.
+pub const DRAIN_SECONDS: Setting<Duration> =
+    Setting::new("DRAIN_SECONDS", "20", "time over which a drain closes connections");
+
+/// How much longer than [`DRAIN_SECONDS`] a drain may take.
 const GRACE: Duration = Duration::from_secs(4);
 
-/// Waits for a signal, then for `drain`, which takes `over`. A second signal ends the wait at once.
+/// Waits for a signal, then for `drain`, which closes connections over `over`. A second signal ends the wait at once.
 pub async fn run(mut signals: Signals, over: Duration, drain: impl Future<Output = ()>) {
     signals.next().await;
     tracing::info!(

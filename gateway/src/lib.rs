@@ -1,24 +1,31 @@
 //! The gateway: live odds over WebSocket and REST.
 //!
-//! The modules follow an update's way from top to bottom: [`tail`] reads it from the backbone into a [`market`]'s
-//! [`log`], encoded once as a [`frame`]; each [`shard`] writes it to its sockets, whose [`session`]s say what their
-//! clients asked for within the [`limits`]. [`http`] is how clients come in.
+//! An update's way through the modules: `tail` reads it from the backbone into a `market`'s `log`, encoded once as a
+//! [`frame`]. Each `shard` writes it to its sockets. A client's way: `http` lets the client in as `access` allows, a
+//! `session` decides what each of its messages means, and `limits` bounds both. [`server`] puts all of it together.
 
-pub mod board;
-pub mod drain;
+mod access;
+mod board;
+mod drain;
+mod file_budget;
 pub mod frame;
-pub mod http;
-pub mod limits;
-pub mod log;
-pub mod market;
-pub mod markets;
-pub mod metrics;
+mod http;
+mod limits;
+mod listen;
+mod listing;
+mod log;
+mod market;
+mod markets;
+mod metrics;
+mod ops;
 pub mod server;
-pub mod session;
+mod session;
 pub mod settings;
-pub mod shard;
-pub mod standalone;
-pub mod tail;
-pub mod tokens;
-pub mod watchers;
-pub mod work_queue;
+mod shard;
+mod standalone;
+mod state;
+mod tail;
+mod tokens;
+mod upkeep;
+mod watchers;
+mod work_queue;

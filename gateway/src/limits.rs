@@ -4,7 +4,7 @@ mod permits;
 mod rate;
 
 pub use self::{
-    permits::{ConnectionPermit, ConnectionPermits, Full},
+    permits::{ConnectionPermit, ConnectionPermits, Full, MAX_CONNECTIONS_PER_USER},
     rate::{Bucket, KeyedRate, Rate},
 };
 

@@ -1,4 +1,4 @@
-//! `gateway`: one pod, or without `REDIS_URL` the whole system.
+//! `gateway` and its commands.
 
 use std::{env, process::ExitCode};
 
@@ -7,7 +7,7 @@ use commands::{check, client_token, inspect, probe, tail};
 use gateway::{server, settings::Settings};
 use service::settings::variable;
 
-/// Gives memory back within seconds after a crowd has left, which glibc's allocator does not.
+/// Returns memory to the kernel within seconds after many clients have left. glibc's allocator does not.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -20,11 +20,11 @@ fn main() -> ExitCode {
         }),
         Some("inspect") => inspect::client_token(args(), variable),
         Some("probe") => {
-            Settings::read(args(), variable).map(|settings| probe::run("gateway", settings.ops_listen))
+            Settings::read(args(), variable).map(|settings| probe::run("gateway", settings.listen.ops))
         }
         Some("tail") => tail::run(args()),
         Some("token") => client_token::run(args()),
-        _ => Settings::read(env::args().skip(1), variable).map(|settings| server::run(&settings)),
+        _ => Settings::read(env::args().skip(1), variable).map(server::run),
     };
     done.unwrap_or_else(|stop| commands::stop(&stop))
 }

@@ -1,6 +1,10 @@
-//! What a client's messages mean: pure, `(message, now) → action`. Knows nothing of sockets or of markets' logs.
+//! What a client's messages mean: pure, from a message and a time to an [`Action`]. A session knows neither sockets nor
+//! logs.
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use protocol::{
     MarketId,
@@ -9,116 +13,129 @@ use protocol::{
     error::Refusal,
     server_message,
 };
-use service::token::{WsClaims, ends_ms};
+use service::{
+    settings::{Setting, Settings},
+    token::{WsClaims, ends_ms},
+};
 
 use crate::{
     limits::{Bucket, Rate},
     market::{Start, Wanted},
-    tokens::{Mark, Tokens},
+    tokens::{Fingerprint, Tokens},
 };
 
-/// What holds for every session of a pod.
+/// The most subscriptions.
+pub const MAX_MARKETS_PER_CONNECTION: Setting<usize> =
+    Setting::new("MAX_MARKETS_PER_CONNECTION", "200", "markets that one connection may subscribe to");
+/// The most messages at once.
+pub const MESSAGE_BURST: Setting<u32> =
+    Setting::new("MESSAGE_BURST", "20", "messages that a client may send at once");
+/// The rate of messages.
+pub const MESSAGE_RATE: Setting<u32> =
+    Setting::new("MESSAGE_RATE", "5", "messages per second that a client may send after that");
+
+/// The rules of all sessions of a gateway.
 #[derive(Debug)]
 pub struct Rules {
-    /// Verifies a refreshed token.
+    /// Verifies the token of a `refresh`.
     pub tokens: Arc<Tokens>,
     /// `MAX_MARKETS_PER_CONNECTION`.
     pub max_markets: usize,
-    /// `MESSAGE_BURST` and `MESSAGE_RATE`.
+    /// `MESSAGE_BURST` and `MESSAGE_RATE` (docs/protocol.md#rules, rule 10).
     pub rate: Rate,
 }
 
-/// One client's standing.
+/// What a connection keeps of its client: the token's claims, and the use of the message rate.
 #[derive(Debug)]
 pub struct Session {
     scope: Scope,
     expires_at_s: u64,
-    mark: Mark,
+    fingerprint: Fingerprint,
     bucket: Bucket,
-    /// How many more messages the rate has refused than let through, since they were as many.
+    /// By how much refused messages exceed accepted ones, since the two were last equal.
     strikes: u32,
 }
 
-/// Which markets a token allows.
+/// The markets that a token allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Scope {
     All,
-    /// Sorted.
+    /// In ascending order.
     Only(Box<[MarketId]>),
 }
 
-/// What is to be done about a message.
+/// What a shard does about a message.
 #[derive(Debug)]
 pub enum Action {
     /// Nothing.
     Nothing,
     /// Send this JSON.
     Send(String),
-    /// Say bye and close.
+    /// Send `bye` and close.
     Close(CloseCode),
     /// Begin delivery, then ack.
     Subscribe(Subscribe),
     /// End delivery, then ack.
     Unsubscribe {
-        /// Echoed.
+        /// The message's id, which the ack echoes.
         id: Option<MessageId>,
-        /// Of these.
+        /// The markets to end.
         markets: Vec<MarketId>,
     },
-    /// The scope may be another: end what it no longer allows, then ack.
+    /// End delivery of markets that the new token does not allow, then ack.
     Refreshed {
-        /// Echoed.
+        /// The message's id, which the ack echoes.
         id: Option<MessageId>,
     },
 }
 
-/// A subscribe or resume, sorted into what may be and what may not.
+/// A `subscribe` or `resume`, its markets sorted into allowed and rejected ones.
 #[derive(Debug)]
 pub struct Subscribe {
-    /// Echoed.
+    /// The message's id, which the ack echoes.
     pub id: Option<MessageId>,
-    /// Whether it is a resume, whose ack says what was recovered.
+    /// True for a `resume`: the ack reports what was recovered.
     pub resume: bool,
-    /// What may be.
+    /// The allowed markets.
     pub wanted: Vec<Wanted>,
-    /// What may not.
+    /// The rejected markets.
     pub rejected: Vec<(MarketId, Refusal)>,
 }
 
-/// The markets a connection is subscribed to.
+/// The markets that a connection is subscribed to.
 pub trait Subscribed {
-    /// How many.
+    /// Returns the number of markets.
     fn count(&self) -> usize;
-    /// Whether this one.
+    /// Returns true if `market` is one of them.
     fn contains(&self, market: MarketId) -> bool;
 }
 
 impl Session {
-    /// The session of a client with this token.
+    /// Begins the session of a client whose token has `claims`.
     #[must_use]
     pub fn new(claims: &WsClaims, rules: &Rules, now_ms: u64) -> Self {
         Self {
             scope: Scope::of(claims),
             expires_at_s: claims.exp,
-            mark: rules.tokens.mark(claims),
+            fingerprint: rules.tokens.fingerprint(claims),
             bucket: Bucket::full(rules.rate, now_ms),
             strikes: 0,
         }
     }
 
-    /// Unix milliseconds at which the token, leeway included, ends.
+    /// Returns when the token expires, leeway included, in Unix milliseconds.
     #[must_use]
     pub fn expires_at_ms(&self) -> u64 {
         ends_ms(self.expires_at_s)
     }
 
-    /// By what the token is found when it is revoked.
+    /// Returns what identifies the token when it is revoked.
     #[must_use]
-    pub fn mark(&self) -> Mark {
-        self.mark
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
-    /// Whether the token allows `market`.
+    /// Returns true if the token allows `market`.
     #[must_use]
     pub fn allows(&self, market: MarketId) -> bool {
         match &self.scope {
@@ -127,7 +144,7 @@ impl Session {
         }
     }
 
-    /// A text message of `user`, who holds `subscribed`, at `now_ms` of any clock that does not go back.
+    /// Decides what a text message of `user` means. `now_ms` is of any clock that never goes back.
     pub fn text(
         &mut self,
         text: &str,
@@ -171,7 +188,7 @@ impl Session {
                 Ok(claims) if claims.sub == user => {
                     self.scope = Scope::of(&claims);
                     self.expires_at_s = claims.exp;
-                    self.mark = rules.tokens.mark(&claims);
+                    self.fingerprint = rules.tokens.fingerprint(&claims);
                     Action::Refreshed { id }
                 }
                 Ok(_) => refuse(id.as_ref(), Refusal::Unauthorized, "token: it is another user's"),
@@ -180,10 +197,10 @@ impl Session {
         }
     }
 
-    /// A ping or pong frame: it counts like a message. Whether to answer, or to close.
+    /// Counts a ping or pong frame like a message. Returns false if the frame is to be ignored.
     ///
     /// # Errors
-    /// The code to close with, for a client that keeps on.
+    /// The code to close with, as soon as refused messages exceed accepted ones by more than `MESSAGE_BURST`.
     pub fn control(&mut self, rules: &Rules, now_ms: u64) -> Result<bool, CloseCode> {
         match self.admit(rules, now_ms) {
             Ok(()) => Ok(true),
@@ -192,7 +209,7 @@ impl Session {
         }
     }
 
-    /// Counts a message against the rate; when it is above, says how many more were than were not.
+    /// Counts a message. One above the rate is an error: by how much refused messages exceed accepted ones.
     fn admit(&mut self, rules: &Rules, now_ms: u64) -> Result<(), u32> {
         if self.bucket.take(rules.rate, now_ms) {
             self.strikes = self.strikes.saturating_sub(1);
@@ -227,12 +244,35 @@ impl Session {
     }
 }
 
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionSettings {
+    /// The most subscriptions of one connection.
+    pub max_markets: usize,
+    /// The rate of a client's messages.
+    pub message_rate: Rate,
+}
+
+impl SessionSettings {
+    /// Reads the settings.
+    pub fn read(settings: &mut Settings) -> Self {
+        let burst = settings.value(&MESSAGE_BURST);
+        if burst == 0 {
+            settings.problem(MESSAGE_BURST.name(), "at least 1");
+        }
+        Self {
+            max_markets: settings.value(&MAX_MARKETS_PER_CONNECTION),
+            message_rate: Rate::per_second(settings.value(&MESSAGE_RATE)).with_burst(burst),
+        }
+    }
+}
+
 impl Scope {
     fn of(claims: &WsClaims) -> Self {
         match &claims.markets {
             None => Self::All,
             Some(markets) => {
-                let sorted: std::collections::BTreeSet<_> = markets.iter().copied().collect();
+                let sorted: BTreeSet<_> = markets.iter().copied().collect();
                 Self::Only(sorted.into_iter().collect())
             }
         }
@@ -242,153 +282,4 @@ impl Scope {
 fn refuse(id: Option<&MessageId>, refusal: Refusal, message: &str) -> Action {
     metrics::counter!(crate::metrics::REFUSED, "code" => refusal.as_str()).increment(1);
     Action::Send(server_message::error(id, refusal, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-    use service::token::{Audience, Keyring, LEEWAY_S};
-
-    use super::*;
-
-    impl<S: std::hash::BuildHasher> Subscribed for HashSet<MarketId, S> {
-        fn count(&self) -> usize {
-            self.len()
-        }
-
-        fn contains(&self, market: MarketId) -> bool {
-            HashSet::contains(self, &market)
-        }
-    }
-
-    fn rules() -> Rules {
-        let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
-        Rules { tokens, max_markets: 3, rate: Rate::per_second(5).with_burst(20) }
-    }
-
-    fn claims(sub: &str, markets: Option<&[u64]>, exp: u64) -> WsClaims {
-        let markets = markets.map(|ids| ids.iter().map(|&id| market(id)).collect());
-        WsClaims { sub: sub.into(), markets, iat: 0, exp, jti: None }
-    }
-
-    fn market(id: u64) -> MarketId {
-        MarketId::new(id).unwrap()
-    }
-
-    fn say(session: &mut Session, rules: &Rules, text: &str) -> Action {
-        session.text(text, "1", &HashSet::new(), rules, 0)
-    }
-
-    fn subscribe(action: Action) -> Subscribe {
-        match action {
-            Action::Subscribe(subscribe) => subscribe,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn what_the_scope_or_the_limit_forbids_is_rejected_and_the_rest_goes_through() {
-        let rules = rules();
-        let mut session = Session::new(&claims("1", Some(&[1, 2, 3, 4, 5]), 10), &rules, 0);
-        let message = r#"{"type":"subscribe","markets":[9,1,2,3,4]}"#;
-        let asked = subscribe(say(&mut session, &rules, message));
-        assert_eq!(asked.wanted.iter().map(|wanted| wanted.market.get()).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(asked.rejected, [(market(9), Refusal::Forbidden), (market(4), Refusal::LimitExceeded)]);
-        let held = HashSet::from([market(4), market(5), market(1)]);
-        let again = subscribe(session.text(message, "1", &held, &rules, 0));
-        assert_eq!(
-            again.wanted.iter().map(|wanted| wanted.market.get()).collect::<Vec<_>>(),
-            [1, 4],
-            "held already"
-        );
-    }
-
-    #[test]
-    fn an_empty_scope_allows_nothing() {
-        let rules = rules();
-        let mut session = Session::new(&claims("1", Some(&[]), 10), &rules, 0);
-        let asked = subscribe(say(&mut session, &rules, r#"{"type":"resume","offsets":{"1":5}}"#));
-        assert!(asked.resume && asked.wanted.is_empty());
-        assert_eq!(asked.rejected, [(market(1), Refusal::Forbidden)]);
-    }
-
-    #[test]
-    fn a_client_above_the_rate_is_told_and_then_closed() {
-        let rules = rules();
-        let mut session = Session::new(&claims("1", None, 10), &rules, 0);
-        let mut told = 0;
-        for _ in 0..20 {
-            assert!(matches!(say(&mut session, &rules, r#"{"type":"pong"}"#), Action::Nothing));
-        }
-        loop {
-            match say(&mut session, &rules, r#"{"type":"ping","id":4}"#) {
-                Action::Send(json) => {
-                    assert!(json.contains("RATE_LIMITED") && json.contains(r#""id":4"#), "{json}");
-                    told += 1;
-                }
-                Action::Close(code) => break assert_eq!(code, CloseCode::TooManyMessages),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(told, 20);
-    }
-
-    /// At 5 a second somebody who sends 8 is told so for ever; somebody who sends 20 is closed after a while.
-    #[test]
-    fn one_who_keeps_on_is_closed_though_some_messages_get_through() {
-        for (every_ms, seconds) in [(125, None), (50, Some(4))] {
-            let rules = rules();
-            let mut session = Session::new(&claims("1", None, 10), &rules, 0);
-            let closed_ms = (0..600_000).step_by(every_ms).find(|&now_ms| {
-                let action = session.text(r#"{"type":"pong"}"#, "1", &HashSet::new(), &rules, now_ms);
-                matches!(action, Action::Close(CloseCode::TooManyMessages))
-            });
-            assert_eq!(closed_ms.map(|ms| ms.div_ceil(1000)), seconds, "every {every_ms} ms");
-        }
-    }
-
-    #[test]
-    fn only_the_same_user_s_good_token_refreshes() {
-        let rules = rules();
-        let far = protocol::time::unix_ms() / 1000 + 1000;
-        let mut session = Session::new(&claims("1", None, 10), &rules, 0);
-        let refresh =
-            |claims: &WsClaims| format!(r#"{{"type":"refresh","token":"{}"}}"#, rules.tokens.sign(claims));
-        for (token, good) in [
-            (refresh(&claims("2", None, far)), false),
-            (refresh(&claims("1", None, 10)), false),
-            (r#"{"type":"refresh","token":"x"}"#.to_owned(), false),
-            (refresh(&claims("1", Some(&[7]), far)), true),
-        ] {
-            let action = say(&mut session, &rules, &token);
-            assert_eq!(matches!(action, Action::Refreshed { .. }), good, "{action:?}");
-        }
-        assert_eq!(session.expires_at_ms(), (far + LEEWAY_S) * 1000);
-        assert!(session.allows(market(7)) && !session.allows(market(1)));
-    }
-
-    proptest! {
-        #[test]
-        fn no_message_breaks_a_session(texts in proptest::collection::vec(".*", 0..30)) {
-            let rules = rules();
-            let mut session = Session::new(&claims("1", None, 10), &rules, 0);
-            for text in texts {
-                say(&mut session, &rules, &text);
-            }
-        }
-
-        /// Whatever is asked, no more than the limit is ever granted.
-        #[test]
-        fn the_limit_holds(ids in proptest::collection::vec(1u64..9, 0..20), held in proptest::collection::hash_set(1u64..9, 0..4)) {
-            let rules = rules();
-            let mut session = Session::new(&claims("1", None, 10), &rules, 0);
-            let mut held: HashSet<_> = held.into_iter().take(3).map(market).collect();
-            let text = format!(r#"{{"type":"subscribe","markets":{ids:?}}}"#);
-            let asked = subscribe(session.text(&text, "1", &held, &rules, 0));
-            held.extend(asked.wanted.iter().map(|wanted| wanted.market));
-            prop_assert!(held.len() <= rules.max_markets);
-        }
-    }
 }

@@ -308,7 +308,7 @@ impl Shard {
 
     fn close_if_revoked(&mut self, key: usize, known: &Known) {
         let connection = &self.connections[key];
-        if known.has(connection.permit.user(), connection.session.mark()) {
+        if known.revoke(connection.permit.user(), connection.session.fingerprint()) {
             self.close(key, CloseCode::NotAllowed);
         }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use service::http::json;
 use utoipa::ToSchema;
 
-use super::Gateway;
+use crate::state::Gateway;
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health, description = "Counts of this pod.")]

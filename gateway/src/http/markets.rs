@@ -1,77 +1,45 @@
-//! `GET /api/markets`: which markets there are, read once a second however many ask.
+//! `GET /api/markets?after=1001&limit=200`: the list of markets.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     extract::State,
     http::{HeaderMap, Uri},
     response::Response,
 };
-use backbone::Backbone;
-use protocol::MarketId;
+use protocol::{MarketId, ids::MAX_SAFE_INTEGER};
 use serde::Serialize;
 use service::http::json;
-use tokio::{sync::Mutex, time::Instant};
 use utoipa::ToSchema;
 
-use super::{Gateway, problem::Problem, query::Query, read::authorize};
-
-/// How old an answer may be.
-const KEPT: Duration = Duration::from_secs(1);
-
-/// All markets as they were last read, at most [`KEPT`] ago.
-#[derive(Default)]
-pub(super) struct Listing(Mutex<Option<(Instant, Answer)>>);
-
-/// `None`: they could not be read.
-type Answer = Option<Arc<[MarketId]>>;
-
-impl Listing {
-    /// Whoever comes while somebody else reads waits, and has the same answer; also that there is none, so that Redis,
-    /// when it is slow to fail, is not asked by one after the other.
-    async fn get(&self, backbone: &dyn Backbone) -> Result<Arc<[MarketId]>, Problem> {
-        let mut last = self.0.lock().await;
-        let known =
-            last.as_ref().filter(|(ended, _)| ended.elapsed() < KEPT).map(|(_, answer)| answer.clone());
-        let answer = match known {
-            Some(answer) => answer,
-            None => {
-                let read = backbone.markets().await.inspect_err(|error| {
-                    tracing::warn!(%error, "which markets there are cannot be read");
-                });
-                let answer: Answer = read.ok().map(Into::into);
-                *last = Some((Instant::now(), answer.clone()));
-                answer
-            }
-        };
-        answer.ok_or_else(|| Problem::unreadable("the list of markets"))
-    }
-}
+use super::{problem::Problem, query::Query, read::authorize};
+use crate::state::Gateway;
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = Markets, description = "Which markets there are.")]
+#[schema(as = Markets, description = "A page of the list of markets.")]
 pub(super) struct Page<'a> {
     /// Ascending.
     markets: &'a [MarketId],
-    /// Whether there are more behind the last one.
+    /// Whether there are markets after the last one.
     has_more: bool,
 }
 
-/// `GET /api/markets?after=1001&limit=200`
+/// Responds with the markets after `after`, of the token's scope if it has one.
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = Query::of(&uri)?;
-    let after = query.number("after", 0..=protocol::ids::MAX_SAFE_INTEGER, Some(0))?;
+    let after = query.number("after", 0..=MAX_SAFE_INTEGER, Some(0))?;
     let limit = query.limit()?;
     let scope = authorize(&gateway, &query, &headers)?.and_then(|claims| claims.markets);
-    let all = gateway.listing.get(&*gateway.backbone).await?;
-    let behind = &all[all.partition_point(|id| id.get() <= after)..];
-    let Some(scope) = scope else { return Ok(page(behind, limit)) };
-    let in_scope: Vec<MarketId> = behind.iter().copied().filter(|id| scope.contains(id)).collect();
+    let all = gateway.listing.get(&*gateway.backbone).await;
+    let all = all.ok_or_else(|| Problem::unreadable("the list of markets"))?;
+    let after = &all[all.partition_point(|id| id.get() <= after)..];
+    let Some(scope) = scope else { return Ok(page(after, limit)) };
+    let in_scope: Vec<MarketId> = after.iter().copied().filter(|id| scope.contains(id)).collect();
     Ok(page(&in_scope, limit))
 }
 

@@ -136,7 +136,7 @@ fn issue_token() -> Operation {
     let description = "For the application's backend. Without `TOKEN_API_KEY` the endpoint is open.";
     Operation::new("issueToken", "Get a token for a client", description)
         .security(json!([{}, { "tokenApiKey": [] }]))
-        .body::<token::Asked>(&json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
+        .body::<token::TokenRequest>(&json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
         .answers::<token::Issued>(
             "A new token.",
             &json!({ "Cache-Control": no_store }),

@@ -11,8 +11,8 @@ use protocol::{MarketId, error::ErrorCode};
 use service::token::{WsClaims, bearer};
 use tokio::time::timeout;
 
-use super::{Gateway, problem::Problem, query::Query};
-use crate::market::Market;
+use super::{problem::Problem, query::Query};
+use crate::{access::ReadAuth, market::Market, state::Gateway};
 
 /// How long a response from memory waits to be as fresh as the log.
 const FRESHEN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -51,7 +51,7 @@ pub(super) fn authorize(
     query: &Query,
     headers: &HeaderMap,
 ) -> Result<Option<WsClaims>, Problem> {
-    if !gateway.read_auth {
+    if gateway.access.read_auth() == ReadAuth::None {
         return Ok(None);
     }
     let in_header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);

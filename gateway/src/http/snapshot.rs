@@ -8,11 +8,11 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     problem::Problem,
     read::{MarketRead, failed, in_memory},
     respond::{JsonText, is_false, respond},
 };
+use crate::state::Gateway;
 
 /// Responds with the state in memory, as fresh as the log, or else in the backbone.
 pub(super) async fn snapshot(

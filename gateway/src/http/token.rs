@@ -1,11 +1,14 @@
-//! `POST /api/ws/token` (contract, section 2).
+//! `POST /api/ws/token`: a token for a client (docs/protocol.md#tokens).
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::{Extension, State},
-    http::{HeaderMap, header::CACHE_CONTROL},
+    http::{
+        HeaderMap,
+        header::{AUTHORIZATION, CACHE_CONTROL},
+    },
     response::{IntoResponse, Response},
 };
 use protocol::{
@@ -19,26 +22,27 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use service::{
     http::{body, json, serve::Peer},
-    rotation::Live,
-    token::{MAX_TTL_S, WsClaims, bearer, same_secret},
+    token::{MAX_TTL_S, WsClaims, bearer},
 };
 use utoipa::{
     ToSchema,
     openapi::{Object, RefOr, Schema, Type, schema::Array},
 };
 
-use super::{Gateway, problem::Problem};
+use super::problem::Problem;
+use crate::{access::ApiKey, state::Gateway};
 
-/// The longest request body, bytes: a scope of some thousand markets.
+/// The longest request body, bytes: enough for a scope of some thousand markets.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-/// The most markets in a scope, so that the token fits into a handshake's header.
+/// The most markets in a scope. Their token still fits into a handshake's header.
 const MAX_SCOPE: usize = 500;
+/// The lifetime of a token whose request names none.
 const DEFAULT_TTL_S: u64 = 600;
 
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = TokenRequest, description = "Whose token, and what for. Other members are ignored.")]
-pub(super) struct Asked {
+#[schema(description = "The token's user, scope and lifetime. Other members are ignored.")]
+pub(super) struct TokenRequest {
     #[serde(default)]
     #[schema(schema_with = user_id_schema, required)]
     user_id: Value,
@@ -52,12 +56,12 @@ pub(super) struct Asked {
 
 fn scope_markets() -> RefOr<Schema> {
     let markets = Array::builder().items(market_id()).max_items(Some(MAX_SCOPE));
-    nullable(markets, "The markets that the token is good for; absent: all.")
+    nullable(markets, "The markets that the token allows; absent: all.")
 }
 
 fn ttl_seconds() -> RefOr<Schema> {
     let seconds = Object::builder().schema_type(Type::Integer).minimum(Some(1_u64)).maximum(Some(MAX_TTL_S));
-    nullable(seconds, &format!("How long it is good for; absent: {DEFAULT_TTL_S}."))
+    nullable(seconds, &format!("The token's lifetime; absent: {DEFAULT_TTL_S}."))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -70,37 +74,36 @@ pub(super) struct Issued {
     expires_at: u64,
 }
 
+/// Signs a token for the user that the request names.
 pub(super) async fn issue(
     State(gateway): State<Arc<Gateway>>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let given = headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(bearer);
-    let expected = gateway.token_api_key.as_ref().map(Live::get);
-    let is_vouched_for =
-        expected.as_ref().is_some_and(|expected| given.is_some_and(|given| same_secret(given, expected)));
-    // The application's backend asks for all its users from one address.
-    if !is_vouched_for && !gateway.allows(gateway.stranger_rate.as_ref(), peer, &headers) {
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
+    let key = gateway.access.check_api_key(given);
+    // The application's backend requests the tokens of all its users from one address.
+    if key != ApiKey::Right && !gateway.access.allows_keyless_request(peer, &headers) {
         let message = "too many requests for tokens from this address: retry later";
-        return Err(Problem::new(ErrorCode::RateLimited, message.to_owned()));
+        return Err(Problem::new(ErrorCode::RateLimited, message));
     }
-    if expected.is_some() && !is_vouched_for {
+    if key == ApiKey::Wrong {
         let message = "Authorization: Bearer <TOKEN_API_KEY> is required here";
-        return Err(Problem::new(ErrorCode::Unauthorized, message.to_owned()));
+        return Err(Problem::new(ErrorCode::Unauthorized, message));
     }
     let claims = read_claims(&body::read(body, MAX_BODY_BYTES).await?)
         .map_err(|message| Problem::new(ErrorCode::BadRequest, message))?;
-    if gateway.token_rate.as_ref().is_some_and(|rate| !rate.take(&claims.sub, gateway.now_ms())) {
+    if !gateway.access.allows_token(&claims.sub) {
         let message = "too many tokens for this user: use the one you have, or retry later";
-        return Err(Problem::new(ErrorCode::RateLimited, message.to_owned()));
+        return Err(Problem::new(ErrorCode::RateLimited, message));
     }
     let issued = Issued { token: gateway.tokens.sign(&claims), expires_at: claims.exp * 1000 };
     Ok(([(CACHE_CONTROL, "no-store")], json(&issued)).into_response())
 }
 
 fn read_claims(body: &[u8]) -> Result<WsClaims, String> {
-    let Asked { user_id, scope_markets, ttl_seconds } = serde_json::from_slice(body)
+    let TokenRequest { user_id, scope_markets, ttl_seconds } = serde_json::from_slice(body)
         .map_err(|error| format!("the body must be a JSON object: {}", json_problem(&error)))?;
     let sub = read_user_id(&user_id)?;
     let markets: Option<Vec<MarketId>> = serde_json::from_value(scope_markets)
@@ -125,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_user_is_required() {
+    fn only_the_user_id_is_required() {
         let claims = read_claims(br#"{"userId":1}"#).unwrap();
         assert_eq!((claims.sub.as_str(), &claims.markets, claims.exp - claims.iat), ("1", &None, 600));
         let claims =
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_bad_request_s_field_is_named() {
         for (body, field) in [
             ("", "JSON"),
             ("5", "JSON"),

@@ -12,12 +12,11 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::{
-    Gateway,
     problem::Problem,
     read::{MarketRead, failed, in_memory},
     respond::{JsonText, is_false, respond},
 };
-use crate::market::Page;
+use crate::{market::Page, state::Gateway};
 
 /// Responds from memory, as fresh as the log, where the updates are kept there, or else from the backbone.
 pub(super) async fn updates(

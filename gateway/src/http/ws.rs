@@ -1,4 +1,4 @@
-//! `GET /ws/odds`: the handshake, after which the bare socket goes to a shard (contract, section 3).
+//! `GET /ws/odds`: the handshake, after which a shard gets the bare socket (docs/protocol.md#handshake).
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -8,8 +8,8 @@ use axum::{
     http::{
         HeaderMap, HeaderValue, StatusCode, Uri,
         header::{
-            AUTHORIZATION, CONNECTION, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-            SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+            AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+            SEC_WEBSOCKET_VERSION, UPGRADE,
         },
     },
     response::Response,
@@ -25,19 +25,19 @@ use service::{
 use sha1::{Digest, Sha1};
 use tokio::net::TcpStream;
 
-use super::Gateway;
 use crate::{
     limits::{ConnectionPermit, Full},
     metrics as names,
-    settings::Origins,
     shard::Accepted,
+    state::Gateway,
 };
 
-/// The subprotocol a client may offer, with its token beside it.
+/// The subprotocol that a client may offer.
 const SUBPROTOCOL: &str = "kmarket.v1";
-/// What a token offered as a subprotocol begins with.
+/// The prefix of a token that is offered as a subprotocol.
 const TOKEN_SUBPROTOCOL: &str = "token.";
 
+/// Answers a handshake. An accepted connection goes to a shard once the 101 is out.
 pub(super) async fn upgrade(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Response {
     let (outcome, response) = match admit(&gateway, &request) {
         Ok((claims, permit, mut response)) => {
@@ -57,7 +57,9 @@ pub(super) async fn upgrade(State(gateway): State<Arc<Gateway>>, mut request: Re
     response
 }
 
+/// A refused handshake.
 struct Refused {
+    /// The value of the metric's label.
     outcome: &'static str,
     response: Box<Response>,
 }
@@ -66,7 +68,7 @@ fn refused(outcome: &'static str, code: ErrorCode, message: &str) -> Refused {
     Refused { outcome, response: Box::new(refusal(code, message)) }
 }
 
-/// Who may come in, with the answer that lets them.
+/// Checks a handshake in the order of docs/protocol.md#handshake. Returns the client's claims and permit, and the 101.
 fn admit(
     gateway: &Arc<Gateway>,
     request: &Request,
@@ -87,7 +89,7 @@ fn admit(
         ));
     }
     if let Some(peer) = request.extensions().get::<Peer>()
-        && !gateway.allows(gateway.handshake_rate.as_ref(), *peer, headers)
+        && !gateway.access.allows_handshake(*peer, headers)
     {
         return Err(refused(
             "limited",
@@ -100,9 +102,7 @@ fn admit(
         .tokens
         .verify(token.unwrap_or_default())
         .map_err(|error| refused("unauthorized", ErrorCode::Unauthorized, &error.to_string()))?;
-    if let Origins::Only(allowed) = &gateway.allowed_origins
-        && headers.get_all(ORIGIN).iter().any(|origin| !allowed.contains(origin))
-    {
+    if !gateway.access.allows_origin(headers) {
         return Err(refused(
             "forbidden",
             ErrorCode::Forbidden,
@@ -117,7 +117,7 @@ fn admit(
     Ok((claims, permit, response))
 }
 
-/// The answer to a WebSocket handshake (RFC 6455 section 4.2).
+/// Returns the response to a WebSocket handshake (RFC 6455 section 4.2.2).
 fn switching_protocols(headers: &HeaderMap) -> Result<Response, Refused> {
     let has = |name, token: &str| {
         let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
@@ -150,9 +150,9 @@ fn switching_protocols(headers: &HeaderMap) -> Result<Response, Refused> {
     Ok(response)
 }
 
-/// The token, from the query, else from `Authorization`, else from the subprotocols.
+/// Finds the token in the query, else in `Authorization`, else in the subprotocols.
 fn find_token<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
-    // A JWT has no character that a query would escape.
+    // A JWT has no character that a query escapes.
     let in_query =
         uri.query().and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("token=")));
     let in_header = || headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
@@ -166,7 +166,7 @@ fn offered_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Takes the socket out of hyper and tokio once the 101 is out, with what the client has sent already.
+/// Takes the socket out of hyper and tokio once the 101 is out, with the bytes that the client sent already.
 async fn hand_over(gateway: Arc<Gateway>, upgrade: OnUpgrade, claims: WsClaims, permit: ConnectionPermit) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_accept_key_is_the_rfc_s_example() {
+    fn the_accept_key_is_as_in_the_example_of_rfc_6455() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "keep-alive, Upgrade"),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_looked_for_in_the_contract_s_order() {
+    fn a_token_in_the_query_comes_first_then_the_header_then_the_subprotocols() {
         let mut headers = HeaderMap::new();
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("kmarket.v1, token.c"));
         let (plain, with_query) = (Uri::from_static("/ws/odds"), Uri::from_static("/ws/odds?x=1&token=a"));

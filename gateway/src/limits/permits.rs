@@ -8,7 +8,13 @@ use std::{
     },
 };
 
+use service::settings::Setting;
+
 use super::is_roomy;
+
+/// The most connections of one user.
+pub const MAX_CONNECTIONS_PER_USER: Setting<usize> =
+    Setting::new("MAX_CONNECTIONS_PER_USER", "10", "open connections of one user on this gateway");
 
 /// Counts the gateway's open connections, in all and per user.
 #[derive(Debug)]

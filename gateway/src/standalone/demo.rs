@@ -1,5 +1,6 @@
-//! Invented markets, for somebody who wants to see something at once: four with a moneyline alone, and four with a
-//! spread and a total as well, which are suspended now and then.
+//! Invented markets with moving prices, for a first look.
+//!
+//! Four of them have only a moneyline. The other four also have a spread and a total, and are suspended now and then.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,34 +8,38 @@ use backbone::{Append, Backbone};
 use protocol::{MarketId, Payload};
 use rand::{Rng, RngExt};
 
-/// How often two markets change, one of each kind.
+/// How often one market of each kind changes.
 const EVERY: Duration = Duration::from_millis(400);
-/// For how many of its turns a market is suspended, and how many come before that, about.
+/// How many of its turns a suspended market stays suspended.
 const SUSPENDED_TURNS: u32 = 3;
+/// The mean number of turns before a market is suspended.
 const TURNS_TO_SUSPENSION: f64 = 14.0;
-/// What a book keeps: prices are this much below fair ones.
+/// The bookmaker's margin: fair odds are this many times the published ones.
 const MARGIN: f64 = 1.05;
 
 /// One invented market.
 struct Market {
     id: u64,
-    /// How likely the home side wins.
+    /// The chance that the home side wins.
     home: f64,
-    /// What else it has, with the spread's and the total's points.
+    /// The lines beside the moneyline.
     more: Option<More>,
 }
 
 struct More {
+    /// The spread's points.
     spread: f64,
+    /// The total's points.
     total: f64,
-    /// The chance that the home side covers, and that it goes over.
+    /// The chance that the home side covers the spread.
     covers: f64,
+    /// The chance of more points than the total.
     over: f64,
     in_play: bool,
     suspended_turns: u32,
 }
 
-/// All of them, as they stand.
+/// All invented markets in their current state.
 pub struct Demo {
     simple: Vec<Market>,
     full: Vec<Market>,
@@ -62,13 +67,13 @@ impl Default for Demo {
 }
 
 impl Demo {
-    /// Publishes the opening prices of all.
+    /// Publishes the opening prices of all markets.
     pub async fn open(&self, backbone: &Arc<dyn Backbone>) {
         let all = self.simple.iter().chain(&self.full);
         backbone.append(all.filter_map(|market| append(market.id, &market.opening())).collect()).await;
     }
 
-    /// Publishes changes for as long as it is polled.
+    /// Publishes changes until it is dropped.
     pub async fn run(mut self, backbone: Arc<dyn Backbone>) {
         let mut ticks = tokio::time::interval(EVERY);
         loop {
@@ -78,7 +83,7 @@ impl Demo {
         }
     }
 
-    /// One market of each kind, with what it publishes.
+    /// Changes one market of each kind. Returns their ids with the payloads to publish.
     fn turn(&mut self, rng: &mut impl Rng) -> Vec<(u64, String)> {
         [&mut self.simple, &mut self.full]
             .into_iter()
@@ -105,7 +110,7 @@ impl Market {
         let Some(more) = &mut self.more else { return format!("{{{}}}", self.moneyline()) };
         if more.suspended_turns > 0 {
             more.suspended_turns -= 1;
-            // Whatever happened meanwhile, it opens with all of its prices.
+            // A market that opens again publishes all of its prices.
             return if more.suspended_turns == 0 { self.opening() } else { format!("{{{}}}", more.status()) };
         }
         if rng.random_bool(1.0 / TURNS_TO_SUSPENSION) {
@@ -114,7 +119,7 @@ impl Market {
         }
         drift(&mut more.covers, rng);
         drift(&mut more.over, rng);
-        // Points move once their price has gone far.
+        // The points move once the chance is far from even.
         for (chance, points) in [(&mut more.covers, &mut more.spread), (&mut more.over, &mut more.total)] {
             if !(0.42..=0.58).contains(chance) {
                 *points += if *chance > 0.5 { 1.0 } else { -1.0 };
@@ -183,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_it_invents_is_what_a_trader_could_publish() {
+    fn a_trader_could_publish_every_invented_payload() {
         let mut demo = Demo::default();
         let mut rng = StdRng::seed_from_u64(1);
         let opening: Vec<_> =
