@@ -138,7 +138,7 @@ impl Shard {
                 }
             }
             Message::Close(code) => {
-                frame::append_close_answer(&mut connection.out, code);
+                frame::append_close_echo(&mut connection.out, code);
                 self.begin_close(key, CloseCode::Normal);
             }
         }
