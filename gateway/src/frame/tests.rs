@@ -460,8 +460,8 @@ fn close_handling(cases: &mut Vec<Case>) {
     }
 }
 
-/// Section 9: large messages, fragments of many sizes, and many messages. The suite goes up to 16 MiB, this up to just
-/// above the limit.
+/// Section 9: large messages, fragments of many sizes, and many messages. The suite goes up to 16 MiB, this function
+/// to 256 KiB.
 fn limits(cases: &mut Vec<Case>) {
     let too_big = || Refused(CloseCode::TooBig);
     for (number, length) in (1..).zip([64, 256, 1024, 4096, DEFAULT_MAX_BYTES - 1, DEFAULT_MAX_BYTES]) {
