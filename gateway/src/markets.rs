@@ -188,7 +188,9 @@ impl Markets {
     /// Doubts these logs until their latest positions have been checked. Queues the reads that come before that.
     pub fn doubt(&self, ids: impl IntoIterator<Item = MarketId>) {
         let followed: Vec<Arc<Market>> = ids.into_iter().filter_map(|id| self.get(id)).collect();
-        followed.iter().for_each(|market| market.doubt());
+        for market in &followed {
+            market.doubt();
+        }
         self.work.mark_changed(followed.iter().map(|market| market.id));
     }
 

@@ -4,9 +4,10 @@
 //! write once to each connection with something to send, however many updates wait for it. A socket that would block
 //! keeps its cursors where they are, and continues from the ring once it accepts bytes again.
 //!
-//! The loop here calls the others in turn: `reading` acts on clients' messages, `subscribing` begins deliveries, and
-//! `writing` delivers. All of them queue writes in the `write_queue`.
+//! The loop here calls the others in turn: `reading` acts on clients' messages, `subscribing` begins deliveries,
+//! `writing` delivers, and `closing` ends connections. All of them queue writes in the `write_queue`.
 
+mod closing;
 mod connection;
 mod drain_schedule;
 mod handle;
@@ -29,14 +30,13 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use protocol::{close::CloseCode, server_message, time::unix_ms};
+use protocol::{server_message, time::unix_ms};
 use service::token::WsClaims;
 use slab::Slab;
 
 pub use self::{connection::Timing, handle::ShardHandle};
 use self::{
     connection::{Connection, Deadlines, Phase},
-    drain_schedule::closing_times,
     handle::{Input, Traced},
     subscriptions::{Ages, Batch, Subscriptions},
     timer_wheel::TimerWheel,
@@ -44,23 +44,17 @@ use self::{
 };
 use crate::{
     frame::{self, Encoded},
-    limits::{ConnectionPermit, is_roomy},
+    limits::ConnectionPermit,
     markets::Markets,
-    metrics as names,
     session::{Rules, Session},
-    tokens::Known,
 };
 
 /// The token of the waker. Connections use their slab keys as tokens.
 const WAKER: Token = Token(usize::MAX);
 /// Bytes in one read. A shard has one buffer for this.
 const READ_BYTES: usize = 64 * 1024;
-/// How long a closed connection may take to read its `bye` and close its side.
-const CLOSE_LINGER_MS: u64 = 5_000;
 /// Traced updates that a shard follows until a client has them. The trace of any further one ends without a delivery.
 const MAX_TRACED: usize = 16;
-/// The longest random delay that a draining pod adds to a client's reconnect.
-const MAX_DRAIN_SPREAD_MS: u64 = 3_000;
 
 /// What all shards of a pod share.
 #[derive(Debug)]
@@ -305,28 +299,6 @@ impl Shard {
         Ok(())
     }
 
-    fn close_if_revoked(&mut self, key: usize, known: &Known) {
-        let connection = &self.connections[key];
-        if known.has(connection.permit.user(), connection.session.mark()) {
-            self.close(key, CloseCode::NotAllowed);
-        }
-    }
-
-    fn drain(&mut self, over: Duration) {
-        let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
-        self.drain_until_ms = Some(self.now_ms + over_ms);
-        let keys = self.keys();
-        let times = closing_times(keys.len(), over_ms, &mut rand::rng()).collect::<Vec<_>>();
-        for (key, after_ms) in keys.into_iter().zip(times) {
-            self.close_at(key, self.now_ms + after_ms);
-        }
-    }
-
-    fn close_at(&mut self, key: usize, at_ms: u64) {
-        self.connections[key].deadlines.drain_ms = Some(at_ms);
-        self.schedule(key);
-    }
-
     // Deadlines.
 
     fn schedule(&mut self, key: usize) {
@@ -375,62 +347,6 @@ impl Shard {
                 connection.push_text(&server_message::ping(unix_ms()));
                 connection.outgoing.extend_from_slice(&frame::PING);
                 self.queue_write(key);
-            }
-        }
-    }
-
-    // Ending.
-
-    /// Sends `bye` and a close frame, and begins to close.
-    fn close(&mut self, key: usize, code: CloseCode) {
-        if self.connections[key].is_open() {
-            let spread_ms =
-                if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
-            let connection = &mut self.connections[key];
-            connection.push_text(&server_message::bye(code, code.after_ms() + spread_ms));
-            frame::append_close(&mut connection.outgoing, code);
-            self.begin_close(key, code);
-        }
-    }
-
-    /// Begins to close, after the close frame was appended to `outgoing`.
-    fn begin_close(&mut self, key: usize, code: CloseCode) {
-        self.stop_waiting(key);
-        self.subscriptions.unsubscribe_all(key);
-        let connection = &mut self.connections[key];
-        connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
-        connection.unread = Vec::new();
-        connection.deadlines.wake_ms = u64::MAX;
-        let drain_ms = connection.deadlines.drain_ms.map(tracing::field::display);
-        tracing::debug!(code = code.number(), drain_ms, "a connection is closed");
-        self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-        metrics::counter!(names::CLOSES, "code" => code.number().to_string()).increment(1);
-        self.schedule(key);
-        self.queue_write(key);
-    }
-
-    /// Drops a connection.
-    fn remove(&mut self, key: usize, why: &'static str) {
-        self.stop_waiting(key);
-        self.subscriptions.unsubscribe_all(key);
-        let mut connection = self.connections.remove(key);
-        if connection.is_open() {
-            self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-            metrics::counter!(names::CLOSES, "code" => why).increment(1);
-        }
-        // Dropping the socket deregisters it too. This does it at once.
-        let _ = self.poll.registry().deregister(&mut connection.socket);
-        if is_roomy(self.connections.len(), self.connections.capacity()) {
-            self.connections.shrink_to_fit();
-            self.write_queue.shrink();
-            self.subscriptions.shrink(self.connections.capacity());
-        }
-    }
-
-    fn stop_waiting(&mut self, key: usize) {
-        if let Some(waiting) = self.connections[key].waiting.take() {
-            for wanted in &waiting.subscribe.wanted {
-                self.subscriptions.stop_waiting(key, wanted.market);
             }
         }
     }

@@ -67,7 +67,7 @@ impl Watchers {
 
     /// Tells every watcher that a batch of notifications is complete.
     pub fn flush(&self) {
-        self.all().for_each(|watcher| watcher.flush());
+        self.all().for_each(Watcher::flush);
     }
 
     fn serving<'a>(&'a self, watches: &'a Watches) -> impl Iterator<Item = (&'a Watch, &'a dyn Watcher)> {
