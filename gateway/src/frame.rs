@@ -1,49 +1,50 @@
-//! RFC 6455 frames, both ways, over plain bytes. No extension is negotiated, so that all reserved bits must be zero.
+//! Encodes and decodes RFC 6455 frames, over plain bytes.
+//!
+//! No extension is negotiated, so every reserved bit must be zero.
 
 use std::sync::Arc;
 
 use protocol::close::CloseCode;
 
-/// A server frame, encoded once and shared by everyone it is sent to.
-pub type Encoded = Arc<[u8]>;
+/// A server frame, encoded once and shared by all connections that send it.
+pub(crate) type Encoded = Arc<[u8]>;
 
 /// The longest payload of a control frame (RFC 6455 section 5.5).
 const MAX_CONTROL_BYTES: u8 = 125;
-/// An unsolicited ping without payload: the RFC's half of the heartbeat.
-pub const PING: [u8; 2] = [FIN | 0x9, 0];
+/// A ping frame without payload, which goes with each heartbeat message (`docs/protocol.md#rules`, rule 8).
+pub(crate) const PING: [u8; 2] = [FIN | 0x9, 0];
 
 const FIN: u8 = 0x80;
 const RESERVED: u8 = 0x70;
 const MASKED: u8 = 0x80;
 const MASK_BYTES: usize = 4;
 
-/// A whole text frame of `json`.
-#[must_use]
-pub fn text(json: &str) -> Encoded {
+/// Encodes `json` as one text frame.
+pub(crate) fn text(json: &str) -> Encoded {
     let mut frame = Vec::with_capacity(json.len() + 4);
     append_text(&mut frame, json);
     frame.into()
 }
 
 /// Appends a text frame of `json` to `out`.
-pub fn append_text(out: &mut Vec<u8>, json: &str) {
+pub(crate) fn append_text(out: &mut Vec<u8>, json: &str) {
     append(out, 0x1, json.as_bytes());
 }
 
-/// Appends the answer to a ping.
-pub fn append_pong(out: &mut Vec<u8>, payload: &[u8]) {
+/// Appends the pong for a ping with this payload.
+pub(crate) fn append_pong(out: &mut Vec<u8>, payload: &[u8]) {
     append(out, 0xA, payload);
 }
 
 /// Appends a close frame.
-pub fn append_close(out: &mut Vec<u8>, code: CloseCode) {
+pub(crate) fn append_close(out: &mut Vec<u8>, code: CloseCode) {
     let mut payload = code.number().to_be_bytes().to_vec();
     payload.extend_from_slice(code.reason().as_bytes());
     append(out, 0x8, &payload);
 }
 
-/// Appends the answer to the peer's close frame: its own code, if it gave one.
-pub fn append_close_answer(out: &mut Vec<u8>, code: Option<u16>) {
+/// Appends the close frame that answers the peer's. It repeats the peer's code, if there was one.
+pub(crate) fn append_close_echo(out: &mut Vec<u8>, code: Option<u16>) {
     match code {
         Some(code) => append(out, 0x8, &code.to_be_bytes()),
         None => append(out, 0x8, &[]),
@@ -67,9 +68,8 @@ fn append(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// The JSON inside an encoded text frame: what REST answers with.
-#[must_use]
-pub fn json(frame: &Encoded) -> &str {
+/// Returns the JSON inside an encoded text frame, for a REST response.
+pub(crate) fn json(frame: &Encoded) -> &str {
     let header = match frame.get(1) {
         Some(126) => 4,
         Some(127) => 10,
@@ -78,38 +78,39 @@ pub fn json(frame: &Encoded) -> &str {
     frame.get(header..).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
 }
 
-/// What a client's frames add up to.
+/// What a client sent: a whole message, or a control frame.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     /// A whole text message.
     Text(&'a str),
-    /// Wants a pong with this payload.
+    /// A ping, to be answered with a pong of the same payload.
     Ping(&'a [u8]),
-    /// Life.
+    /// A pong. It only shows that the client is alive.
     Pong,
-    /// A fragment that is not its message's last and adds nothing to it. It says nothing, and counts like a message:
-    /// else a client could go on with them for ever.
+    /// A fragment without payload that does not end its message. It counts as a message, because a client could send
+    /// such fragments forever.
     EmptyFragment,
-    /// The peer closes, with this code if it gave one.
+    /// A close frame, with its code if it has one.
     Close(Option<u16>),
 }
 
 /// Reads a client's frames and joins them into messages.
 ///
-/// A message's fragments are held here, at most `max_bytes` of them; nothing is held between messages. What breaks the
-/// RFC, the order of frames or the limit is refused as soon as the frame's header says it, and bad UTF-8 as soon as the
-/// frame that makes it bad is whole.
+/// The reader holds the fragments of the current message, at most `max_bytes` in all, and nothing between messages. A
+/// frame that breaks the RFC, the order of frames or the limit is refused as soon as its header has come. Bad UTF-8 is
+/// refused as soon as the frame that contains it is whole.
 #[derive(Debug, Default)]
 pub struct Reader {
     fragments: Option<Fragments>,
 }
 
 impl Reader {
-    /// Takes the first frame off `bytes`, which it unmasks in place: how many bytes it took, and the message that it
-    /// ends, if any; `None` while the frame is incomplete. `joined` lends room for a message of several fragments.
+    /// Reads the first frame of `bytes`, and unmasks it in place. Returns the frame's length, and the message that the
+    /// frame completes, if any. Returns `None` while the frame is incomplete. `joined` receives the bytes of a message
+    /// that came in several fragments.
     ///
     /// # Errors
-    /// The code to close with.
+    /// The code to close the connection with.
     pub fn read<'a>(
         &mut self,
         bytes: &'a mut [u8],
@@ -164,16 +165,16 @@ impl Reader {
     }
 }
 
-/// What has come of a text message.
+/// The fragments of a text message that have come so far.
 #[derive(Debug, Default)]
 struct Fragments {
     bytes: Vec<u8>,
-    /// How many of them are whole characters.
+    /// How many of `bytes` are known to be whole characters.
     checked: usize,
 }
 
 impl Fragments {
-    /// Adds a fragment, whose last character may be cut.
+    /// Adds a fragment. It may end within a character.
     fn push(&mut self, payload: &[u8]) -> Result<(), CloseCode> {
         self.bytes.extend_from_slice(payload);
         self.checked += match simdutf8::compat::from_utf8(&self.bytes[self.checked..]) {
@@ -185,7 +186,7 @@ impl Fragments {
     }
 }
 
-/// What a frame is (RFC 6455 section 5.2).
+/// The opcodes of RFC 6455 section 5.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opcode {
     Continuation,
@@ -196,20 +197,20 @@ enum Opcode {
     Pong,
 }
 
-/// A client's frame, as far as its header says.
+/// The header of a client's frame.
 #[derive(Clone, Copy, Debug)]
 struct Header {
-    /// Whether it ends its message.
+    /// Whether the frame ends its message.
     fin: bool,
     opcode: Opcode,
-    /// Of the payload.
+    /// Bytes of payload.
     length: u64,
-    /// Where the mask begins, which the payload follows.
+    /// Where the mask begins. The payload follows it.
     mask_at: usize,
 }
 
 impl Header {
-    /// Reads the header up to the mask; `None` while it is incomplete.
+    /// Reads the header up to the mask. Returns `None` while it is incomplete.
     fn parse(bytes: &[u8]) -> Result<Option<Self>, CloseCode> {
         let Some((&[first, second], rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
         let opcode = match first & 0x0F {
@@ -227,7 +228,7 @@ impl Header {
         if first & RESERVED != 0 || second & MASKED == 0 || (control && (!fin || short > MAX_CONTROL_BYTES)) {
             return Err(CloseCode::ProtocolError);
         }
-        // A length is written in as few bytes as it needs.
+        // RFC 6455 section 5.2 requires the shortest form of a length.
         let (length, mask_at, lengths) = match short {
             126 => {
                 let Some(length) = rest.first_chunk() else { return Ok(None) };
@@ -246,7 +247,7 @@ impl Header {
     }
 }
 
-/// Eight bytes at a time: the compiler makes that as many as the machine takes at once.
+/// Removes the mask, eight bytes at a time. The compiler widens this to what the machine can process at once.
 fn unmask(payload: &mut [u8], mask: [u8; MASK_BYTES]) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
@@ -263,7 +264,8 @@ fn utf8(bytes: &[u8]) -> Result<&str, CloseCode> {
     simdutf8::basic::from_utf8(bytes).map_err(|_| CloseCode::InvalidUtf8)
 }
 
-/// A close frame's payload: nothing, or a code a peer may send and a reason in UTF-8 (RFC 6455 section 7.4).
+/// Parses the payload of a close frame: nothing, or a code that a peer may send and a reason in UTF-8 (RFC 6455
+/// section 7.4).
 fn close_code(payload: &[u8]) -> Result<Option<u16>, CloseCode> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
         return if payload.is_empty() { Ok(None) } else { Err(CloseCode::ProtocolError) };

@@ -1,68 +1,68 @@
 //! The recent past of one market, as frames that are ready to send. A pure data structure.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 
 use protocol::{Epoch, Position, Seq};
 
 use crate::frame::Encoded;
 
-/// A bounded ring of encoded updates, contiguous in seq, all of one epoch.
+/// The newest updates of a market, encoded, in a bounded ring. All are of one epoch, and their seqs have no gap.
 ///
 /// ```text
-///          trimmed │ kept: frames                      │ not yet
-///   seq  1 2 … 529 │ 530  531  532  …  1027 1028 1029  │ 1030
-///              ▲   │         ▲                    ▲
-///            start │       cursor of a          top: a client here
-///   (529: the last │       client that lags     is caught up
-///    one not kept) │
+///                             the ring: `frames`
+///              trimmed │◀────────────────────────────▶│ not published yet
+///   seq  1  2  3 … 529 │ 530  531  532  …  1028  1029 │ 1030
+///                   ▲          ▲                  ▲
+///                 start     cursor             latest
+///             (trim point)
 /// ```
 ///
-/// A cursor is the position of the last update a client has. From `start` up to `latest` it can be served from here;
-/// below `start` it cannot ([`After::Trimmed`]).
+/// A cursor is the position of the last update that a reader has. A cursor from `start` up to `latest` is served from
+/// the ring: here with 532 and what follows. At `latest` it is caught up. Below `start` it is not served
+/// ([`After::Trimmed`]). Each [`Log::push`] moves `latest`; once the ring is full, it moves `start` too.
 #[derive(Clone, Debug)]
 pub struct Log {
     latest: Position,
-    frames: VecDeque<Kept>,
+    frames: VecDeque<EncodedUpdate>,
     bytes: usize,
     bound: Bound,
-    /// Which log this is: one that was loaded anew is another, even where its positions look alike. 0 = none yet.
+    /// Counts how often this pod replaced its log of the market. Logs of two generations may have equal positions and
+    /// different updates. 0 means that nothing was loaded yet.
     generation: u32,
 }
 
 /// An update, ready to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// The message.
+pub struct EncodedUpdate {
     pub frame: Encoded,
     /// Unix milliseconds at which the update was accepted.
     pub ts: u64,
 }
 
-/// How much a log keeps; memory for one market is bounded by both.
+/// How much a ring keeps. Both limits hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Updates.
     pub updates: usize,
     /// Bytes of encoded frames. The newest update is kept even if it alone is larger.
     pub bytes: usize,
 }
 
-/// What a log has past a position.
+/// What a log has after a position.
 #[derive(Debug)]
 pub enum After<'a> {
-    /// Nothing: the position is the top.
+    /// Nothing: the position is the latest one.
     CaughtUp,
-    /// The position is above the top.
+    /// Nothing: the position is above the latest one.
     Ahead,
-    /// These, oldest first; the first one's seq is the position's next.
-    Updates(std::collections::vec_deque::Iter<'a, Kept>),
-    /// Updates that are no longer kept here.
+    /// These updates, oldest first, without a gap after the position.
+    Updates(vec_deque::Iter<'a, EncodedUpdate>),
+    /// Updates that the ring no longer keeps.
     Trimmed,
-    /// The position belongs to another history.
+    /// Updates of another history than the position's.
     OtherEpoch,
 }
 
-/// An update that does not follow the log's top.
+/// An update that does not follow the latest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{next} does not follow {latest}")]
 pub struct Hole {
@@ -70,27 +70,38 @@ pub struct Hole {
     next: Position,
 }
 
+/// How a client that comes back with an offset continues (`docs/protocol.md#rules`, rule 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// With every update after this position. The ring has them.
+    Replay(Position),
+    /// With the state: its history is gone, or it missed too many updates.
+    Reset,
+    /// With a replay, if the backbone still keeps updates that the ring has trimmed; else with the state.
+    NeedsHistory,
+    /// Unknown: the client is ahead of this log. Either the log is behind, or history was lost.
+    NeedsFresh,
+}
+
 impl Log {
-    /// An empty log whose last update, not kept, is at `latest`.
-    #[must_use]
+    /// Creates an empty log whose latest update, which it does not keep, is at `latest`.
     pub fn at(latest: Position, bound: Bound) -> Self {
         Self { latest, frames: VecDeque::new(), bytes: 0, bound, generation: 0 }
     }
 
-    /// The last update's position.
-    #[must_use]
     pub fn latest(&self) -> Position {
         self.latest
     }
 
-    /// How much it keeps.
-    #[must_use]
     pub fn bound(&self) -> Bound {
         self.bound
     }
 
-    /// The seq of the last update that is not kept: cursors from here on can be served.
-    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Returns the trim point: the seq of the last update that is no longer kept.
     pub fn start(&self) -> Seq {
         Seq::new(self.latest.seq.get() - self.frames.len() as u64)
     }
@@ -98,8 +109,8 @@ impl Log {
     /// Adds the next update, and trims the oldest beyond the bound.
     ///
     /// # Errors
-    /// [`Hole`], changing nothing, unless `position` follows the top.
-    pub fn push(&mut self, position: Position, update: Kept) -> Result<(), Hole> {
+    /// [`Hole`], without a change, unless `position` follows the latest one.
+    pub fn push(&mut self, position: Position, update: EncodedUpdate) -> Result<(), Hole> {
         if !position.follows(self.latest) {
             return Err(Hole { latest: self.latest, next: position });
         }
@@ -110,10 +121,9 @@ impl Log {
         Ok(())
     }
 
-    /// What there is past `position`.
-    #[must_use]
+    /// Returns what the log has after `position`.
     pub fn after(&self, position: Position) -> After<'_> {
-        // "Nothing yet" is the beginning of every history that is kept from its beginning.
+        // The origin begins every history whose first update is still kept.
         let same_history = position.epoch == self.latest.epoch
             || (position == Position::ORIGIN && self.start() == Seq::ZERO);
         if !same_history {
@@ -130,7 +140,26 @@ impl Log {
         }
     }
 
-    /// Adds what `older` keeps from before this log's start, as far as it joins without a hole.
+    /// Returns how to recover a client that has every update up to `seq` of `epoch`. Clients that know no epochs give
+    /// `None`. A replay has at most `resume_max` updates.
+    pub fn recover(&self, epoch: Option<Epoch>, seq: Seq, resume_max: u64) -> Recovery {
+        let position = Position { epoch: self.latest.epoch, seq };
+        if epoch.is_some_and(|epoch| epoch > self.latest.epoch) || seq > self.latest.seq {
+            return Recovery::NeedsFresh;
+        }
+        if epoch.is_some_and(|epoch| epoch < self.latest.epoch)
+            || self.latest.seq.distance_from(seq) > resume_max
+        {
+            return Recovery::Reset;
+        }
+        match self.after(position) {
+            After::CaughtUp | After::Updates(_) => Recovery::Replay(position),
+            After::Trimmed | After::Ahead | After::OtherEpoch => Recovery::NeedsHistory,
+        }
+    }
+
+    /// Adds the updates of `older` from before this log's start, if they join without a hole, as far as the bound
+    /// allows.
     pub fn prepend(&mut self, older: &Self) {
         if older.latest.epoch != self.latest.epoch || older.latest.seq < self.start() {
             return;
@@ -146,26 +175,19 @@ impl Log {
         }
     }
 
-    /// Which of the logs that took each other's place it is.
-    #[must_use]
-    pub fn generation(&self) -> u32 {
-        self.generation
-    }
-
-    /// Becomes the log that takes the place of `former`.
-    #[must_use]
-    pub fn in_place_of(self, former: &Self) -> Self {
+    /// Makes this log the next generation after `former`, which it replaces.
+    pub fn replacing(self, former: &Self) -> Self {
         Self { generation: former.generation.wrapping_add(1).max(1), ..self }
     }
 
-    /// Makes this log the same as `source`; cheap when `source` is this log some updates later. Says whether it was
-    /// another log, of which what this one held is not a part.
+    /// Makes this log, a view, equal to `source`. This is cheap when `source` is the same log some updates later.
+    /// Returns true if `source` replaced this log, so anything served from it is void.
     pub fn catch_up(&mut self, source: &Self) -> bool {
-        let another = self.generation != source.generation;
-        // A view that was never filled has shown nothing that could be of another log.
-        let had_shown = self.generation != 0;
+        let replaced = self.generation != source.generation;
+        // A view that was never filled has served nothing.
+        let has_served = self.generation != 0;
         match source.after(self.latest) {
-            After::CaughtUp | After::Updates(_) if another || source.start() < self.start() => {
+            After::CaughtUp | After::Updates(_) if replaced || source.start() < self.start() => {
                 *self = source.clone();
             }
             After::CaughtUp => self.latest = source.latest,
@@ -179,7 +201,7 @@ impl Log {
             }
             After::Ahead | After::Trimmed | After::OtherEpoch => *self = source.clone(),
         }
-        another && had_shown
+        replaced && has_served
     }
 
     fn trim(&mut self) {
@@ -188,39 +210,6 @@ impl Log {
         {
             let Some(oldest) = self.frames.pop_front() else { break };
             self.bytes -= oldest.frame.len();
-        }
-    }
-}
-
-/// What a client that comes back with an offset gets (contract, section 3, rule 3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recovery {
-    /// Everything after this position, which the log keeps.
-    Replay(Position),
-    /// Its history is gone or too old: the state instead.
-    Reset,
-    /// Recovered if the backbone still keeps older updates than this log does.
-    NeedsHistory,
-    /// It knows more than this log: the log may be behind, or history was lost.
-    NeedsFresh,
-}
-
-impl Log {
-    /// How to recover a client that has everything up to `seq` of `epoch` (`None`: it does not know of epochs).
-    #[must_use]
-    pub fn recover(&self, epoch: Option<Epoch>, seq: Seq, resume_max: u64) -> Recovery {
-        let position = Position { epoch: self.latest.epoch, seq };
-        if epoch.is_some_and(|epoch| epoch > self.latest.epoch) || seq > self.latest.seq {
-            return Recovery::NeedsFresh;
-        }
-        if epoch.is_some_and(|epoch| epoch < self.latest.epoch)
-            || self.latest.seq.distance_from(seq) > resume_max
-        {
-            return Recovery::Reset;
-        }
-        match self.after(position) {
-            After::CaughtUp | After::Updates(_) => Recovery::Replay(position),
-            After::Trimmed | After::Ahead | After::OtherEpoch => Recovery::NeedsHistory,
         }
     }
 }

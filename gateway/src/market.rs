@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     frame::{self, Encoded},
-    log::{After, Bound, Kept, Log, Recovery},
+    log::{After, Bound, EncodedUpdate, Log, Recovery},
     metrics as names,
     watchers::Watches,
     work_queue::WorkQueue,
@@ -328,7 +328,7 @@ impl Market {
             // Only the older updates are new here. Where the load is ahead, the next read brings the same updates.
             inner.log.prepend(&log);
         } else {
-            inner.log = log.in_place_of(&inner.log);
+            inner.log = log.replacing(&inner.log);
             inner.state = loaded.state;
             inner.snapshots.clear();
             inner.live = true;
@@ -411,6 +411,6 @@ impl Inner {
     }
 }
 
-fn encode(id: MarketId, update: &Update) -> Kept {
-    Kept { frame: frame::text(&server_message::odds_update(id, update)), ts: update.ts }
+fn encode(id: MarketId, update: &Update) -> EncodedUpdate {
+    EncodedUpdate { frame: frame::text(&server_message::odds_update(id, update)), ts: update.ts }
 }

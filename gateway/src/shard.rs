@@ -1,9 +1,13 @@
-//! One thread that owns its connections outright: no task, no lock held while delivering, no queue while idle.
+//! A thread that owns a share of the sockets. It holds no lock while it delivers, and connections have no tasks.
 //!
-//! A round: take what sockets and other threads brought, look at the markets that rang, do what is due, then write
-//! once to each connection that is owed something, however many updates wait for it. A socket that would block keeps
-//! its cursors where they are and goes on from the log when it takes bytes again.
+//! A round: read from sockets, take input from other threads, look at the markets that changed, act on deadlines. Then
+//! write once to each connection with something to send, however many updates wait for it. A socket that would block
+//! keeps its cursors where they are, and continues from the ring once it accepts bytes again.
+//!
+//! The loop here calls the others in turn: `reading` acts on clients' messages, `subscribing` begins deliveries,
+//! `writing` delivers, and `closing` ends connections. All of them queue writes in the `write_queue`.
 
+mod closing;
 mod connection;
 mod drain_schedule;
 mod handle;
@@ -26,14 +30,13 @@ use std::{
 };
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use protocol::{close::CloseCode, server_message, time::unix_ms};
+use protocol::{server_message, time::unix_ms};
 use service::token::WsClaims;
 use slab::Slab;
 
 pub use self::{connection::Timing, handle::ShardHandle};
 use self::{
     connection::{Connection, Deadlines, Phase},
-    drain_schedule::closing_times,
     handle::{Input, Traced},
     subscriptions::{Ages, Batch, Subscriptions},
     timer_wheel::TimerWheel,
@@ -41,64 +44,54 @@ use self::{
 };
 use crate::{
     frame::{self, Encoded},
-    limits::{ConnectionPermit, is_roomy},
+    limits::ConnectionPermit,
     markets::Markets,
-    metrics as names,
     session::{Rules, Session},
-    tokens::Known,
 };
 
-/// The waker's token; connections use their slab key.
+/// The token of the waker. Connections use their slab keys as tokens.
 const WAKER: Token = Token(usize::MAX);
-/// Bytes read at once; one buffer a shard.
+/// Bytes in one read. A shard has one buffer for this.
 const READ_BYTES: usize = 64 * 1024;
-/// How long a closed connection may take to read its bye and close its side.
-const CLOSE_LINGER_MS: u64 = 5_000;
-/// Traced updates that are looked after until somebody has them; further ones end their trace unread.
+/// Traced updates that a shard follows until a client has them. The trace of any further one ends without a delivery.
 const MAX_TRACED: usize = 16;
-/// The longest wait that a draining pod asks its clients to spread their reconnects over.
-const MAX_DRAIN_SPREAD_MS: u64 = 3_000;
 
-/// How a shard serves.
+/// What all shards of a pod share.
 #[derive(Debug)]
 pub struct ShardSettings {
-    /// What sessions go by.
     pub rules: Rules,
-    /// Deadlines.
     pub timing: Timing,
     /// `MAX_MESSAGE_BYTES`.
     pub max_message_bytes: usize,
     /// `RESUME_MAX`.
     pub resume_max: u64,
-    /// Latency traded for fewer writes (`FLUSH_INTERVAL`).
+    /// How long to collect updates before a write (`FLUSH_INTERVAL`).
     pub flush_interval: Duration,
 }
 
-/// Counts that other threads read.
+/// Counts of all shards, which other threads read.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Open connections.
     pub connections: AtomicUsize,
-    /// Updates and snapshots delivered since start.
+    /// Updates and snapshots delivered since the start.
     pub messages_sent: AtomicU64,
 }
 
-/// A socket past its handshake.
+/// A connection after its handshake.
 pub struct Accepted {
-    /// Nonblocking, Nagle off.
+    /// In nonblocking mode, with Nagle's algorithm off.
     pub socket: std::net::TcpStream,
-    /// What the client sent right behind its handshake.
+    /// Bytes that the client sent right after its handshake.
     pub leftover: Vec<u8>,
-    /// Who it is.
+    /// What its token allows.
     pub claims: WsClaims,
-    /// Its place in the pod.
     pub permit: ConnectionPermit,
 }
 
-/// Starts shard number `index` on a thread of its own.
+/// Starts shard number `index` on its own thread.
 ///
 /// # Errors
-/// When the kernel has no more descriptors or threads.
+/// When the kernel is out of descriptors or threads.
 pub fn start(
     index: usize,
     settings: Arc<ShardSettings>,
@@ -143,21 +136,21 @@ struct Shard {
     settings: Arc<ShardSettings>,
     stats: Arc<Stats>,
     started: Instant,
-    /// Milliseconds since the start, as of this round.
+    /// Milliseconds since the start of the shard, as of this round. "Shard milliseconds" elsewhere.
     now_ms: u64,
     connections: Slab<Connection>,
     subscriptions: Subscriptions,
     wheel: TimerWheel,
     write_queue: WriteQueue,
-    /// Connections with more to read than one round's share.
+    /// Connections that have more to read than they may in one round.
     to_read: Vec<usize>,
-    /// Connections whose messages waited for this round's write.
+    /// Connections that were written to in this round, and whose received messages waited for that.
     to_unpause: Vec<usize>,
     read_buffer: Vec<u8>,
     batch: Batch,
-    /// The status message that a new client gets while prices are stale.
+    /// The status message for new clients, while prices are stale.
     stale: Option<Encoded>,
-    /// While it drains: when every connection is to be closed, shard milliseconds.
+    /// When the drain ends, in shard milliseconds. `None` unless the shard is draining.
     drain_until_ms: Option<u64>,
     traced: Vec<Traced>,
     messages: u64,
@@ -194,7 +187,7 @@ impl Shard {
                 }
             }
             self.take_inbox();
-            self.do_what_is_due();
+            self.act_on_deadlines();
             self.write_round();
             for key in std::mem::take(&mut self.to_unpause) {
                 self.unpause(key);
@@ -237,7 +230,7 @@ impl Shard {
                 Input::Status { stale, message } => {
                     for key in self.keys() {
                         if self.connections[key].is_open() {
-                            self.connections[key].out.extend_from_slice(&message);
+                            self.connections[key].outgoing.extend_from_slice(&message);
                             self.queue_write(key);
                         }
                     }
@@ -272,7 +265,7 @@ impl Shard {
             socket,
             permit,
             session,
-            out: self.stale.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
+            outgoing: self.stale.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             unread: leftover,
             reader: frame::Reader::default(),
             phase: Phase::Open,
@@ -283,7 +276,7 @@ impl Shard {
             queued: false,
             deadlines: Deadlines {
                 heard_ms: now_ms,
-                // Spread, so that those who came together do not beat together.
+                // Random, so that clients that connected together do not get heartbeats together.
                 heartbeat_ms: now_ms + interval_ms - rand::random_range(0..=interval_ms / 4),
                 expires_ms,
                 drain_ms: None,
@@ -295,40 +288,18 @@ impl Shard {
         self.schedule(key);
         self.queue_write(key);
         if let Some(until_ms) = self.drain_until_ms {
-            // Its handshake was under way when the drain began.
+            // The handshake was under way when the drain began.
             let at_ms = rand::random_range(now_ms..=until_ms.max(now_ms));
             self.close_at(key, at_ms);
         }
-        // It may have been revoked on its way here, before this shard was told.
+        // The token may have been revoked on the way here, before this shard was told.
         let known = self.settings.rules.tokens.known();
         self.close_if_revoked(key, &known);
         self.process_unread(key);
         Ok(())
     }
 
-    fn close_if_revoked(&mut self, key: usize, known: &Known) {
-        let connection = &self.connections[key];
-        if known.revoke(connection.permit.user(), connection.session.fingerprint()) {
-            self.close(key, CloseCode::NotAllowed);
-        }
-    }
-
-    fn drain(&mut self, over: Duration) {
-        let over_ms = u64::try_from(over.as_millis()).unwrap_or(u64::MAX);
-        self.drain_until_ms = Some(self.now_ms + over_ms);
-        let keys = self.keys();
-        let times = closing_times(keys.len(), over_ms, &mut rand::rng()).collect::<Vec<_>>();
-        for (key, after_ms) in keys.into_iter().zip(times) {
-            self.close_at(key, self.now_ms + after_ms);
-        }
-    }
-
-    fn close_at(&mut self, key: usize, at_ms: u64) {
-        self.connections[key].deadlines.drain_ms = Some(at_ms);
-        self.schedule(key);
-    }
-
-    // Time.
+    // Deadlines.
 
     fn schedule(&mut self, key: usize) {
         let connection = &mut self.connections[key];
@@ -339,24 +310,24 @@ impl Shard {
         }
     }
 
-    fn do_what_is_due(&mut self) {
+    fn act_on_deadlines(&mut self) {
         let mut due = Vec::new();
         self.wheel.advance(self.now_ms, |key, due_ms| due.push((key as usize, due_ms)));
         for (key, due_ms) in due {
-            // A key may have been given to another connection since, or been woken for something earlier.
+            // The key may belong to another connection by now, or an earlier wake-up may have replaced this one.
             let Some(connection) = self.connections.get_mut(key) else { continue };
             if connection.deadlines.wake_ms != due_ms {
                 continue;
             }
             connection.deadlines.wake_ms = u64::MAX;
-            self.check(key);
+            self.check_deadlines(key);
             if self.connections.contains(key) {
                 self.schedule(key);
             }
         }
     }
 
-    fn check(&mut self, key: usize) {
+    fn check_deadlines(&mut self, key: usize) {
         let now_ms = self.now_ms;
         let timing = self.settings.timing;
         let connection = &mut self.connections[key];
@@ -366,72 +337,16 @@ impl Shard {
             }
             return;
         }
-        if let Some(code) = connection.verdict(&timing, now_ms) {
+        if let Some(code) = connection.overdue(&timing, now_ms) {
             return self.close(key, code);
         }
         if now_ms >= connection.deadlines.heartbeat_ms {
             connection.deadlines.heartbeat_ms = now_ms + timing.heartbeat_interval_ms;
-            // A client that does not even take what it is owed needs no ping.
+            // A socket that accepts no bytes would only queue the ping.
             if connection.blocked_since.is_none() {
                 connection.push_text(&server_message::ping(unix_ms()));
-                connection.out.extend_from_slice(&frame::PING);
+                connection.outgoing.extend_from_slice(&frame::PING);
                 self.queue_write(key);
-            }
-        }
-    }
-
-    // Ending.
-
-    /// Says bye and closes.
-    fn close(&mut self, key: usize, code: CloseCode) {
-        if self.connections[key].is_open() {
-            let spread_ms =
-                if code == CloseCode::Draining { rand::random_range(0..=MAX_DRAIN_SPREAD_MS) } else { 0 };
-            let connection = &mut self.connections[key];
-            connection.push_text(&server_message::bye(code, code.after_ms() + spread_ms));
-            frame::append_close(&mut connection.out, code);
-            self.begin_close(key, code);
-        }
-    }
-
-    /// What follows once the close frame is among what goes out.
-    fn begin_close(&mut self, key: usize, code: CloseCode) {
-        self.stop_waiting(key);
-        self.subscriptions.unsubscribe_all(key);
-        let connection = &mut self.connections[key];
-        connection.phase = Phase::Closing { until_ms: self.now_ms + CLOSE_LINGER_MS, shut: false };
-        connection.unread = Vec::new();
-        connection.deadlines.wake_ms = u64::MAX;
-        let drain_ms = connection.deadlines.drain_ms.map(tracing::field::display);
-        tracing::debug!(code = code.number(), drain_ms, "a connection is closed");
-        self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-        metrics::counter!(names::CLOSES, "code" => code.number().to_string()).increment(1);
-        self.schedule(key);
-        self.queue_write(key);
-    }
-
-    /// Drops the socket.
-    fn remove(&mut self, key: usize, why: &'static str) {
-        self.stop_waiting(key);
-        self.subscriptions.unsubscribe_all(key);
-        let mut connection = self.connections.remove(key);
-        if connection.is_open() {
-            self.stats.connections.fetch_sub(1, Ordering::Relaxed);
-            metrics::counter!(names::CLOSES, "code" => why).increment(1);
-        }
-        // Dropping the socket takes it out of the poll as well; this only says so at once.
-        let _ = self.poll.registry().deregister(&mut connection.socket);
-        if is_roomy(self.connections.len(), self.connections.capacity()) {
-            self.connections.shrink_to_fit();
-            self.write_queue.shrink();
-            self.subscriptions.shrink(self.connections.capacity());
-        }
-    }
-
-    fn stop_waiting(&mut self, key: usize) {
-        if let Some(waiting) = self.connections[key].waiting.take() {
-            for wanted in &waiting.subscribe.wanted {
-                self.subscriptions.stop_waiting(key, wanted.market);
             }
         }
     }
@@ -454,7 +369,7 @@ mod tests {
         tokens::Tokens,
     };
 
-    /// Between a handshake's check and the shard nobody can be told: the shard looks again.
+    /// The token is revoked after the handshake's check and before the shard knows the connection.
     #[test]
     fn a_connection_whose_token_was_revoked_on_its_way_here_is_closed() {
         let tokens = Arc::new(Tokens::new(Keyring::random(Audience::Ws)));
@@ -491,9 +406,9 @@ mod tests {
         let permit = ConnectionPermits::new(1, 1).take("1").unwrap();
         shard.adopt(Accepted { socket, leftover: Vec::new(), claims, permit });
 
-        let mut said = Vec::new();
-        client.read_to_end(&mut said).unwrap();
-        assert!(String::from_utf8_lossy(&said).contains("NOT_ALLOWED"));
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).unwrap();
+        assert!(String::from_utf8_lossy(&received).contains("NOT_ALLOWED"));
         drop(client);
         shard.drain(Duration::ZERO);
         thread.join().unwrap();

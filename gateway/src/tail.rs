@@ -1,12 +1,13 @@
-//! Follows the logs of the markets that are wanted.
+//! Follows the logs of the followed markets, and the revocations of tokens.
 //!
-//! Three loops: the listener marks what changed, one reader reads what is marked, one loader loads what is new here.
-//! At most one read of each part of the backbone is in flight; what rings meanwhile is its next batch, so that the tail
-//! clocks itself. The cursor is the truth: a lost ring is repaired by the sweep.
+//! Three loops share the work queue. The listener queues markets that have changed, and a sweep queues all markets. The
+//! reader reads queued markets. The loader loads markets that are new here. At most one read per partition is in flight,
+//! and the markets that change meanwhile are its next batch. So the tail reads as fast as Redis answers, and no faster.
+//! A lost notification does no harm: each read starts at the market's cursor, and the sweep reads every market.
 
 mod changes;
 mod health;
-mod revoked;
+mod revocations;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,27 +24,27 @@ use service::{
 use tokio::task::JoinSet;
 
 use self::health::Source;
-pub use self::{health::Health, revoked::follow_revocations};
+pub use self::{health::Health, revocations::follow_revocations};
 use crate::{markets::Markets, metrics as names};
 
 /// Markets in one read.
 const MAX_READ_MARKETS: usize = 256;
-/// Updates of one market in one read; when there are more, the market is read again at once.
+/// Updates of one market in one read. A market with more is read again at once.
 const MAX_READ_UPDATES: usize = 128;
 /// Markets in one load.
 const MAX_LOAD_MARKETS: usize = 64;
-/// How often every followed market is read whether it rang or not.
+/// Time between sweeps, which read every followed market.
 const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
-/// After a failed read, load or look at the revocations.
+/// The delay after a failed read, load or poll of the revocations.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// How the tail runs.
 #[derive(Clone, Copy, Debug)]
 pub struct TailSettings {
-    /// Updates that a load brings for resumes (`RESUME_MAX`).
+    /// Older updates that a load brings for resumes (`RESUME_MAX`).
     pub history: usize,
-    /// How long to collect what rings before reading it (`TAIL_LINGER`).
+    /// How long to collect changed markets before reading them (`TAIL_LINGER`).
     pub linger: Duration,
 }
 
@@ -56,27 +57,20 @@ pub fn start(
     settings: TailSettings,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let for_doorbell = Arc::clone(markets);
-    let bell = backbone.change_listener(Arc::new(move || for_doorbell.cursors()));
-    tasks.spawn(changes::run(Arc::clone(markets), bell, Arc::clone(health)));
-    let (for_reader, for_loader, for_sweeper) =
-        (Arc::clone(markets), Arc::clone(markets), Arc::clone(markets));
-    tasks.spawn(read_loop(for_reader, Arc::clone(backbone), Arc::clone(health), settings.linger));
-    tasks.spawn(load_loop(for_loader, Arc::clone(backbone), Arc::clone(health), settings.history));
-    let sweeper_health = Arc::clone(health);
-    tasks.spawn(async move {
-        let mut ticks = tokio::time::interval(SWEEP_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            for_sweeper.sweep(Instant::now());
-            sweeper_health.forget_reads_but_of(&for_sweeper.partitions());
-        }
-    });
+    let followed = Arc::clone(markets);
+    let listener = backbone.change_listener(Arc::new(move || followed.cursors()));
+    tasks.spawn(changes::listen(Arc::clone(markets), listener, Arc::clone(health)));
+    let clones = || (Arc::clone(markets), Arc::clone(backbone), Arc::clone(health));
+    let (read_markets, read_backbone, read_health) = clones();
+    tasks.spawn(read_loop(read_markets, read_backbone, read_health, settings.linger));
+    let (load_markets, load_backbone, load_health) = clones();
+    tasks.spawn(load_loop(load_markets, load_backbone, load_health, settings.history));
+    tasks.spawn(sweep_loop(Arc::clone(markets), Arc::clone(health)));
     tasks
 }
 
-/// At most one read of each part in flight; one that hangs or fails holds up nobody else.
+/// Reads queued markets, with at most one read per partition in flight. A read that hangs or fails delays no other
+/// partition.
 async fn read_loop(
     markets: Arc<Markets>,
     backbone: Arc<dyn Backbone>,
@@ -84,10 +78,10 @@ async fn read_loop(
     linger: Duration,
 ) {
     let mut reads: JoinSet<(usize, Backoff)> = JoinSet::new();
-    // What is known of each part's failures; a part that is being read has none here.
+    // The backoff of each partition that is not being read. A read takes its partition's backoff along.
     let mut idle: HashMap<usize, Backoff> = HashMap::new();
     let mut busy = HashSet::new();
-    // When what rang is to be read, while that is still collected.
+    // When to read the changed markets, while more are collected.
     let mut due = None;
     loop {
         tokio::select! {
@@ -98,31 +92,31 @@ async fn read_loop(
                 due = None;
             }
             Some(ended) = reads.join_next() => {
-                // A read does not panic; if it did, its part would stay busy and the sweep's marks would pile up.
-                let (part, backoff) = ended.expect("a read of the tail does not panic");
-                busy.remove(&part);
-                idle.insert(part, backoff);
+                // If a read panicked, its partition would stay busy, and its markets would never be read again.
+                let (partition, backoff) = ended.expect("a read of the tail does not panic");
+                busy.remove(&partition);
+                idle.insert(partition, backoff);
             }
         }
         if due.is_some() {
             continue;
         }
-        while let Some((part, batch)) = markets.begin_reads(MAX_READ_MARKETS, &busy) {
-            busy.insert(part);
-            let mut backoff = idle.remove(&part).unwrap_or(BACKOFF);
+        while let Some((partition, batch)) = markets.begin_reads(MAX_READ_MARKETS, &busy) {
+            busy.insert(partition);
+            let mut backoff = idle.remove(&partition).unwrap_or(BACKOFF);
             let (markets, backbone, health) =
                 (Arc::clone(&markets), Arc::clone(&backbone), Arc::clone(&health));
             reads.spawn(async move {
-                read_part(part, &batch, &markets, &*backbone, &health, &mut backoff).await;
-                (part, backoff)
+                read(partition, &batch, &markets, &*backbone, &health, &mut backoff).await;
+                (partition, backoff)
             });
         }
     }
 }
 
-/// One read of one part. It stays the part's only one until a failure has been waited out.
-async fn read_part(
-    part: usize,
+/// Reads a batch of one partition. After a failure this waits, so that no other read of the partition begins meanwhile.
+async fn read(
+    partition: usize,
     batch: &[(MarketId, Position)],
     markets: &Markets,
     backbone: &dyn Backbone,
@@ -130,54 +124,33 @@ async fn read_part(
     backoff: &mut Backoff,
 ) {
     let started = Instant::now();
-    health.began(Source::Read(part));
+    health.began(Source::Read(partition));
     let (unread, error) = match backbone.read_tails(batch, MAX_READ_UPDATES).await {
         Ok(Tails { updates, unread, error }) => {
             metrics::histogram!(names::TAIL_READ_SECONDS).record(started.elapsed());
             #[expect(clippy::cast_precision_loss, reason = "at most MAX_READ_MARKETS")]
             metrics::histogram!(names::TAIL_READ_MARKETS).record(batch.len() as f64);
-            let read = take_news(markets, batch, updates, &unread, started);
+            let read = apply(markets, batch, updates, &unread, started);
             let doubted = markets.take_doubted(read);
-            (unread, check_tops(markets, backbone, &doubted).await.err().or(error))
+            (unread, check(markets, backbone, &doubted).await.err().or(error))
         }
         Err(error) => (batch.iter().map(|(id, _)| *id).collect(), Some(error)),
     };
     match error {
         None => {
             backoff.reset();
-            health.succeeded(Source::Read(part));
+            health.succeeded(Source::Read(partition));
         }
         Some(error) => {
-            health.failed(Source::Read(part), &error);
+            health.failed(Source::Read(partition), &error);
             tokio::time::sleep(backoff.failed()).await;
             markets.work.mark_changed(unread);
         }
     }
 }
 
-/// Asks where doubted logs end. What could not be asked stays doubted.
-async fn check_tops(
-    markets: &Markets,
-    backbone: &dyn Backbone,
-    ids: &[MarketId],
-) -> Result<(), BackboneError> {
-    match backbone.latest_positions(ids).await {
-        Ok(latest_positions) => {
-            for (&id, latest) in ids.iter().zip(latest_positions) {
-                markets.check(id, latest);
-            }
-            markets.flush();
-            Ok(())
-        }
-        Err(error) => {
-            markets.doubt(ids.iter().copied());
-            Err(error)
-        }
-    }
-}
-
-/// Hands out what a read of `batch` brought; answers with the markets that were read.
-fn take_news(
+/// Applies the updates that a read of `batch` brought, and returns the markets that were read.
+fn apply(
     markets: &Markets,
     batch: &[(MarketId, Position)],
     news: Vec<(MarketId, Vec<Update>)>,
@@ -207,7 +180,8 @@ fn take_news(
     read
 }
 
-/// The read of a traced update, which began at `started`, for its delivery to go on from.
+/// Records the span of a traced update's read, which began at `started`. Returns the context that delivery continues
+/// from.
 fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<TraceContext> {
     let mut span = traces::child(
         update.trace.as_ref()?,
@@ -218,6 +192,23 @@ fn trace_read(market: MarketId, update: &Update, started: Instant) -> Option<Tra
     span.set("kmarket.market", market.to_string());
     span.set("kmarket.seq", update.position.seq.to_string());
     Some(span.context())
+}
+
+/// Checks doubted logs against their latest positions in the backbone. If that fails, they stay doubted.
+async fn check(markets: &Markets, backbone: &dyn Backbone, ids: &[MarketId]) -> Result<(), BackboneError> {
+    match backbone.latest_positions(ids).await {
+        Ok(latest_positions) => {
+            for (&id, latest) in ids.iter().zip(latest_positions) {
+                markets.check(id, latest);
+            }
+            markets.flush();
+            Ok(())
+        }
+        Err(error) => {
+            markets.doubt(ids.iter().copied());
+            Err(error)
+        }
+    }
 }
 
 async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: Arc<Health>, history: usize) {
@@ -245,8 +236,11 @@ async fn load_loop(markets: Arc<Markets>, backbone: Arc<dyn Backbone>, health: A
     }
 }
 
-/// Loads these markets: together, or one by one when there is one among them that cannot be understood, which is left
-/// to whoever asks for it next. An outage is an error.
+/// Loads a batch of markets in one call. If the backbone cannot parse one of them, loads them one by one and gives up
+/// those that fail.
+///
+/// # Errors
+/// When the backbone is unreachable.
 async fn load(
     markets: &Markets,
     backbone: &dyn Backbone,
@@ -277,4 +271,15 @@ async fn load(
     }
     metrics::counter!(names::MARKET_LOADS).increment(batch.len() as u64);
     Ok(())
+}
+
+/// Queues a read of every followed market from time to time, and forgets partitions that no longer hold any.
+async fn sweep_loop(markets: Arc<Markets>, health: Arc<Health>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        markets.sweep(Instant::now());
+        health.retain_reads(&markets.partitions());
+    }
 }

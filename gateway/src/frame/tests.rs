@@ -1,8 +1,8 @@
-//! The cases of the Autobahn suite that say what a server makes of a client's frames, by the suite's numbers; and what
-//! must hold for all frames.
+//! The Autobahn suite's cases about how a server reads a client's frames, by the suite's numbers, and properties that
+//! hold for all frames.
 //!
-//! This server echoes nothing. Where the suite expects an echo the text is read here; its binary cases end with 1003.
-//! `tests/it/client/autobahn.rs` has those that need a connection.
+//! This server echoes nothing. Where the suite expects an echo, a test here expects the text to be read. The suite's
+//! binary cases end with 1003. `tests/it/client/autobahn.rs` has the cases that need a connection.
 
 use std::sync::LazyLock;
 
@@ -25,9 +25,9 @@ const DEFAULT_MAX_BYTES: usize = 16384;
 /// κόσμε as the suite spells it, in 11 bytes.
 const KOSME: &str = "\u{3ba}\u{1f79}\u{3c3}\u{3bc}\u{3b5}";
 
-/// A [`Message`] that is kept, or the end.
+/// A [`Message`] that owns its bytes, or the end of the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Said {
+enum Event {
     Text(String),
     Ping(Vec<u8>),
     Pong,
@@ -36,14 +36,14 @@ enum Said {
     Refused(CloseCode),
 }
 
-use Said::{EmptyFragment, Pong, Refused};
+use Event::{EmptyFragment, Pong, Refused};
 
-/// One case: the frames that the client sends, and what they say.
+/// One case: the frames that the client sends, and what the reader makes of them.
 struct Case {
     number: String,
     max_bytes: usize,
     frames: Vec<Vec<u8>>,
-    says: Vec<Said>,
+    events: Vec<Event>,
 }
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
@@ -64,14 +64,14 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
 #[test]
 fn every_case_ends_as_it_should_sent_in_one_piece() {
     for case in &*CASES {
-        assert_says(case, [usize::MAX]);
+        assert_events(case, [usize::MAX]);
     }
 }
 
 #[test]
 fn every_case_ends_as_it_should_sent_frame_by_frame() {
     for case in &*CASES {
-        assert_says(case, case.frames.iter().map(Vec::len).chain([usize::MAX]));
+        assert_events(case, case.frames.iter().map(Vec::len).chain([usize::MAX]));
     }
 }
 
@@ -79,7 +79,7 @@ fn every_case_ends_as_it_should_sent_frame_by_frame() {
 fn every_case_ends_as_it_should_sent_in_single_bytes_and_in_chops() {
     for case in &*CASES {
         for chop in [1, 64, 128, 256, 512, 997, 1024, 2048] {
-            assert_says(case, std::iter::repeat(chop));
+            assert_events(case, std::iter::repeat(chop));
         }
     }
 }
@@ -90,10 +90,10 @@ proptest! {
         number in 0..CASES.len(),
         cuts in proptest::collection::vec(prop_oneof![1usize..12, 1usize..3000], 1..20),
     ) {
-        assert_says(&CASES[number], cuts.into_iter().cycle());
+        assert_events(&CASES[number], cuts.into_iter().cycle());
     }
 
-    /// What is read is the same however the bytes come.
+    /// The reader reads the same from the same bytes, in pieces of any size.
     #[test]
     fn cuts_change_nothing(
         bytes in proptest::collection::vec(frame_like(), 0..8),
@@ -103,7 +103,7 @@ proptest! {
         prop_assert_eq!(read(&bytes, 200, cuts.into_iter().cycle()), read(&bytes, 200, [usize::MAX]));
     }
 
-    /// However a text is cut into fragments, it is a text if it is UTF-8, and 1007 if it is not.
+    /// A text in fragments is accepted if the whole is UTF-8, and refused with 1007 if it is not.
     #[test]
     fn fragments_are_judged_like_the_whole(
         characters in proptest::collection::vec(
@@ -122,13 +122,13 @@ proptest! {
             (opcode, rest) = (CONTINUATION, tail);
         }
         bytes.extend(last(opcode, rest));
-        let mut says = read(&bytes, MAX_BYTES, [usize::MAX]);
-        says.retain(|said| *said != EmptyFragment);
+        let mut events = read(&bytes, MAX_BYTES, [usize::MAX]);
+        events.retain(|event| *event != EmptyFragment);
         let expected = match String::from_utf8(payload) {
-            Ok(text) => Said::Text(text),
+            Ok(text) => Event::Text(text),
             Err(_) => Refused(CloseCode::InvalidUtf8),
         };
-        prop_assert_eq!(says, [expected]);
+        prop_assert_eq!(events, [expected]);
     }
 
     #[test]
@@ -151,7 +151,7 @@ proptest! {
 }
 
 #[test]
-fn what_a_header_says_is_refused_before_its_payload_has_come() {
+fn a_bad_header_is_refused_before_its_payload_has_come() {
     let fragment = || fragment(TEXT, &[b'x'; 10_000]);
     for (what, bytes, code) in [
         ("a reserved opcode", vec![0x83, 0xFF], CloseCode::ProtocolError),
@@ -190,7 +190,7 @@ fn an_incomplete_message_holds_no_more_than_twice_the_limit_and_a_complete_one_n
         held += 7;
         let fragments = reader.fragments.as_ref().unwrap();
         assert_eq!(fragments.bytes.len(), held);
-        // As a vector grows.
+        // A vector doubles when it grows.
         assert!(fragments.bytes.capacity() <= 2 * DEFAULT_MAX_BYTES);
     }
     assert_eq!(held, DEFAULT_MAX_BYTES - DEFAULT_MAX_BYTES % 7);
@@ -201,18 +201,18 @@ fn an_incomplete_message_holds_no_more_than_twice_the_limit_and_a_complete_one_n
 
 #[test]
 fn a_close_frame_is_answered_with_its_own_code() {
-    for (code, answer) in
+    for (code, expected) in
         [(None, &[0x88, 0][..]), (Some(1000), &[0x88, 2, 3, 232]), (Some(4001), &[0x88, 2, 15, 161])]
     {
         let mut out = Vec::new();
-        append_close_answer(&mut out, code);
-        assert_eq!(out, answer);
+        append_close_echo(&mut out, code);
+        assert_eq!(out, expected);
     }
 }
 
-// The suite's sections.
+// The sections of the suite.
 
-/// 1: text and binary messages of every form of length.
+/// Section 1: text and binary messages, with each form of length.
 fn framing(cases: &mut Vec<Case>) {
     for (number, length) in (1..).zip([0, 125, 126, 127, 128, 65535, 65536, 65536]) {
         let payload = "*".repeat(length);
@@ -222,7 +222,7 @@ fn framing(cases: &mut Vec<Case>) {
     }
 }
 
-/// 2: pings and pongs.
+/// Section 2: pings and pongs.
 fn pings_and_pongs(cases: &mut Vec<Case>) {
     let payloads = [&b""[..], b"Hello, world!", b"\x00\xff\xfe\xfd\xfc\xfb\x00\xff", &[0xFE; 125]];
     for (number, payload) in (1..).zip(payloads) {
@@ -241,7 +241,7 @@ fn pings_and_pongs(cases: &mut Vec<Case>) {
     }
 }
 
-/// 3: bits that only an extension may set.
+/// Section 3: bits that only an extension may set.
 fn reserved_bits(cases: &mut Vec<Case>) {
     let hello = || last(TEXT, b"Hello, world!");
     let with = |opcode, bits: u8| frame(FIN | bits << 4 | opcode, b"Hello, world!");
@@ -255,7 +255,7 @@ fn reserved_bits(cases: &mut Vec<Case>) {
     cases.push(Case::new("3.7", [with(CLOSE, 7)], [broken()]));
 }
 
-/// 4: opcodes that mean nothing.
+/// Section 4: reserved opcodes.
 fn opcodes(cases: &mut Vec<Case>) {
     for (section, opcodes) in [("4.1", 3..=7), ("4.2", 11..=15)] {
         for (number, opcode) in (1..).zip(opcodes) {
@@ -263,13 +263,13 @@ fn opcodes(cases: &mut Vec<Case>) {
             let alone = number <= 2;
             let hello = (!alone).then(|| last(TEXT, b"Hello, world!"));
             let frames = hello.into_iter().chain([last(opcode, payload), last(PING, b"")]);
-            let said = (!alone).then(|| text("Hello, world!")).into_iter().chain([broken()]);
-            cases.push(Case::new(format!("{section}.{number}"), frames, said));
+            let events = (!alone).then(|| text("Hello, world!")).into_iter().chain([broken()]);
+            cases.push(Case::new(format!("{section}.{number}"), frames, events));
         }
     }
 }
 
-/// 5: messages in fragments, and control frames between them.
+/// Section 5: messages in fragments, with control frames between them.
 fn fragmentation(cases: &mut Vec<Case>) {
     cases.push(Case::new(
         "5.1",
@@ -323,12 +323,12 @@ fn fragmentation(cases: &mut Vec<Case>) {
             last(PING, b"pongme 2!"),
             last(CONTINUATION, b"f5"),
         ];
-        let says = [ping(b"pongme 1!"), ping(b"pongme 2!"), text("f1f2f3f4f5")];
-        cases.push(Case::new(number, frames, says));
+        let events = [ping(b"pongme 1!"), ping(b"pongme 2!"), text("f1f2f3f4f5")];
+        cases.push(Case::new(number, frames, events));
     }
 }
 
-/// 6.1 to 6.4: empty fragments, characters that are cut, and how soon it is noticed that they are none.
+/// Sections 6.1 to 6.4: empty fragments, characters in two fragments, and how soon bad UTF-8 is refused.
 fn utf8_handling(cases: &mut Vec<Case>) {
     cases.push(Case::new("6.1.1", [last(TEXT, b"")], [text("")]));
     let frames = [fragment(TEXT, b""), fragment(CONTINUATION, b""), last(CONTINUATION, b"")];
@@ -349,8 +349,8 @@ fn utf8_handling(cases: &mut Vec<Case>) {
     cases.push(Case::new("6.3.1", [last(TEXT, &bad)], [not_utf8()]));
     cases.push(Case::new("6.3.2", octets(&bad), [not_utf8()]));
 
-    // Failing fast: at the fragment that makes it bad, the rest of which is never sent. Within a frame (6.4.3, 6.4.4)
-    // it is noticed when the frame is whole, which the suite calls non-strict.
+    // The reader fails fast: at the fragment that contains the bad character, before the rest is sent. Within a frame
+    // (6.4.3, 6.4.4) it fails once the frame is whole, which the suite calls non-strict.
     let too_high = [KOSME.as_bytes(), b"\xf4\x90\x80\x80", b"edited"].concat();
     let frames = [fragment(TEXT, &too_high[..11]), fragment(CONTINUATION, &too_high[11..15])];
     cases.push(Case::new("6.4.1", frames, [not_utf8()]));
@@ -361,7 +361,7 @@ fn utf8_handling(cases: &mut Vec<Case>) {
     }
 }
 
-/// 6.5 to 6.21, after Markus Kuhn's UTF-8 stress test: each section's sequences in hex, with + those that are UTF-8.
+/// Sections 6.5 to 6.21, after Markus Kuhn's UTF-8 stress test: the sequences in hex. A + marks those that are UTF-8.
 const SEQUENCES: [(u32, &str); 16] = [
     (
         5,
@@ -393,7 +393,7 @@ const SEQUENCES: [(u32, &str); 16] = [
     ),
 ];
 
-/// 6.5 to 6.23.
+/// Sections 6.5 to 6.23: sequences that are UTF-8 or not.
 fn utf8_sequences(cases: &mut Vec<Case>) {
     for (section, sequences) in SEQUENCES {
         for (number, sequence) in (1..).zip(sequences.split(' ')) {
@@ -402,12 +402,12 @@ fn utf8_sequences(cases: &mut Vec<Case>) {
             cases.push(sequence_case(section, number, bytes.collect(), sign == "+"));
         }
     }
-    // Lonely continuation bytes, and start bytes with a space behind each.
+    // Continuation bytes alone, and start bytes that are each followed by a space.
     cases.push(sequence_case(12, 8, (0x80..0xBF).collect(), false));
     for (number, starts) in (1..).zip([0xC0..0xDF, 0xE0..0xEF, 0xF0..0xF7, 0xF8..0xFB, 0xFC..0xFD]) {
         cases.push(sequence_case(13, number, starts.flat_map(|start| [start, b' ']).collect(), false));
     }
-    // What is no character and yet UTF-8, and the specials.
+    // Noncharacters, which are UTF-8 all the same, and the specials.
     let non_characters = (0..=16).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]);
     for (section, points) in [(22, non_characters.collect::<Vec<u32>>()), (23, (0xFFF9..=0xFFFF).collect())] {
         for (number, point) in (1..).zip(points) {
@@ -419,14 +419,14 @@ fn utf8_sequences(cases: &mut Vec<Case>) {
 
 fn sequence_case(section: u32, number: u32, bytes: Vec<u8>, good: bool) -> Case {
     let frames = [last(TEXT, &bytes)];
-    let says = if good { Said::Text(String::from_utf8(bytes).unwrap()) } else { not_utf8() };
-    Case::new(format!("6.{section}.{number}"), frames, [says])
+    let events = if good { Event::Text(String::from_utf8(bytes).unwrap()) } else { not_utf8() };
+    Case::new(format!("6.{section}.{number}"), frames, [events])
 }
 
-/// 7: the close frame, and that nothing is read behind it.
+/// Section 7: the close frame. Nothing after it is read.
 fn close_handling(cases: &mut Vec<Case>) {
     let normal = || last(CLOSE, &1000_u16.to_be_bytes());
-    let closes = || Said::Close(Some(1000));
+    let closes = || Event::Close(Some(1000));
     cases.push(Case::new("7.1.1", [last(TEXT, b"Hello World!"), normal()], [text("Hello World!"), closes()]));
     cases.push(Case::new("7.1.2", [normal(), normal()], [closes()]));
     cases.push(Case::new("7.1.3", [normal(), last(PING, b"")], [closes()]));
@@ -438,7 +438,7 @@ fn close_handling(cases: &mut Vec<Case>) {
     cases.push(Case::new("7.1.6", frames, [text(&big), closes()]));
 
     let with_reason = |reason: &[u8]| last(CLOSE, &[&1000_u16.to_be_bytes(), reason].concat());
-    cases.push(Case::new("7.3.1", [last(CLOSE, b"")], [Said::Close(None)]));
+    cases.push(Case::new("7.3.1", [last(CLOSE, b"")], [Event::Close(None)]));
     cases.push(Case::new("7.3.2", [last(CLOSE, b"a")], [broken()]));
     cases.push(Case::new("7.3.3", [normal()], [closes()]));
     cases.push(Case::new("7.3.4", [with_reason("Hello World!".as_bytes())], [closes()]));
@@ -450,7 +450,7 @@ fn close_handling(cases: &mut Vec<Case>) {
     let good = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999];
     for (number, code) in (1..).zip(good) {
         let frames = [last(CLOSE, &u16::to_be_bytes(code))];
-        cases.push(Case::new(format!("7.7.{number}"), frames, [Said::Close(Some(code))]));
+        cases.push(Case::new(format!("7.7.{number}"), frames, [Event::Close(Some(code))]));
     }
     let bad =
         (1..).map(|number| format!("7.9.{number}")).zip([0, 999, 1004, 1005, 1006, 1016, 1100, 2000, 2999]);
@@ -460,7 +460,8 @@ fn close_handling(cases: &mut Vec<Case>) {
     }
 }
 
-/// 9: sizes, in the suite up to 16 MiB, here around the limit; fragments of many sizes; many messages.
+/// Section 9: large messages, fragments of many sizes, and many messages. The suite goes up to 16 MiB, this function
+/// to 256 KiB.
 fn limits(cases: &mut Vec<Case>) {
     let too_big = || Refused(CloseCode::TooBig);
     for (number, length) in (1..).zip([64, 256, 1024, 4096, DEFAULT_MAX_BYTES - 1, DEFAULT_MAX_BYTES]) {
@@ -487,77 +488,77 @@ fn limits(cases: &mut Vec<Case>) {
         let frames = [fragment(BINARY, &vec![0xFE; size])];
         cases.push(Case::new(format!("9.4.{number}"), frames, [Refused(CloseCode::Unsupported)]).limited());
     }
-    // 9.5 and 9.6 are 9.1 and 9.2 in chops.
+    // Sections 9.5 and 9.6 are 9.1 and 9.2 in small chunks, which other tests here send.
     for (number, length) in (1..).zip([0, 16, 64, 256, 1024, 4096]) {
         let payload = "*".repeat(length);
         let frames = std::iter::repeat_n(last(TEXT, payload.as_bytes()), 1000);
-        let says = std::iter::repeat_n(text(&payload), 1000);
-        cases.push(Case::new(format!("9.7.{number}"), frames, says).limited());
+        let events = std::iter::repeat_n(text(&payload), 1000);
+        cases.push(Case::new(format!("9.7.{number}"), frames, events).limited());
         let binary = [last(BINARY, &vec![0xFE; length])];
         cases.push(Case::new(format!("9.8.{number}"), binary, [Refused(CloseCode::Unsupported)]).limited());
     }
 }
 
-/// 10: a client that fragments by itself.
+/// Section 10: a client that fragments on its own.
 fn auto_fragmentation(cases: &mut Vec<Case>) {
     let payload = "*".repeat(65536);
     cases.push(Case::new("10.1.1", in_fragments(payload.as_bytes(), 1300), [text(&payload)]));
 }
 
-// What cases are made of.
+// Helpers for cases.
 
 impl Case {
     fn new(
         number: impl Into<String>,
         frames: impl IntoIterator<Item = Vec<u8>>,
-        says: impl IntoIterator<Item = Said>,
+        events: impl IntoIterator<Item = Event>,
     ) -> Self {
-        let (frames, says) = (frames.into_iter().collect(), says.into_iter().collect());
-        Self { number: number.into(), max_bytes: MAX_BYTES, frames, says }
+        let (frames, events) = (frames.into_iter().collect(), events.into_iter().collect());
+        Self { number: number.into(), max_bytes: MAX_BYTES, frames, events }
     }
 
-    /// With the default limit.
+    /// Applies the default limit to the case.
     fn limited(self) -> Self {
         Self { max_bytes: DEFAULT_MAX_BYTES, ..self }
     }
 }
 
-fn assert_says(case: &Case, cuts: impl IntoIterator<Item = usize>) {
-    let says = read(&case.frames.concat(), case.max_bytes, cuts);
-    assert!(says == case.says, "case {}: {}", case.number, shortened(&says));
+fn assert_events(case: &Case, cuts: impl IntoIterator<Item = usize>) {
+    let events = read(&case.frames.concat(), case.max_bytes, cuts);
+    assert!(events == case.events, "case {}: {}", case.number, shortened(&events));
 }
 
-fn shortened(says: &[Said]) -> String {
-    format!("{says:?}").chars().take(500).collect()
+fn shortened(events: &[Event]) -> String {
+    format!("{events:?}").chars().take(500).collect()
 }
 
-fn text(payload: &str) -> Said {
-    Said::Text(payload.to_owned())
+fn text(payload: &str) -> Event {
+    Event::Text(payload.to_owned())
 }
 
-fn ping(payload: &[u8]) -> Said {
-    Said::Ping(payload.to_vec())
+fn ping(payload: &[u8]) -> Event {
+    Event::Ping(payload.to_vec())
 }
 
-const fn broken() -> Said {
+const fn broken() -> Event {
     Refused(CloseCode::ProtocolError)
 }
 
-const fn not_utf8() -> Said {
+const fn not_utf8() -> Event {
     Refused(CloseCode::InvalidUtf8)
 }
 
-/// The whole message's only frame, or its last.
+/// Returns the only frame of a message, or its last.
 fn last(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame(FIN | opcode, payload)
 }
 
-/// A frame that others follow.
+/// Returns a frame that other frames of the same message follow.
 fn fragment(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame(opcode, payload)
 }
 
-/// A text message with a fragment for each byte.
+/// Returns a text message with one fragment per byte.
 fn octets(payload: &[u8]) -> Vec<Vec<u8>> {
     in_fragments(payload, 1)
 }
@@ -573,7 +574,7 @@ fn in_fragments(payload: &[u8], size: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// A masked frame whose first byte is `first`.
+/// Returns a masked frame whose first byte is `first`.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     append(&mut frame, 0, payload);
@@ -588,7 +589,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Frames, most of them good, and some bytes that are none.
+/// Generates mostly valid frames, and some arbitrary bytes.
 fn frame_like() -> impl Strategy<Value = Vec<u8>> {
     let payload = || proptest::collection::vec(any::<u8>(), 0..130);
     let text = || "\\PC{0,20}".prop_map(String::into_bytes);
@@ -600,9 +601,9 @@ fn frame_like() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Feeds `bytes` as they come off a socket, `cuts` long each, and reads until the connection would end.
-fn read(bytes: &[u8], max_bytes: usize, cuts: impl IntoIterator<Item = usize>) -> Vec<Said> {
-    let mut says = Vec::new();
+/// Feeds `bytes` in pieces of `cuts` bytes, as a socket would, and reads until the connection would end.
+fn read(bytes: &[u8], max_bytes: usize, cuts: impl IntoIterator<Item = usize>) -> Vec<Event> {
+    let mut events = Vec::new();
     let mut reader = Reader::default();
     let mut unread = Vec::new();
     let mut rest = bytes;
@@ -617,20 +618,20 @@ fn read(bytes: &[u8], max_bytes: usize, cuts: impl IntoIterator<Item = usize>) -
             match reader.read(&mut unread[taken..], max_bytes, &mut joined) {
                 Ok(None) => break,
                 Err(code) => {
-                    says.push(Refused(code));
-                    return says;
+                    events.push(Refused(code));
+                    return events;
                 }
                 Ok(Some((count, message))) => {
                     taken += count;
                     match message {
                         None => {}
-                        Some(Message::Text(text)) => says.push(Said::Text(text.to_owned())),
-                        Some(Message::Ping(payload)) => says.push(Said::Ping(payload.to_vec())),
-                        Some(Message::Pong) => says.push(Pong),
-                        Some(Message::EmptyFragment) => says.push(EmptyFragment),
+                        Some(Message::Text(text)) => events.push(Event::Text(text.to_owned())),
+                        Some(Message::Ping(payload)) => events.push(Event::Ping(payload.to_vec())),
+                        Some(Message::Pong) => events.push(Pong),
+                        Some(Message::EmptyFragment) => events.push(EmptyFragment),
                         Some(Message::Close(code)) => {
-                            says.push(Said::Close(code));
-                            return says;
+                            events.push(Event::Close(code));
+                            return events;
                         }
                     }
                 }
@@ -638,5 +639,5 @@ fn read(bytes: &[u8], max_bytes: usize, cuts: impl IntoIterator<Item = usize>) -
         }
         unread.drain(..taken);
     }
-    says
+    events
 }

@@ -5,22 +5,22 @@ use crate::frame;
 
 const BOUND: Bound = Bound { updates: 5, bytes: 10_000 };
 
-fn kept(seq: u64) -> Kept {
-    Kept { frame: frame::text(&seq.to_string()), ts: seq }
+fn encoded(seq: u64) -> EncodedUpdate {
+    EncodedUpdate { frame: frame::text(&seq.to_string()), ts: seq }
 }
 
 fn log(epoch: u64, start: u64, latest: u64, bound: Bound) -> Log {
     let mut log = Log::at(Position::new(epoch, start), bound);
     for seq in start + 1..=latest {
-        log.push(Position::new(epoch, seq), kept(seq)).unwrap();
+        log.push(Position::new(epoch, seq), encoded(seq)).unwrap();
     }
     log
 }
 
 fn seqs(log: &Log, after: Position) -> Option<Vec<u64>> {
     match log.after(after) {
-        After::Updates(frames) => {
-            Some(frames.map(|kept| frame::json(&kept.frame).parse().unwrap()).collect())
+        After::Updates(updates) => {
+            Some(updates.map(|update| frame::json(&update.frame).parse().unwrap()).collect())
         }
         After::CaughtUp => Some(Vec::new()),
         _ => None,
@@ -28,23 +28,23 @@ fn seqs(log: &Log, after: Position) -> Option<Vec<u64>> {
 }
 
 #[test]
-fn the_first_update_follows_nothing_yet() {
+fn the_first_update_follows_the_origin() {
     let mut log = Log::at(Position::ORIGIN, BOUND);
     assert!(matches!(log.after(Position::ORIGIN), After::CaughtUp));
-    log.push(Position::new(7, 1), kept(1)).unwrap();
+    log.push(Position::new(7, 1), encoded(1)).unwrap();
     assert_eq!(seqs(&log, Position::ORIGIN), Some(vec![1]));
-    assert_eq!(log.push(Position::new(7, 3), kept(3)).unwrap_err().next, Position::new(7, 3));
-    assert!(log.push(Position::new(8, 2), kept(2)).is_err());
+    assert_eq!(log.push(Position::new(7, 3), encoded(3)).unwrap_err().next, Position::new(7, 3));
+    assert!(log.push(Position::new(8, 2), encoded(2)).is_err());
 }
 
 #[test]
-fn a_log_that_began_above_is_another_history_for_a_client_at_nothing_yet() {
+fn a_log_that_began_above_the_origin_is_another_history_for_a_client_at_the_origin() {
     let log = log(8, 30, 32, BOUND);
     assert!(matches!(log.after(Position::ORIGIN), After::OtherEpoch));
 }
 
 #[test]
-fn recovery_is_the_contract_s_rule_three() {
+fn recovery_follows_the_protocol_s_rule_3() {
     let log = log(7, 0, 20, BOUND);
     let recover = |epoch: Option<u64>, seq, max| log.recover(epoch.map(Epoch::new), Seq::new(seq), max);
     assert_eq!(recover(None, 18, 500), Recovery::Replay(Position::new(7, 18)));
@@ -58,19 +58,19 @@ fn recovery_is_the_contract_s_rule_three() {
 }
 
 proptest! {
-    /// Whatever is pushed and trimmed, a cursor is served exactly what follows it, or told that it cannot be.
+    /// After any pushes and trims, a cursor gets exactly the updates that follow it, or none.
     #[test]
     fn a_cursor_gets_exactly_what_follows(start in 0u64..50, count in 0u64..30, cursor in 0u64..90, updates in 1usize..10, bytes in 1usize..60) {
         let log = log(7, start, start + count, Bound { updates, bytes });
         let latest = start + count;
         prop_assert!(log.frames.len() <= updates);
         prop_assert!(log.bytes <= bytes || log.frames.len() == 1);
-        prop_assert_eq!(log.bytes, log.frames.iter().map(|kept| kept.frame.len()).sum::<usize>());
+        prop_assert_eq!(log.bytes, log.frames.iter().map(|update| update.frame.len()).sum::<usize>());
         let expected = (cursor >= log.start().get() && cursor <= latest).then(|| (cursor + 1..=latest).collect::<Vec<_>>());
         prop_assert_eq!(seqs(&log, Position::new(7, cursor)), expected);
     }
 
-    /// A shard's view that catches up now and then equals the log itself.
+    /// A shard's view that catches up from time to time equals its source.
     #[test]
     fn a_view_that_catches_up_equals_its_source(steps in proptest::collection::vec((0u64..8, any::<bool>()), 1..12), epochs in proptest::collection::vec(any::<bool>(), 12)) {
         let mut source = Log::at(Position::ORIGIN, BOUND);
@@ -83,7 +83,7 @@ proptest! {
             for _ in 0..pushes {
                 let epoch = source.latest().epoch.get().max(7);
                 let seq = source.latest().seq.next().get();
-                source.push(Position::new(epoch, seq), kept(seq)).unwrap();
+                source.push(Position::new(epoch, seq), encoded(seq)).unwrap();
             }
             if look {
                 view.catch_up(&source);
@@ -94,14 +94,14 @@ proptest! {
         }
     }
 
-    /// History read later joins what is there, and changes nothing that was there.
+    /// History that is loaded later joins the log, and changes no update of it.
     #[test]
-    fn older_updates_join_without_a_hole(older_start in 0u64..10, older_top in 0u64..20, start in 0u64..20, latest in 0u64..25) {
-        prop_assume!(older_start <= older_top && start <= latest);
+    fn older_updates_join_without_a_hole(older_start in 0u64..10, older_latest in 0u64..20, start in 0u64..20, latest in 0u64..25) {
+        prop_assume!(older_start <= older_latest && start <= latest);
         let bound = Bound { updates: 100, bytes: 10_000 };
         let mut joined = log(7, start, latest, bound);
-        joined.prepend(&log(7, older_start, older_top, bound));
-        let expected = if older_top >= start { older_start.min(start) } else { start };
+        joined.prepend(&log(7, older_start, older_latest, bound));
+        let expected = if older_latest >= start { older_start.min(start) } else { start };
         prop_assert_eq!(joined.start().get(), expected);
         prop_assert_eq!(seqs(&joined, Position::new(7, expected)), Some((expected + 1..=latest).collect()));
     }

@@ -1,4 +1,4 @@
-//! One socket and everything that belongs to it. While it is idle it holds no buffer.
+//! One socket and everything that belongs to it. An idle connection holds no buffer.
 
 use std::io::{self, Read, Write};
 
@@ -11,102 +11,101 @@ use crate::{
     session::{Session, Subscribe},
 };
 
-/// Above this many unsent bytes of answers, the client's messages wait until it reads.
-const MAX_UNSENT_ANSWERS: usize = 16 * 1024;
+/// Unsent bytes of messages and acks above which the client's messages are not read.
+const MAX_OUTGOING_BYTES: usize = 16 * 1024;
 
 /// A client's connection.
 pub struct Connection {
     pub(super) socket: TcpStream,
-    /// Whose it is. Freed with the connection.
+    /// The user's permit, freed with the connection.
     pub(super) permit: ConnectionPermit,
     pub(super) session: Session,
-    /// Bytes of frames that go out before anything else: answers, and the rest of a frame that was cut.
-    pub(super) out: Vec<u8>,
-    /// Bytes of a frame that has not come whole, or that waits its turn.
+    /// Bytes to send before any update: messages for this client, and the rest of a frame that was cut.
+    pub(super) outgoing: Vec<u8>,
+    /// Received bytes that are not processed yet: an incomplete frame, or frames of a paused connection.
     pub(super) unread: Vec<u8>,
     pub(super) reader: Reader,
     pub(super) phase: Phase,
-    /// The request whose markets are not all there yet; nothing else is read meanwhile.
-    pub(super) waiting: Option<Box<Waiting>>,
-    /// The socket may have more to read.
+    /// The request that waits for markets to be loaded. Meanwhile nothing else is read.
+    pub(super) waiting: Option<Box<WaitingRequest>>,
+    /// Whether the socket may have more to read.
     pub(super) readable: bool,
-    /// The peer has ended its side: reading comes to an end.
+    /// Whether the peer has closed its side, so reading reaches an end.
     pub(super) read_ends: bool,
-    /// Since when the socket takes nothing, shard milliseconds.
+    /// Since when the socket accepts no bytes, in shard milliseconds.
     pub(super) blocked_since: Option<u64>,
-    /// In the shard's queue of connections to write to.
+    /// Whether the connection is in the shard's write queue.
     pub(super) queued: bool,
     pub(super) deadlines: Deadlines,
 }
 
-/// Where a connection is in its life.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Serving.
     Open,
-    /// The close frame is in `out`, or out; what comes in is thrown away.
+    /// The close frame is in `outgoing` or sent. Received bytes are discarded.
     Closing {
-        /// When the socket is dropped even if the peer has not closed.
+        /// When the socket is dropped even if the peer has not closed its side.
         until_ms: u64,
-        /// Our side has been shut down.
+        /// Whether our side has been shut down.
         shut: bool,
     },
 }
 
-/// A request that waits for the tail.
-pub struct Waiting {
+/// A subscribe or resume that waits for the tail.
+pub struct WaitingRequest {
     pub(super) subscribe: Subscribe,
-    /// When it has waited too long, shard milliseconds.
+    /// When the request times out, in shard milliseconds.
     pub(super) until_ms: u64,
 }
 
-/// All times in shard milliseconds.
+/// When things are due, in shard milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// When the client was last heard of.
+    /// When the last bytes came from the client.
     pub(super) heard_ms: u64,
-    /// When the next heartbeat goes out.
+    /// When to send the next heartbeat.
     pub(super) heartbeat_ms: u64,
-    /// When the token ends.
+    /// When the token expires.
     pub(super) expires_ms: u64,
-    /// When the drain closes it.
+    /// When the drain closes the connection.
     pub(super) drain_ms: Option<u64>,
-    /// The wheel's next wake-up for it.
+    /// When the timer wheel wakes the shard for this connection.
     pub(super) wake_ms: u64,
 }
 
 impl Connection {
-    /// Looks at what a write needs, so that it is in the cache by then.
+    /// Reads what a write will need, so that it is in the cache by then. The result means nothing.
     pub(super) fn warm(&self) -> u64 {
         let is_free = u64::from(self.queued) ^ u64::from(self.blocked_since.is_some());
-        is_free ^ (self.out.len() ^ self.unread.len()) as u64 ^ u64::from(self.is_open())
+        is_free ^ (self.outgoing.len() ^ self.unread.len()) as u64 ^ u64::from(self.is_open())
     }
 
-    /// Whether the client's messages have to wait.
+    /// Returns true if the client's messages have to wait.
     pub(super) fn is_paused(&self) -> bool {
-        self.waiting.is_some() || self.out.len() > MAX_UNSENT_ANSWERS
+        self.waiting.is_some() || self.outgoing.len() > MAX_OUTGOING_BYTES
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.phase == Phase::Open
     }
 
-    /// Puts a text message among what goes out first.
+    /// Appends a text message to what is sent first.
     pub(super) fn push_text(&mut self, json: &str) {
-        frame::append_text(&mut self.out, json);
+        frame::append_text(&mut self.outgoing, json);
     }
 
-    /// Reads what is there into `buffer`: the count, 0 at the end; `None` when there is nothing now.
+    /// Reads into `buffer`. Returns the number of bytes, 0 at the end of the stream, or `None` if there are none now.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         nonblocking(|| (&self.socket).read(buffer))
     }
 
-    /// Writes `bytes` once: the count, 0 when the socket takes nothing now.
+    /// Makes one write of `bytes`. Returns how many the socket accepted, which may be 0.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         nonblocking(|| (&self.socket).write(bytes)).map(Option::unwrap_or_default)
     }
 
-    /// When the next thing is due, shard milliseconds.
+    /// Returns when the next thing is due, in shard milliseconds.
     pub(super) fn next_due_ms(&self, timing: &Timing) -> u64 {
         if let Phase::Closing { until_ms, .. } = self.phase {
             return until_ms;
@@ -126,8 +125,8 @@ impl Connection {
         .unwrap_or(u64::MAX)
     }
 
-    /// Why the connection has to end now, if it has to.
-    pub(super) fn verdict(&self, timing: &Timing, now_ms: u64) -> Option<CloseCode> {
+    /// Returns the code to close the connection with, if a deadline has passed.
+    pub(super) fn overdue(&self, timing: &Timing, now_ms: u64) -> Option<CloseCode> {
         let deadlines = &self.deadlines;
         let passed = |at_ms: u64| now_ms >= at_ms;
         if deadlines.drain_ms.is_some_and(passed) {
@@ -146,18 +145,18 @@ impl Connection {
     }
 }
 
-/// The times that hold for every connection, milliseconds.
+/// The time limits of every connection, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Between heartbeats (`HEARTBEAT_INTERVAL`).
+    /// `HEARTBEAT_INTERVAL`
     pub heartbeat_interval_ms: u64,
-    /// Of silence (`HEARTBEAT_TIMEOUT`).
+    /// `HEARTBEAT_TIMEOUT`
     pub heartbeat_timeout_ms: u64,
-    /// Of a socket that takes nothing (`SLOW_AFTER`).
+    /// `SLOW_AFTER`
     pub slow_after_ms: u64,
 }
 
-/// Retries what a signal interrupted; nothing to do now is `None`.
+/// Makes one nonblocking attempt, again if a signal interrupted it. Returns `None` if it would block.
 fn nonblocking(mut attempt: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
     loop {
         match attempt() {

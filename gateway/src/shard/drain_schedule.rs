@@ -1,22 +1,22 @@
-//! When a drain closes each connection: pure.
+//! Decides when a drain closes each connection. Pure.
 
 use rand::RngExt;
 
-/// When each of `count` connections is closed, milliseconds after the drain began, earliest first.
+/// Returns when to close each of `count` connections, in milliseconds after the drain began, earliest first.
 ///
 /// ```text
-///   0 ├──x───┼─x────┼────x─┼…┼──x───┤ over_ms     count equal parts, in each one connection at some moment of it
+///   0 ├──x───┼─x────┼────x─┼…┼──x───┤ over_ms     `count` equal slots, one connection at a random moment of each
 /// ```
 ///
-/// So no stretch of time has more than two of them beyond its share: where the average is two a second or more, no
-/// second has more than twice the average, whatever the dice say.
+/// So no interval has more than two connections above its share. If the average is at least two per second, no second
+/// has more than twice the average.
 pub(super) fn closing_times(
     count: usize,
     over_ms: u64,
     random: &mut impl RngExt,
 ) -> impl Iterator<Item = u64> {
-    let parts = (count as u64).max(1);
-    (0..parts).take(count).map(move |part| (part * over_ms + random.random_range(0..over_ms.max(1))) / parts)
+    let slots = (count as u64).max(1);
+    (0..slots).take(count).map(move |slot| (slot * over_ms + random.random_range(0..over_ms.max(1))) / slots)
 }
 
 #[cfg(test)]

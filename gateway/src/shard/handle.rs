@@ -1,4 +1,4 @@
-//! How other threads reach a shard.
+//! How other threads reach a shard: they send input and wake it.
 
 use std::{
     sync::{
@@ -14,7 +14,8 @@ use protocol::{MarketId, Position, TraceContext};
 use super::Accepted;
 use crate::{frame::Encoded, watchers::Watcher};
 
-/// What other threads bring. Bounded: connections by the pod's places, rings by one a market, the rest by hand.
+/// Input from other threads. Its volume is bounded: a connection holds a permit, at most one `Changed` per market is
+/// outstanding, and the rest is rare.
 pub(super) enum Input {
     Connection(Box<Accepted>),
     Changed(MarketId),
@@ -28,18 +29,18 @@ pub(super) enum Input {
 pub(super) struct Traced {
     pub(super) market: MarketId,
     pub(super) position: Position,
-    /// How it came into memory.
+    /// The span of the read that brought the update into memory.
     pub(super) read: TraceContext,
     pub(super) since: SystemTime,
-    /// The same in the shard's time; 0 until it is there.
+    /// The same in shard milliseconds; 0 until the shard takes it.
     pub(super) since_ms: u64,
 }
 
-/// How other threads reach a shard.
+/// The side of a shard that other threads hold.
 pub struct ShardHandle {
     sender: mpsc::Sender<Input>,
     waker: Waker,
-    /// Something was sent since the last wake-up.
+    /// Whether something was sent since the last wake-up.
     unflushed: AtomicBool,
 }
 
@@ -48,32 +49,32 @@ impl ShardHandle {
         Self { sender, waker, unflushed: AtomicBool::new(false) }
     }
 
-    /// Hands a connection over. It is dropped if the shard has ended.
+    /// Hands a connection to the shard. A shard that has ended drops it.
     pub fn adopt(&self, accepted: Accepted) {
         self.send(Input::Connection(Box::new(accepted)));
         self.flush();
     }
 
-    /// Tells every client whether prices are fresh, now and when it connects later.
+    /// Sends a status message to every client. While prices are stale, clients that connect later get it too.
     pub fn announce(&self, stale: bool, message: &Encoded) {
         self.send(Input::Status { stale, message: Encoded::clone(message) });
         self.flush();
     }
 
-    /// Closes every connection whose token is revoked by now.
+    /// Closes every connection whose token has been revoked.
     pub fn review_tokens(&self) {
         self.send(Input::Revocations);
         self.flush();
     }
 
-    /// Closes every connection within `over`, spread evenly (`closing_times`), and ends the shard after the last.
+    /// Closes every connection within `over`, spread evenly (`closing_times`). The shard ends after the last one.
     pub fn drain(&self, over: Duration) {
         self.send(Input::Drain(over));
         self.flush();
     }
 
     fn send(&self, input: Input) {
-        // A shard that has ended wants nothing any more.
+        // This fails only after the shard has ended, and then no input matters.
         let _ = self.sender.send(input);
         self.unflushed.store(true, Ordering::Release);
     }

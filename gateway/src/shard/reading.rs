@@ -1,4 +1,4 @@
-//! What clients say.
+//! Reads what clients send, and acts on it.
 
 use protocol::{
     MarketId, client_message::MessageId, close::CloseCode, error::Refusal, server_message::Ack, time::unix_ms,
@@ -6,19 +6,20 @@ use protocol::{
 
 use super::{
     Shard,
-    connection::{Connection, Waiting},
+    connection::{Connection, WaitingRequest},
 };
 use crate::{
     frame::{self, Message},
     session::Action,
 };
 
-/// Reads of one socket in a round: a flood waits for its next turn.
-const READS_A_ROUND: usize = 4;
-/// How long a request may wait for the backbone before its client is sent elsewhere.
+/// Reads of one socket per round. A client that sends more waits for the next round.
+const READS_PER_ROUND: usize = 4;
+/// How long a request may wait for the backbone before the connection is closed with 1013.
 const REQUEST_TIMEOUT_MS: u64 = 5_000;
 
 impl Shard {
+    /// Reads from a socket that has become readable. `ends` tells whether the peer has closed its side.
     pub(super) fn readable(&mut self, key: usize, ends: bool) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.readable = true;
@@ -27,6 +28,7 @@ impl Shard {
         }
     }
 
+    /// Reads from a socket as long as it has bytes, up to `READS_PER_ROUND` times.
     pub(super) fn read(&mut self, key: usize) {
         let mut buffer = std::mem::take(&mut self.read_buffer);
         self.read_into(key, &mut buffer);
@@ -34,7 +36,7 @@ impl Shard {
     }
 
     fn read_into(&mut self, key: usize, buffer: &mut [u8]) {
-        for _ in 0..READS_A_ROUND {
+        for _ in 0..READS_PER_ROUND {
             let Some(connection) = self.connections.get_mut(key) else { return };
             if !connection.readable || connection.is_paused() {
                 return;
@@ -47,7 +49,7 @@ impl Shard {
                 }
                 Ok(Some(count)) => {
                     connection.deadlines.heard_ms = self.now_ms;
-                    // A short read has emptied the socket: what comes later, its end included, is another event.
+                    // A short read has emptied the socket. Later bytes, and its end, are other events.
                     connection.readable = count == buffer.len() || connection.read_ends;
                     if !connection.is_open() {
                         continue;
@@ -68,17 +70,18 @@ impl Shard {
         self.to_read.push(key);
     }
 
+    /// Processes the bytes that were received earlier.
     pub(super) fn process_unread(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let mut bytes = std::mem::take(&mut connection.unread);
         let taken = self.process(key, &mut bytes);
         if let Some(connection) = self.connections.get_mut(key) {
-            // A frame that comes in very many pieces is not copied at each.
+            // This avoids a copy for each piece of a frame that comes in many pieces.
             connection.unread = if taken == 0 { bytes } else { bytes[taken..].to_vec() };
         }
     }
 
-    /// Goes on with what the client said while it was not listened to.
+    /// Processes messages again, unless the connection is still paused.
     pub(super) fn unpause(&mut self, key: usize) {
         if self.connections.get(key).is_some_and(|connection| !connection.is_paused()) {
             self.process_unread(key);
@@ -88,8 +91,8 @@ impl Shard {
         }
     }
 
-    /// Takes whole frames off `bytes` while the connection may be served, and all of them once it may not any more: how
-    /// many bytes that were.
+    /// Processes the whole frames in `bytes` until the connection is paused. Returns how many bytes are done with: all of
+    /// them once the connection is closed.
     fn process(&mut self, key: usize, bytes: &mut [u8]) -> usize {
         let max_bytes = self.settings.max_message_bytes;
         let mut taken = 0;
@@ -126,7 +129,7 @@ impl Shard {
             }
             Message::Ping(payload) => match connection.session.control(rules, self.now_ms) {
                 Ok(true) => {
-                    frame::append_pong(&mut connection.out, payload);
+                    frame::append_pong(&mut connection.outgoing, payload);
                     self.queue_write(key);
                 }
                 Ok(false) => {}
@@ -138,7 +141,7 @@ impl Shard {
                 }
             }
             Message::Close(code) => {
-                frame::append_close_answer(&mut connection.out, code);
+                frame::append_close_echo(&mut connection.outgoing, code);
                 self.begin_close(key, CloseCode::Normal);
             }
         }
@@ -151,7 +154,7 @@ impl Shard {
             Action::Close(code) => self.close(key, code),
             Action::Subscribe(subscribe) => {
                 let until_ms = self.now_ms + REQUEST_TIMEOUT_MS;
-                self.connections[key].waiting = Some(Box::new(Waiting { subscribe, until_ms }));
+                self.connections[key].waiting = Some(Box::new(WaitingRequest { subscribe, until_ms }));
                 self.try_subscribe(key);
             }
             Action::Unsubscribe { id, markets } => {

@@ -1,4 +1,4 @@
-//! Subscribing: one path for subscribe and resume, live and replay, keyed by position.
+//! Begins deliveries. Subscribe and resume, live and replay take the same path, keyed by position.
 
 use protocol::{
     MarketId,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Shard {
-    /// Begins delivery of what connection `key` waits for once all of it is there; whether it did.
+    /// Begins the deliveries that connection `key` waits for, once all its markets are loaded. Returns whether it did.
     pub(super) fn try_subscribe(&mut self, key: usize) -> bool {
         let Some(mut waiting) =
             self.connections.get_mut(key).and_then(|connection| connection.waiting.take())

@@ -1,15 +1,16 @@
-//! Who wants which market from where: a shard's markets, subscriptions with a cursor each, and what is to be written.
+//! The subscriptions of a shard: its markets, a cursor per subscription, and what each connection has to send.
 //!
 //! ```text
-//!   connection ─▶ subscription ─▶ subscription ─▶ …      (a list through the slab: `next`)
+//!   connection ─▶ subscription ─▶ subscription ─▶ …      (list through the slab: `next`)
 //!        │             ▲                ▲
-//!        └─▶ pending ──┴── those with something to write (a list through the slab: `next_pending`)
-//!   market ─▶ [subscription, subscription, …]            (who to look at when it rings)
+//!        └─▶ pending ──┴── subscriptions with something to send (list through the slab: `next_pending`)
+//!   market ─▶ [subscription, subscription, …]            (looked at when the market has changed)
 //! ```
 //!
-//! Nothing here allocates on the delivery path, and nothing here writes to a socket: [`Subscriptions::gather`] copies
-//! what a connection is owed into one buffer (a large frame is taken as it is), and [`Subscriptions::commit`] moves the
-//! cursors by what was written of it.
+//! A connection may wait for a market before it is subscribed. The market's `waiters` are these connections.
+//!
+//! No method allocates on the delivery path, and none writes to a socket. `batch.rs` has the two that deliver:
+//! [`Subscriptions::gather`] copies what a connection has to send, and [`Subscriptions::commit`] moves its cursors.
 
 mod batch;
 
@@ -29,56 +30,57 @@ use crate::{
     session::Subscribed,
 };
 
-/// No link.
+/// The end of a list.
 const NONE: u32 = u32::MAX;
-/// A shard's share of the markets and everything subscribed there.
+/// The markets that a shard serves, and every subscription to them.
 pub struct Subscriptions {
     shard: usize,
     registry: Arc<Markets>,
-    markets: Slab<Local>,
+    markets: Slab<LocalMarket>,
     by_id: HashMap<MarketId, usize>,
     entries: Slab<Entry>,
     /// By connection key.
-    heads: Vec<Heads>,
+    lists: Vec<Lists>,
 }
 
-/// A market with somebody in this shard.
-struct Local {
+/// A market with a subscriber or a waiter in this shard.
+struct LocalMarket {
     market: Arc<Market>,
-    /// The log as of the last look.
+    /// The shard's own copy of pointers into the ring, as of the last look.
     view: Log,
     subscribers: Vec<u32>,
-    /// Connections whose request waits for this market. After an outage that can be all of them.
+    /// Connections whose request waits for this market. After an outage, this can be every connection.
     waiters: BTreeSet<usize>,
 }
 
-/// A connection's lists.
+/// The lists of a connection.
 #[derive(Clone, Copy)]
-struct Heads {
+struct Lists {
     first: u32,
     count: u32,
     pending_first: u32,
     pending_last: u32,
 }
 
-/// One subscription: 40 bytes, and 4 in its market's list.
+/// One subscription. It takes 40 bytes, and 4 in its market's list.
 struct Entry {
     connection: u32,
     market: u32,
     cursor: Position,
-    /// The snapshot that comes before anything else.
+    /// The snapshot to send before any update.
     snapshot: Option<SnapshotCause>,
     pending: bool,
-    /// Updates to come that were there before it was: their age says when the client came, not how fast we are.
+    /// How many of the next updates are older than the subscription. Their age tells when the client came, not how fast
+    /// they were delivered.
     replayed: u16,
     next: u32,
     next_pending: u32,
-    /// Its place in the market's list.
-    place: u32,
+    /// Its index in the market's `subscribers`.
+    index: u32,
 }
 
 impl Subscriptions {
-    /// Nothing yet, in shard number `shard`.
+    /// Creates an empty set for shard number `shard`.
     #[must_use]
     pub fn new(shard: usize, registry: Arc<Markets>) -> Self {
         Self {
@@ -87,46 +89,51 @@ impl Subscriptions {
             markets: Slab::new(),
             by_id: HashMap::new(),
             entries: Slab::new(),
-            heads: Vec::new(),
+            lists: Vec::new(),
         }
     }
 
-    /// Makes room for connection `key`.
+    /// Prepares for connection `key`.
     pub fn add_connection(&mut self, key: usize) {
-        if self.heads.len() <= key {
-            self.heads.resize(key + 1, Heads::EMPTY);
+        if self.lists.len() <= key {
+            self.lists.resize(key + 1, Lists::EMPTY);
         }
-        self.heads[key] = Heads::EMPTY;
+        self.lists[key] = Lists::EMPTY;
     }
 
-    /// Gives back what a crowd that has left had needed; connection keys are below `max_key` from now on.
+    /// Frees memory that a crowd has left behind. From now on, connection keys are below `max_key`.
     pub fn shrink(&mut self, max_key: usize) {
-        self.heads.truncate(max_key);
-        self.heads.shrink_to_fit();
+        self.lists.truncate(max_key);
+        self.lists.shrink_to_fit();
         self.entries.shrink_to_fit();
         self.markets.shrink_to_fit();
         self.by_id.shrink_to_fit();
     }
 
-    /// The market here, followed from now on.
+    /// Returns the market, and follows it in this shard from now on.
     pub fn open(&mut self, id: MarketId) -> Arc<Market> {
         let index = *self.by_id.entry(id).or_insert_with(|| {
             let market = self.registry.follow(id);
             market.watches.set(self.shard, true);
             let view = market.view();
-            self.markets.insert(Local { market, view, subscribers: Vec::new(), waiters: BTreeSet::new() })
+            self.markets.insert(LocalMarket {
+                market,
+                view,
+                subscribers: Vec::new(),
+                waiters: BTreeSet::new(),
+            })
         });
         Arc::clone(&self.markets[index].market)
     }
 
-    /// Connection `key` waits for the market, which must be open.
+    /// Adds connection `key` to the waiters of the market, which must be open.
     pub fn wait(&mut self, key: usize, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
             self.markets[index].waiters.insert(key);
         }
     }
 
-    /// Connection `key` no longer waits for the market.
+    /// Removes connection `key` from the waiters of the market.
     pub fn stop_waiting(&mut self, key: usize, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
             self.markets[index].waiters.remove(&key);
@@ -134,7 +141,7 @@ impl Subscriptions {
         }
     }
 
-    /// Subscribes connection `key`, or moves its subscription, to where `begin` says.
+    /// Subscribes connection `key` from `begin` on, or moves its subscription there.
     pub fn subscribe(&mut self, key: usize, id: MarketId, begin: Begin) {
         self.open(id);
         self.catch_up(self.by_id[&id]);
@@ -153,44 +160,43 @@ impl Subscriptions {
         self.queue_if_behind(entry);
     }
 
-    /// Makes a market's view its log. When that is another log, whoever was served from the former one gets the state
-    /// of this one first.
+    /// Brings a market's view up to its log. If the log was replaced, every subscriber gets a reset snapshot.
     fn catch_up(&mut self, index: usize) {
-        let Local { market, view, subscribers, .. } = &mut self.markets[index];
+        let LocalMarket { market, view, subscribers, .. } = &mut self.markets[index];
         if market.look(self.shard, view) {
             reset(&mut self.entries, subscribers);
         }
     }
 
-    /// Where connection `key` is in the market, if it is subscribed.
+    /// Returns the cursor of connection `key` in the market, if it is subscribed.
     #[must_use]
     pub fn cursor(&self, key: usize, id: MarketId) -> Option<Position> {
         self.find(key, id).map(|entry| self.entries[entry as usize].cursor)
     }
 
-    /// Ends one subscription. Whether there was one.
+    /// Ends one subscription, if there is one. Returns whether there was.
     pub fn unsubscribe(&mut self, key: usize, id: MarketId) -> bool {
         let Some(entry) = self.find(key, id) else { return false };
         self.unlink_pending(key, entry);
-        let mut link = self.heads[key].first;
+        let mut link = self.lists[key].first;
         let after = self.entries[entry as usize].next;
         if link == entry {
-            self.heads[key].first = after;
+            self.lists[key].first = after;
         } else {
             while self.entries[link as usize].next != entry {
                 link = self.entries[link as usize].next;
             }
             self.entries[link as usize].next = after;
         }
-        self.heads[key].count -= 1;
+        self.lists[key].count -= 1;
         self.remove(entry);
         true
     }
 
-    /// Ends all of a connection's subscriptions.
+    /// Ends all subscriptions of connection `key`.
     pub fn unsubscribe_all(&mut self, key: usize) {
-        let mut link = self.heads[key].first;
-        self.heads[key] = Heads::EMPTY;
+        let mut link = self.lists[key].first;
+        self.lists[key] = Lists::EMPTY;
         while link != NONE {
             let next = self.entries[link as usize].next;
             self.remove(link);
@@ -198,18 +204,18 @@ impl Subscriptions {
         }
     }
 
-    /// The markets connection `key` is subscribed to.
+    /// Returns the markets to which connection `key` is subscribed.
     #[must_use]
     pub fn of(&self, key: usize) -> OfConnection<'_> {
         OfConnection { subscriptions: self, key }
     }
 
-    /// Looks at a market that rang: calls `pending` for each connection that is now owed something, starting at
-    /// another one each time, and answers with the connections whose requests waited for it.
+    /// Looks at a market that has changed. Calls `pending` for each connection that has something to send now and had
+    /// nothing before, beginning with another one each time. Returns the connections that waited for the market.
     pub fn look(&mut self, id: MarketId, mut pending: impl FnMut(usize)) -> BTreeSet<usize> {
         let Some(&index) = self.by_id.get(&id) else { return BTreeSet::new() };
         self.catch_up(index);
-        let Local { subscribers, waiters, .. } = &mut self.markets[index];
+        let LocalMarket { subscribers, waiters, .. } = &mut self.markets[index];
         let waiters = std::mem::take(waiters);
         let subscribers = std::mem::take(subscribers);
         let turn = usize::try_from(self.markets[index].view.latest().seq.get()).unwrap_or(0);
@@ -223,37 +229,37 @@ impl Subscriptions {
         waiters
     }
 
-    /// How many subscribers of a market have its update at `position`, or later ones.
+    /// Returns how many subscribers of a market have its update at `position` or a later one.
     #[must_use]
-    pub fn reached(&self, id: MarketId, position: Position) -> usize {
+    pub fn count_reached(&self, id: MarketId, position: Position) -> usize {
         let has = |entry: &&u32| self.entries[**entry as usize].cursor >= position;
         self.by_id.get(&id).map_or(0, |&index| self.markets[index].subscribers.iter().filter(has).count())
     }
 
-    /// Lets go of a market that turned out to be wanted by nobody here.
+    /// Stops following a market that has neither subscriber nor waiter in this shard.
     pub fn close_unused(&mut self, id: MarketId) {
         if let Some(&index) = self.by_id.get(&id) {
             self.close_if_unused(index);
         }
     }
 
-    /// Whether connection `key` is owed anything.
+    /// Returns whether connection `key` has anything to send.
     #[must_use]
     pub fn is_pending(&self, key: usize) -> bool {
-        self.heads[key].pending_first != NONE
+        self.lists[key].pending_first != NONE
     }
 
-    /// Looks at what [`Subscriptions::gather`] will need of these connections, so that it comes from memory for all of
-    /// them at once rather than one after the other between the writes.
+    /// Reads what [`Subscriptions::gather`] will need of connection `key`, so that it is in the cache by then. The result
+    /// means nothing.
     #[must_use]
     pub fn warm(&self, key: usize) -> u64 {
-        let first = self.heads[key].pending_first;
+        let first = self.lists[key].pending_first;
         self.entries.get(first as usize).map_or(0, |entry| entry.cursor.seq.get())
     }
 
     fn find(&self, key: usize, id: MarketId) -> Option<u32> {
         let market = u32::try_from(*self.by_id.get(&id)?).ok()?;
-        let mut link = self.heads[key].first;
+        let mut link = self.lists[key].first;
         while link != NONE {
             let entry = &self.entries[link as usize];
             if entry.market == market {
@@ -268,31 +274,31 @@ impl Subscriptions {
         self.open(id);
         let market = self.by_id[&id];
         let subscribers = &mut self.markets[market].subscribers;
-        let heads = &mut self.heads[key];
-        let entry = link(self.entries.insert(Entry {
-            connection: link(key),
-            market: link(market),
+        let lists = &mut self.lists[key];
+        let entry = short(self.entries.insert(Entry {
+            connection: short(key),
+            market: short(market),
             cursor: Position::ORIGIN,
             snapshot: None,
             pending: false,
             replayed: 0,
-            next: heads.first,
+            next: lists.first,
             next_pending: NONE,
-            place: link(subscribers.len()),
+            index: short(subscribers.len()),
         }));
         subscribers.push(entry);
-        heads.first = entry;
-        heads.count += 1;
+        lists.first = entry;
+        lists.count += 1;
         entry
     }
 
-    /// Takes an entry out of its market and out of the slab. Its connection's lists must have let go of it.
+    /// Removes an entry from its market and from the slab. It must not be in its connection's lists any more.
     fn remove(&mut self, entry: u32) {
-        let Entry { market, place, .. } = self.entries.remove(entry as usize);
+        let Entry { market, index, .. } = self.entries.remove(entry as usize);
         let subscribers = &mut self.markets[market as usize].subscribers;
-        subscribers.swap_remove(place as usize);
-        if let Some(&moved) = subscribers.get(place as usize) {
-            self.entries[moved as usize].place = place;
+        subscribers.swap_remove(index as usize);
+        if let Some(&moved) = subscribers.get(index as usize) {
+            self.entries[moved as usize].index = index;
         }
         self.close_if_unused(market as usize);
     }
@@ -300,7 +306,7 @@ impl Subscriptions {
     fn close_if_unused(&mut self, index: usize) {
         let local = &self.markets[index];
         if local.subscribers.is_empty() && local.waiters.is_empty() {
-            let Local { market, .. } = self.markets.remove(index);
+            let LocalMarket { market, .. } = self.markets.remove(index);
             market.watches.set(self.shard, false);
             self.by_id.remove(&market.id);
         }
@@ -312,14 +318,14 @@ impl Subscriptions {
         snapshot.is_some() || !matches!(view.after(*cursor), After::CaughtUp | After::Ahead)
     }
 
-    /// Puts an entry on its connection's pending list if it has something to write. Whether the connection had
-    /// nothing pending before.
+    /// Appends an entry to its connection's pending list, if it has something to send. Returns whether it is the first
+    /// in that list.
     fn queue_if_behind(&mut self, entry: u32) -> bool {
         if self.entries[entry as usize].pending || !self.is_behind(entry) {
             return false;
         }
         let key = self.entries[entry as usize].connection as usize;
-        let was_idle = self.heads[key].pending_first == NONE;
+        let was_idle = self.lists[key].pending_first == NONE;
         self.link_pending(entry);
         was_idle
     }
@@ -328,10 +334,10 @@ impl Subscriptions {
         let subscription = &mut self.entries[entry as usize];
         subscription.pending = true;
         subscription.next_pending = NONE;
-        let heads = &mut self.heads[subscription.connection as usize];
-        let last = std::mem::replace(&mut heads.pending_last, entry);
+        let lists = &mut self.lists[subscription.connection as usize];
+        let last = std::mem::replace(&mut lists.pending_last, entry);
         if last == NONE {
-            heads.pending_first = entry;
+            lists.pending_first = entry;
         } else {
             self.entries[last as usize].next_pending = entry;
         }
@@ -343,37 +349,36 @@ impl Subscriptions {
         }
         let after = std::mem::replace(&mut self.entries[entry as usize].next_pending, NONE);
         let mut before = NONE;
-        let mut at = self.heads[key].pending_first;
+        let mut at = self.lists[key].pending_first;
         while at != entry {
             before = at;
             at = self.entries[at as usize].next_pending;
         }
-        let heads = &mut self.heads[key];
-        if heads.pending_last == entry {
-            heads.pending_last = before;
+        let lists = &mut self.lists[key];
+        if lists.pending_last == entry {
+            lists.pending_last = before;
         }
         if before == NONE {
-            heads.pending_first = after;
+            lists.pending_first = after;
         } else {
             self.entries[before as usize].next_pending = after;
         }
     }
 }
 
-impl Heads {
+impl Lists {
     const EMPTY: Self = Self { first: NONE, count: 0, pending_first: NONE, pending_last: NONE };
 }
 
-/// One connection's subscriptions.
+/// The subscriptions of one connection.
 pub struct OfConnection<'a> {
     subscriptions: &'a Subscriptions,
     key: usize,
 }
 
 impl OfConnection<'_> {
-    /// The markets.
     pub fn markets(&self) -> impl Iterator<Item = MarketId> {
-        let mut link = self.subscriptions.heads[self.key].first;
+        let mut link = self.subscriptions.lists[self.key].first;
         std::iter::from_fn(move || {
             let entry = self.subscriptions.entries.get(link as usize)?;
             link = entry.next;
@@ -384,7 +389,7 @@ impl OfConnection<'_> {
 
 impl Subscribed for OfConnection<'_> {
     fn count(&self) -> usize {
-        self.subscriptions.heads[self.key].count as usize
+        self.subscriptions.lists[self.key].count as usize
     }
 
     fn contains(&self, market: MarketId) -> bool {
@@ -392,15 +397,15 @@ impl Subscribed for OfConnection<'_> {
     }
 }
 
-/// Everyone here gets the state before anything else.
+/// Makes every subscriber get a snapshot before any update.
 fn reset(entries: &mut Slab<Entry>, subscribers: &[u32]) {
     for &entry in subscribers {
         entries[entry as usize].snapshot = Some(SnapshotCause::Reset);
     }
 }
 
-/// Slab keys fit: a pod has far fewer than 2^32 sockets or subscriptions.
-fn link(key: usize) -> u32 {
+/// Converts a slab key. A pod has far fewer than 2^32 sockets or subscriptions.
+fn short(key: usize) -> u32 {
     u32::try_from(key).expect("fewer than 2^32 entries")
 }
 

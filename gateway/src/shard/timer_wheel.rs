@@ -1,28 +1,28 @@
-//! One timer wheel for all deadlines of a shard's connections.
+//! The timer wheel for the deadlines of a shard's connections. Pure: the time comes in.
 
-/// Milliseconds a slot stands for: how late a deadline may be noticed.
+/// Milliseconds per slot. A deadline is noticed at most this late.
 const TICK_MS: u64 = 50;
-/// Slots; a deadline further away than all of them (25.6 s) waits in its slot for more than one turn.
+/// Slots per turn. A deadline more than a turn (25.6 s) away stays in its slot for several turns.
 const SLOTS: u64 = 512;
 
-/// A hashed timer wheel. An entry is a key and the time it is due; entries are never removed early, so that whoever
-/// is woken checks what is due for it.
+/// A hashed timer wheel. An entry is a key and the time it is due. Entries are never removed early, so the caller checks
+/// whether an entry still matters.
 ///
 /// ```text
 ///   now ──▶ slot ──▶ slot ──▶ … ──▶ slot ─┐     each slot: (key, due) …
 ///    ▲                                    │
-///    └────────────────────────────────────┘     SLOTS × TICK_MS a turn
+///    └────────────────────────────────────┘     a turn: SLOTS × TICK_MS
 /// ```
 #[derive(Debug)]
 pub struct TimerWheel {
     slots: Vec<Vec<(u32, u64)>>,
-    /// Everything up to this tick, exclusive, has been handed out.
+    /// Every entry that was due before this tick has been handed out.
     next_tick: u64,
     len: usize,
 }
 
 impl TimerWheel {
-    /// An empty wheel at `now_ms`.
+    /// Creates an empty wheel at `now_ms`.
     #[must_use]
     pub fn new(now_ms: u64) -> Self {
         Self {
@@ -32,17 +32,17 @@ impl TimerWheel {
         }
     }
 
-    /// Wakes `key` at `due_ms`, or up to a tick later.
+    /// Adds an entry that is handed out at `due_ms`, or up to a tick later.
     pub fn schedule(&mut self, key: u32, due_ms: u64) {
         let tick = due_ms.div_ceil(TICK_MS).max(self.next_tick);
         self.slot(tick).push((key, due_ms));
         self.len += 1;
     }
 
-    /// Hands out what is due at `now_ms`, with the time it was due.
+    /// Calls `due` for each entry that is due at `now_ms`, with its key and the time it was due.
     pub fn advance(&mut self, now_ms: u64, mut due: impl FnMut(u32, u64)) {
         let now_tick = now_ms / TICK_MS;
-        // After a long pause one turn meets every slot.
+        // After a long pause, one turn visits every slot.
         self.next_tick = self.next_tick.max(now_tick.saturating_sub(SLOTS));
         while self.next_tick <= now_tick {
             let tick = self.next_tick;
@@ -66,7 +66,7 @@ impl TimerWheel {
         }
     }
 
-    /// Milliseconds until the next tick, if anything waits.
+    /// Returns the milliseconds until the next tick, unless the wheel is empty.
     #[must_use]
     pub fn timeout_ms(&self, now_ms: u64) -> Option<u64> {
         (self.len > 0).then(|| (self.next_tick * TICK_MS).saturating_sub(now_ms))
@@ -85,9 +85,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Everything is handed out once, never early, and at most a tick late for the moments looked at.
+        /// Every entry is handed out once, never early, and at the first `advance` that is a tick after its time.
         #[test]
-        fn everything_is_due_once_and_never_early(
+        fn every_entry_is_due_once_and_never_early(
             start in 0u64..100_000,
             delays in proptest::collection::vec(0u64..60_000, 0..40),
             steps in proptest::collection::vec(0u64..40_000, 0..12),

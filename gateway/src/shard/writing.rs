@@ -1,4 +1,4 @@
-//! Once a round, one write to each connection that is owed something.
+//! Writes once per round to each connection with something to send.
 
 use std::sync::atomic::Ordering;
 
@@ -12,17 +12,18 @@ use super::{
 };
 use crate::metrics as names;
 
-/// Bytes written to one connection in a round, about: a client far behind waits for its next turn.
+/// Approximate bytes written to one connection per round. A client far behind waits for the next round.
 const WRITE_BYTES: usize = 64 * 1024;
-/// Connections written to in a round: beyond it the sockets, the clock and other threads come first again.
-const WRITES_A_ROUND: usize = 1024;
-/// Connections whose memory is fetched together before they are written to: many enough that most of the waiting is
-/// shared, few enough that the kernel's work on one does not evict the last.
+/// Connections written to per round. After that, sockets, deadlines and other threads have their turn.
+const WRITES_PER_ROUND: usize = 1024;
+/// Connections whose memory is fetched together before the writes. There are enough to overlap most of the waiting, and
+/// few enough that the kernel's work on the first does not evict the last.
 const WARM_AT_ONCE: usize = 32;
-/// How long a traced update is looked after until somebody has it.
+/// How long a shard follows a traced update that no client has.
 const TRACED_MS: u64 = 5_000;
 
 impl Shard {
+    /// Queues a connection whose socket accepts bytes again.
     pub(super) fn writable(&mut self, key: usize) {
         if let Some(connection) = self.connections.get_mut(key)
             && connection.blocked_since.take().is_some()
@@ -31,8 +32,9 @@ impl Shard {
         }
     }
 
+    /// Writes to the connections whose time has come, and updates the counts.
     pub(super) fn write_round(&mut self) {
-        let count = self.write_queue.due(self.settings.flush_interval).min(WRITES_A_ROUND);
+        let count = self.write_queue.due(self.settings.flush_interval).min(WRITES_PER_ROUND);
         for index in 0..count {
             if index % WARM_AT_ONCE == 0 {
                 self.warm((count - index).min(WARM_AT_ONCE));
@@ -52,12 +54,12 @@ impl Shard {
         }
     }
 
-    /// Ends the traces of updates that somebody has as of this round, and says how many do.
+    /// Ends the traces of updates that some client has by now. Each span tells how many sockets got the update.
     fn end_traced(&mut self) {
         let Self { index, traced, subscriptions, now_ms, .. } = self;
         traced.retain(|Traced { market, position, read, since, since_ms }| {
             let (market, position) = (*market, *position);
-            let sockets = subscriptions.reached(market, position);
+            let sockets = subscriptions.count_reached(market, position);
             if sockets == 0 {
                 return *now_ms < since_ms + TRACED_MS;
             }
@@ -71,8 +73,8 @@ impl Shard {
         });
     }
 
-    /// Has the next `count` connections' memory fetched. Between two writes the kernel has used the caches for itself, and
-    /// waiting for memory would cost one connection as much as everything else here.
+    /// Fetches the memory of the next `count` connections into the cache. The kernel uses the caches during each write.
+    /// Waiting for memory per connection would cost as much as everything else here.
     fn warm(&self, count: usize) {
         let mut seen = 0;
         for key in self.write_queue.first(count) {
@@ -82,14 +84,14 @@ impl Shard {
         std::hint::black_box(seen);
     }
 
-    /// One write of what the connection is owed.
+    /// Makes one write of what a connection has to send.
     fn write(&mut self, key: usize) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.queued = false;
         if connection.blocked_since.is_some() {
             return;
         }
-        self.batch.begin(&connection.out, WRITE_BYTES);
+        self.batch.begin(&connection.outgoing, WRITE_BYTES);
         self.subscriptions.gather(key, &mut self.batch);
         let bytes = self.batch.bytes();
         if bytes.is_empty() {
@@ -99,13 +101,13 @@ impl Shard {
         let Ok(count) = connection.write(bytes) else { return self.remove(key, "gone") };
         let committed = self.subscriptions.commit(key, &self.batch, count, &mut self.ages);
         self.messages += committed.messages;
-        let sent_answers = count.min(connection.out.len());
+        let sent_outgoing = count.min(connection.outgoing.len());
         let cut = committed.cut_end.map_or(&[][..], |end| &bytes[count..end]);
-        if sent_answers == connection.out.len() && cut.is_empty() {
-            connection.out = Vec::new();
+        if sent_outgoing == connection.outgoing.len() && cut.is_empty() {
+            connection.outgoing = Vec::new();
         } else {
-            connection.out.drain(..sent_answers);
-            connection.out.extend_from_slice(cut);
+            connection.outgoing.drain(..sent_outgoing);
+            connection.outgoing.extend_from_slice(cut);
         }
         if count < bytes.len() {
             connection.blocked_since = Some(self.now_ms);
@@ -116,13 +118,13 @@ impl Shard {
         self.written(key);
     }
 
-    /// What follows a write: a closing connection whose bye is out shuts its side; a paused one may read again.
+    /// Follows up on a write: a closing connection that sent its `bye` shuts its side, and a paused one may read again.
     fn written(&mut self, key: usize) {
         let connection = &mut self.connections[key];
         match &mut connection.phase {
             Phase::Closing { shut, .. } => {
-                if connection.out.is_empty() && !std::mem::replace(shut, true) {
-                    // When it is gone already, the next read says so.
+                if connection.outgoing.is_empty() && !std::mem::replace(shut, true) {
+                    // If the peer is gone already, the next read finds out.
                     let _ = connection.socket.shutdown(std::net::Shutdown::Write);
                 }
             }

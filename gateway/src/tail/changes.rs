@@ -1,4 +1,4 @@
-//! Listens for changes and marks the markets.
+//! Hears which markets have changed, and queues their reads.
 
 use std::sync::Arc;
 
@@ -7,13 +7,19 @@ use backbone::{ChangeListener, Changes};
 use super::health::{Health, Source};
 use crate::{markets::Markets, metrics as names};
 
-pub(super) async fn run(markets: Arc<Markets>, mut listener: Box<dyn ChangeListener>, health: Arc<Health>) {
+/// Listens forever.
+pub(super) async fn listen(
+    markets: Arc<Markets>,
+    mut listener: Box<dyn ChangeListener>,
+    health: Arc<Health>,
+) {
     loop {
         match listener.wait().await {
             Ok(Changes::Markets(ids)) => {
-                metrics::counter!(names::TAIL_RUNG).increment(ids.len() as u64);
+                metrics::counter!(names::TAIL_CHANGED).increment(ids.len() as u64);
                 markets.work.mark_changed(ids);
             }
+            // Listening began: changes before that went unnoticed, and history may have been lost.
             Ok(Changes::All) => {
                 metrics::counter!(names::TAIL_CONNECTS).increment(1);
                 health.succeeded(Source::ChangeListener);

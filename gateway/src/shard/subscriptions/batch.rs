@@ -1,76 +1,76 @@
-//! What one write takes of what a connection is owed: copied together, and committed by what the socket took.
+//! The batch of one write: gathered from the rings, and committed by how much of it the socket accepted.
 
 use protocol::{Position, server_message::SnapshotCause};
 use service::telemetry::Counts;
 
-use super::{Entry, Local, NONE, Subscriptions, reset};
+use super::{Entry, LocalMarket, NONE, Subscriptions, reset};
 use crate::{frame::Encoded, log::After};
 
-/// A frame of this many bytes or more is written by itself, from where it is: copying it costs more than a write.
+/// A frame of this many bytes or more is written alone, from where it is. Copying it would cost more than a write.
 pub(super) const LARGE_FRAME_BYTES: usize = 4096;
 
-/// What a connection is owed and one write may take: small frames in one buffer, or one large frame as it is. And where
-/// the cursors are once it is written.
+/// The frames of one write: small ones copied into one buffer, or a large one where it is. With each frame comes the
+/// cursor of its subscription once it is written.
 #[derive(Default)]
 pub struct Batch {
     bytes: Vec<u8>,
-    /// Bytes that go first and belong to no subscription.
+    /// The first bytes, which belong to no subscription.
     prefix: usize,
     large: Option<Encoded>,
-    parts: Vec<Part>,
+    frames: Vec<BatchFrame>,
     max_bytes: usize,
     full: bool,
 }
 
 /// One frame of a batch.
-struct Part {
+struct BatchFrame {
     entry: u32,
-    /// Where it ends in the bytes.
+    /// Its end in the bytes of the batch.
     end: usize,
-    /// The cursor once it is written.
+    /// The subscription's cursor once the frame is written.
     cursor: Position,
     content: Content,
 }
 
-/// What a frame carries.
+/// What a frame contains.
 #[derive(Clone, Copy)]
 enum Content {
-    /// An update, accepted at this Unix ms.
+    /// An update, and the Unix milliseconds at which it was accepted.
     Update {
         ts: u64,
     },
     Snapshot(SnapshotCause),
 }
 
-/// What was written of a batch.
+/// How much of a batch was written.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// Updates and snapshots that are on their way.
+    /// Updates and snapshots of which at least one byte was written.
     pub messages: u64,
-    /// Up to where in the bytes the frame reaches that was cut: its rest must be written before anything else.
+    /// The end of the frame that was cut, in the bytes of the batch. Its rest must be written before anything else.
     pub cut_end: Option<usize>,
 }
 
 /// How old updates were when they were written to a socket.
 #[derive(Default)]
 pub struct Ages {
-    /// Unix microseconds, as of the last few writes.
+    /// The time of the last few writes, in Unix microseconds.
     pub now_us: u64,
-    /// What has not been handed on yet.
+    /// Ages that the metric does not have yet.
     pub counts: Counts,
 }
 
 impl Ages {
-    fn note(&mut self, ts: u64) {
+    fn record(&mut self, ts: u64) {
         self.counts.record(self.now_us.saturating_sub(ts * 1000));
     }
 }
 
 impl Batch {
-    /// Begins anew with these bytes, keeping its room. It is full at `max_bytes`, or some more.
+    /// Starts over with `prefix`, and keeps the buffers. The batch is full once it has `max_bytes` or more.
     pub fn begin(&mut self, prefix: &[u8], max_bytes: usize) {
         self.bytes.clear();
-        self.parts.clear();
+        self.frames.clear();
         self.large = None;
         self.bytes.extend_from_slice(prefix);
         self.prefix = prefix.len();
@@ -78,13 +78,14 @@ impl Batch {
         self.full = prefix.len() >= max_bytes;
     }
 
-    /// Frames, ready to write.
+    /// Returns the bytes to write.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.large.as_deref().unwrap_or(&self.bytes)
     }
 
-    /// Adds a frame of subscription `entry`, which is at `cursor` once it is written, unless the batch is full.
+    /// Adds a frame of subscription `entry`, unless the batch has no room for it. `cursor` is the
+    /// subscription's cursor once the frame is written.
     fn add(&mut self, frame: &Encoded, entry: u32, cursor: Position, content: Content) {
         if frame.len() < LARGE_FRAME_BYTES {
             self.bytes.extend_from_slice(frame);
@@ -96,21 +97,21 @@ impl Batch {
             }
             self.large = Some(Encoded::clone(frame));
         }
-        self.parts.push(Part { entry, end: self.bytes().len(), cursor, content });
+        self.frames.push(BatchFrame { entry, end: self.bytes().len(), cursor, content });
     }
 }
 
 impl Subscriptions {
-    /// Adds to `batch` what connection `key` is owed, until it is full.
+    /// Adds to `batch` what connection `key` has to send, until the batch is full.
     pub fn gather(&mut self, key: usize, batch: &mut Batch) {
-        let mut link = self.heads[key].pending_first;
+        let mut link = self.lists[key].pending_first;
         while link != NONE && !batch.full {
             let Entry { market, mut cursor, mut snapshot, next_pending, .. } = self.entries[link as usize];
-            let Local { market, view, subscribers, .. } = &mut self.markets[market as usize];
+            let LocalMarket { market, view, subscribers, .. } = &mut self.markets[market as usize];
             while !batch.full {
                 if let Some(cause) = snapshot.take() {
-                    let (frame, another) = market.snapshot(cause, view);
-                    if another {
+                    let (frame, replaced) = market.snapshot(cause, view);
+                    if replaced {
                         reset(&mut self.entries, subscribers);
                     }
                     cursor = view.latest();
@@ -136,31 +137,31 @@ impl Subscriptions {
         }
     }
 
-    /// Moves the cursors of connection `key` by what was `written` of the batch, and notes how old each update was by
-    /// then that is no replay.
+    /// Moves the cursors of connection `key` past the first `written` bytes of the batch. Records the age of each update
+    /// among them that is not a replay.
     pub fn commit(&mut self, key: usize, batch: &Batch, written: usize, ages: &mut Ages) -> Committed {
         let mut committed = Committed::default();
         let mut start = batch.prefix;
-        for part in &batch.parts {
-            // A frame is committed as soon as one byte of it is out.
+        for frame in &batch.frames {
+            // A frame is committed once its first byte is written.
             if written <= start {
                 break;
             }
-            start = part.end;
-            let entry = &mut self.entries[part.entry as usize];
-            entry.cursor = part.cursor;
+            start = frame.end;
+            let entry = &mut self.entries[frame.entry as usize];
+            entry.cursor = frame.cursor;
             entry.snapshot = None;
-            match part.content {
+            match frame.content {
                 Content::Update { .. } if entry.replayed > 0 => entry.replayed -= 1,
-                Content::Update { ts } => ages.note(ts),
+                Content::Update { ts } => ages.record(ts),
                 Content::Snapshot(cause) => {
                     entry.replayed = 0;
                     count_snapshot(cause);
                 }
             }
             committed.messages += 1;
-            if written < part.end {
-                committed.cut_end = Some(part.end);
+            if written < frame.end {
+                committed.cut_end = Some(frame.end);
                 break;
             }
         }
@@ -168,10 +169,11 @@ impl Subscriptions {
         committed
     }
 
-    /// Takes what is caught up off the pending list, and lets the next one go first.
+    /// Removes subscriptions that are caught up from the front of the pending list. The first that is still behind goes
+    /// to the end, so that another market is first in the next batch.
     fn settle(&mut self, key: usize) {
         loop {
-            let first = self.heads[key].pending_first;
+            let first = self.lists[key].pending_first;
             if first == NONE {
                 return;
             }

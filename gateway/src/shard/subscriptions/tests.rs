@@ -14,7 +14,7 @@ const BOUND: Bound = Bound { updates: 6, bytes: 100_000 };
 const CLIENTS: usize = 3;
 const MARKETS: u64 = 3;
 
-/// What the world does.
+/// A step of the test.
 #[derive(Clone, Debug)]
 enum Step {
     Publish {
@@ -24,7 +24,7 @@ enum Step {
     NewEpoch {
         market: u64,
     },
-    /// History is lost, and its numbers are used again.
+    /// History is lost, and its seqs are used again for other updates.
     GoBack {
         market: u64,
         count: u64,
@@ -37,7 +37,7 @@ enum Step {
         market: u64,
         snapshot: bool,
     },
-    /// Resume from where the client is.
+    /// The client resumes from its position.
     Resume {
         client: usize,
         market: u64,
@@ -46,7 +46,7 @@ enum Step {
         client: usize,
         market: u64,
     },
-    /// The socket takes this many bytes.
+    /// The socket accepts this many bytes.
     Write {
         client: usize,
         room: usize,
@@ -72,7 +72,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..80)
 }
 
-/// A client: what it was told, byte by byte, and what it makes of it by the contract's rule 1.
+/// A client: the bytes it received, and what follows from them by rule 1 of `docs/protocol.md#rules`.
 #[derive(Default)]
 struct Client {
     cut: Vec<u8>,
@@ -80,7 +80,7 @@ struct Client {
     at: HashMap<u64, At>,
 }
 
-/// Where a client is, and in which history: an epoch may be used twice.
+/// A position, and the history it belongs to: two histories may have the same epoch.
 #[derive(Clone, Copy, Debug)]
 struct At {
     position: Position,
@@ -88,7 +88,7 @@ struct At {
 }
 
 impl Client {
-    /// Takes whole frames off what was received.
+    /// Processes the whole frames that were received.
     fn digest(&mut self) {
         while self.received.len() >= 4 {
             let (header, length) = match self.received[1] {
@@ -102,7 +102,7 @@ impl Client {
             let message: serde_json::Value = serde_json::from_slice(&frame[header..]).expect("whole frames");
             let number = |name: &str| message[name].as_u64();
             let (market, seq) = (number("marketId").unwrap(), number("seq").unwrap());
-            let at = self.at.get_mut(&market).expect("nothing comes from a market that is not subscribed");
+            let at = self.at.get_mut(&market).expect("a message came from a market that is not subscribed");
             let history = message["payload"]["l"]["history"].as_u64();
             match message["type"].as_str() {
                 Some("snapshot") => {
@@ -184,7 +184,7 @@ impl World {
         self.load(market, last);
     }
 
-    /// The market as it is when the log has nothing but `last`.
+    /// Loads the market from a log that has only `last`.
     fn load(&mut self, market: u64, last: Update) {
         let mut state = MarketState::default();
         state.apply(last.position, 1, &Payload::parse(&last.payload).unwrap());
@@ -202,7 +202,7 @@ impl World {
         self.clients[client].at.insert(market, At { position: begin.cursor, history });
     }
 
-    /// The rest of a cut frame goes out before an ack does.
+    /// Sends the rest of a cut frame, as every ack does first.
     fn flush(&mut self, client: usize) {
         let client = &mut self.clients[client];
         let cut = std::mem::take(&mut client.cut);
@@ -239,7 +239,7 @@ impl World {
             }
             Step::Resume { client, market } => {
                 if let Some(at) = self.clients[client].at.get(&market).copied() {
-                    // A client whose history's epoch is used again could not be told from another.
+                    // A log cannot tell a resume from a lost history of the same epoch, so no client tries it.
                     let position = at.position;
                     let epoch = (position != Position::ORIGIN).then_some(position.epoch);
                     if at.history == self.latest(market).history {
@@ -264,8 +264,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever happens in whatever order, each client sees each market without hole or duplicate, and in the
-    /// end has everything; and when all have left, nothing is held.
+    /// After any steps in any order, each client has seen each market without hole or duplicate, and catches up. When
+    /// all have left, no market is held.
     #[test]
     fn every_client_sees_every_market_whole(steps in steps()) {
         let mut world = World::new();
@@ -291,12 +291,12 @@ proptest! {
 }
 
 #[test]
-fn a_subscription_costs_what_its_picture_says() {
+fn a_subscription_takes_40_bytes() {
     assert_eq!(std::mem::size_of::<Entry>(), 40);
 }
 
 #[test]
-fn the_age_of_what_came_live_is_noted_and_of_no_replay() {
+fn ages_of_live_updates_are_recorded_and_of_replays_not() {
     let mut world = World::new();
     world.begin(0, 1, Start::Live);
     world.publish(1);

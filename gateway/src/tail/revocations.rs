@@ -1,4 +1,4 @@
-//! Hears of revocations: asks every quarter of a second whether there are others than before.
+//! Keeps the revoked tokens up to date, by polling.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,20 +12,20 @@ use super::{
 };
 use crate::tokens::Tokens;
 
-/// How often to ask: one small answer each time, unless there is news.
-const ASK_EVERY: Duration = Duration::from_millis(250);
+/// Time between polls. Each costs one short reply, unless there are new revocations.
+const POLL_EVERY: Duration = Duration::from_millis(250);
 
-/// Keeps `tokens` up to date for ever, and tells when there is news for open connections. While the backbone is away,
-/// what is known holds.
+/// Polls the revocations forever and gives them to `tokens`. Calls `changed` after each change, so that open connections
+/// are checked. While the backbone is unreachable, the known revocations stay valid.
 pub async fn follow_revocations(
     tokens: Arc<Tokens>,
     backbone: Arc<dyn Backbone>,
     health: Arc<Health>,
-    tell: impl Fn() + Send,
+    changed: impl Fn() + Send,
 ) {
     let mut known = StreamId::ZERO;
     let mut backoff = BACKOFF;
-    let mut ticks = interval(ASK_EVERY);
+    let mut ticks = interval(POLL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -35,7 +35,7 @@ pub async fn follow_revocations(
                 if let Some(news) = news {
                     known = news.newest;
                     if tokens.learn(&news.all, unix_ms()) {
-                        tell();
+                        changed();
                     }
                 }
                 backoff.reset();
@@ -43,7 +43,7 @@ pub async fn follow_revocations(
             }
             Err(error) => {
                 health.failed(Source::Revocations, &error);
-                // Whoever answers next may have others, of which the newest is the same.
+                // After a failover the newest revocation may have the same id and others may be missing: read them all.
                 known = StreamId::ZERO;
                 tokio::time::sleep(backoff.failed()).await;
             }
