@@ -7,8 +7,9 @@ use ::redis::{FromRedisValue, RedisResult, Value};
 use crate::{
     acl::Users,
     certificates::Certificates,
-    redis::{Access, Redis, until},
+    redis::{Access, Redis},
     stack::fresh_market,
+    wait::until,
 };
 
 /// Primaries, and replicas: the replica of node `n` is node `n + PRIMARIES`.

@@ -22,6 +22,7 @@ pub mod crowd;
 pub mod desk;
 pub mod field;
 pub mod follower;
+pub mod frame;
 pub mod http;
 pub mod launch;
 pub mod lines;

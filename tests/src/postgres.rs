@@ -22,9 +22,9 @@ use crate::{
     certificates::Certificates,
     ports::Port,
     process::Process,
-    redis::{directory, until},
+    redis::directory,
     shared_set::SharedSet,
-    wait::within,
+    wait::{until, within},
 };
 
 /// Something that is no test of ours may be faster than Postgres to take a port that was free.

@@ -196,12 +196,8 @@ impl Process {
     /// How much memory it has, bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()));
-        let status = status.expect("it runs");
-        let kilobytes =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        let kilobytes: usize = kilobytes.and_then(|text| text.parse().ok()).expect("VmRSS: <n> kB");
-        1024 * kilobytes
+        let bytes = memory_bytes(self.id()).and_then(|bytes| usize::try_from(bytes).ok());
+        bytes.expect("it runs")
     }
 
     /// Everything it has said on `stream` so far.
@@ -258,6 +254,14 @@ impl Said {
     fn ended(&self) -> bool {
         self.ended_streams == 2
     }
+}
+
+/// The resident memory of a process; `None` once it has ended.
+#[must_use]
+pub fn memory_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn lock_running() -> MutexGuard<'static, BTreeSet<u32>> {

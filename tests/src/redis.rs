@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ::redis::{
@@ -24,7 +24,7 @@ use crate::{
     chaos::Chaos,
     ports::Port,
     process::{Process, Stream},
-    wait::{DEADLINE, within},
+    wait::{until, within},
 };
 
 /// Something that is no test of ours may be faster than Redis to take a port that was free.
@@ -495,18 +495,6 @@ impl From<&Redis> for Access {
 impl From<&Self> for Access {
     fn from(access: &Self) -> Self {
         access.clone()
-    }
-}
-
-/// Looks again and again until `look` finds something. Blocks the thread: for starting things.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
-        std::thread::park_timeout(Duration::from_millis(20));
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{
     certificates::Certificates,
     ports::Port,
     process::Process,
-    redis::{Access, Redis, directory, server, until},
+    redis::{Access, Redis, directory, server},
+    wait::until,
 };
 
 /// The name that the sentinels know the primary by.

@@ -76,7 +76,13 @@ pub fn admin_signed(keys: &Keyring, role: Role) -> String {
 /// A token for `user` that other keys sign.
 #[must_use]
 pub fn signed(keys: &Keyring, user: u64) -> String {
-    let (iat, exp) = times(TTL_S);
+    signed_for(keys, user, TTL_S.unsigned_abs())
+}
+
+/// A token for `user` that other keys sign and that expires in `seconds`.
+#[must_use]
+pub fn signed_for(keys: &Keyring, user: u64, seconds: u64) -> String {
+    let (iat, exp) = times(seconds.cast_signed());
     keys.sign(&WsClaims { sub: user.to_string(), markets: None, iat, exp, jti: None })
 }
 

@@ -1,6 +1,9 @@
 //! Waiting for an event, under one deadline.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -28,4 +31,21 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         }
     })
     .await
+}
+
+/// Like [`eventually`], but blocks the thread.
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(DEADLINE, what, look)
+}
+
+/// Like [`until`], with a deadline of its own.
+pub fn until_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+        thread::park_timeout(LOOK_EVERY);
+    }
 }

@@ -1,113 +1,171 @@
-//! What a run prints: a table, or one JSON object.
+//! What a run prints: sections of rows of figures, and the verdict. As a table, or as one JSON object.
 
-use std::fmt::{self, Write};
+pub(crate) mod counts;
+pub(crate) mod delivery_check;
+mod figure;
+pub(crate) mod times;
+pub(crate) mod usage;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Write as _};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::process::Used;
-use crate::tally::Times;
+pub(crate) use self::figure::{Figure, as_f64, median, per_second, ratio, time};
+use self::times::Times;
+use self::usage::Used;
 
-/// The result of a run. Its fields are the JSON object.
-pub(crate) trait Report: Serialize {
-    /// Puts the result into a table.
-    fn table(&self, table: &mut Table);
-
-    /// Checks that did not hold, in words; none means success.
-    fn failures(&self) -> Vec<String>;
+/// The result of a run, in the order in which it is printed.
+#[derive(Default, Serialize)]
+pub(crate) struct Report {
+    sections: Vec<Section>,
+    bounds: Vec<Bound>,
+    #[serde(skip)]
+    failures: Vec<String>,
 }
 
-/// The report as one JSON object, with `ok` and `failures` added.
-pub(crate) fn json(report: &impl Report, failures: &[String]) -> String {
-    #[derive(Serialize)]
-    struct Whole<'a, R> {
-        ok: bool,
-        failures: &'a [String],
-        #[serde(flatten)]
-        report: &'a R,
-    }
-    let whole = Whole { ok: failures.is_empty(), failures, report };
-    serde_json::to_string(&whole).expect("plain fields have a JSON form")
+#[derive(Serialize)]
+struct Section {
+    title: String,
+    rows: Vec<Row>,
 }
 
-/// The report for people.
-pub(crate) fn text(report: &impl Report, failures: &[String]) -> String {
-    let mut table = Table::default();
-    report.table(&mut table);
-    if failures.is_empty() {
-        table.section("OK: all checks hold");
-    }
-    for failure in failures {
-        table.section(&format!("FAILED: {failure}"));
-    }
-    table.text.trim_start().to_owned()
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    #[serde(serialize_with = "as_map")]
+    figures: Vec<(&'static str, Figure)>,
+    /// Only JSON has it.
+    #[serde(skip)]
+    is_detail: bool,
 }
 
-/// Titled blocks of aligned lines.
-#[derive(Default)]
-pub(crate) struct Table {
-    text: String,
-}
-
-impl Table {
-    /// Starts a block.
-    pub(crate) fn section(&mut self, title: &str) {
-        self.text.push_str("\n\n");
-        self.text.push_str(title);
+impl Report {
+    pub(crate) fn titled(title: String) -> Self {
+        let mut report = Self::default();
+        report.section(title);
+        report
     }
 
-    /// Adds a line.
-    pub(crate) fn row(&mut self, name: &str, value: impl AsRef<str>) {
-        write!(self.text, "\n  {name:<22} {}", value.as_ref()).expect("writing to a string");
+    /// Begins a section.
+    pub(crate) fn section(&mut self, title: impl Into<String>) {
+        self.sections.push(Section { title: title.into(), rows: Vec::new() });
     }
 
-    /// Adds a line, unless there is nothing to say.
-    pub(crate) fn row_if(&mut self, wanted: bool, name: &str, value: impl AsRef<str>) {
-        if wanted {
-            self.row(name, value);
+    /// Adds a row of labelled figures to the last section.
+    pub(crate) fn row(
+        &mut self,
+        name: impl Into<String>,
+        figures: impl IntoIterator<Item = (&'static str, Figure)>,
+    ) {
+        let row = Row { name: name.into(), figures: figures.into_iter().collect(), is_detail: false };
+        self.sections.last_mut().expect("a report begins with a section").rows.push(row);
+    }
+
+    /// Like [`Self::row`], but for JSON only.
+    pub(crate) fn detail(
+        &mut self,
+        name: impl Into<String>,
+        figures: impl IntoIterator<Item = (&'static str, Figure)>,
+    ) {
+        self.row(name, figures);
+        let row = self.sections.last_mut().and_then(|section| section.rows.last_mut());
+        row.expect("a row was added").is_detail = true;
+    }
+
+    /// Adds a row of percentiles.
+    pub(crate) fn times(&mut self, name: &str, times: &Times) {
+        self.row(name, times.figures());
+    }
+
+    /// Adds a row of counts by kind, unless there are none.
+    pub(crate) fn counts(&mut self, name: &str, counts: &BTreeMap<String, u64>) {
+        if !counts.is_empty() {
+            self.row(name, [("", Figure::Counts(counts.clone()))]);
         }
     }
 
-    /// Adds a line of percentiles.
-    pub(crate) fn times(&mut self, name: &str, times: &Percentiles) {
-        if times.count == 0 {
-            return self.row(name, "nothing measured");
-        }
-        let columns = [("p50", times.p50), ("p90", times.p90), ("p99", times.p99), ("p99.9", times.p99_9)];
-        let columns = columns.map(|(name, us)| format!("{name} {:<9}", time(us))).join(" ");
-        self.row(name, format!("{columns} max {}", time(times.max)));
-    }
-
-    /// Adds a block with a line for each bound.
-    pub(crate) fn bounds(&mut self, bounds: &[Bound]) {
-        self.section("bounds");
-        for bound in bounds {
-            self.row(if bound.holds() { "holds" } else { "DOES NOT HOLD" }, bound.to_string());
-        }
-    }
-
-    /// Adds a line for each process.
+    /// Adds a row for each process.
     pub(crate) fn processes(&mut self, used: &[Used]) {
-        for process in used {
-            self.row(
-                process.role,
-                format!(
-                    "{} (pid {}): CPU {}, RSS {} → {}",
-                    process.name,
-                    process.pid,
-                    time(process.cpu_us),
-                    bytes(process.rss_before_bytes),
-                    bytes(process.rss_after_bytes)
-                ),
-            );
+        for used in used {
+            self.row(used.role, used.figures());
         }
         if used.is_empty() {
-            self.row("server", "no process of this machine, or gone; --gateway-pid shows CPU and memory");
+            let why = "no process of this machine, or ended; --gateway-pid shows CPU and memory";
+            self.row("server", [("", why.into())]);
         }
+    }
+
+    /// Adds bounds, which are failures unless they hold.
+    pub(crate) fn bounds(&mut self, bounds: impl IntoIterator<Item = Bound>) {
+        self.bounds.extend(bounds);
+    }
+
+    pub(crate) fn fail(&mut self, failures: impl IntoIterator<Item = String>) {
+        self.failures.extend(failures);
+    }
+
+    pub(crate) fn fail_if(&mut self, failed: bool, failure: impl Display) {
+        self.fail(failed.then(|| failure.to_string()));
+    }
+
+    /// Every check that did not hold, in words; none means success.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.failures.iter().cloned().chain(self.bounds.iter().filter_map(Bound::failure)).collect()
+    }
+
+    /// The report as one JSON object, with `ok` and `failures` added.
+    pub(crate) fn json(&self) -> String {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            ok: bool,
+            failures: Vec<String>,
+            #[serde(flatten)]
+            report: &'a Report,
+        }
+        let failures = self.failures();
+        let whole = Whole { ok: failures.is_empty(), failures, report: self };
+        serde_json::to_string(&whole).expect("plain fields have a JSON form")
     }
 }
 
-/// A promise about a number.
+/// The table.
+impl Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let row = |f: &mut fmt::Formatter<'_>, name: &str, text: &str| {
+            write!(f, "\n  {name:<22} {}", text.trim_end())
+        };
+        for (index, Section { title, rows }) in self.sections.iter().enumerate() {
+            write!(f, "{}{title}", if index == 0 { "" } else { "\n\n" })?;
+            for Row { name, figures, .. } in rows.iter().filter(|row| !row.is_detail) {
+                let mut text = String::new();
+                for (label, figure) in figures {
+                    let space = if label.is_empty() { "" } else { " " };
+                    write!(text, "{label}{space}{:<9} ", figure.to_string())?;
+                }
+                row(f, name, &text)?;
+            }
+        }
+        if !self.bounds.is_empty() {
+            f.write_str("\n\nbounds")?;
+        }
+        for bound in &self.bounds {
+            row(f, if bound.holds() { "holds" } else { "DOES NOT HOLD" }, &bound.to_string())?;
+        }
+        let failures = self.failures();
+        if failures.is_empty() {
+            f.write_str("\n\nOK: all checks hold")?;
+        }
+        failures.iter().try_for_each(|failure| write!(f, "\n\nFAILED: {failure}"))
+    }
+}
+
+fn as_map<S: Serializer>(figures: &[(&'static str, Figure)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(figures.iter().map(|(label, figure)| (*label, figure)))
+}
+
+/// A number with a limit.
 #[derive(Debug, Serialize)]
 pub(crate) struct Bound {
     what: String,
@@ -124,17 +182,15 @@ enum Limit {
 }
 
 impl Bound {
-    /// `what` is this, and is to be at most that.
-    pub(crate) fn new(what: String, is: f64, at_most: f64) -> Self {
-        Self { what, is, limit: Limit::AtMost(at_most) }
+    pub(crate) fn at_most(what: impl Into<String>, is: f64, at_most: f64) -> Self {
+        Self { what: what.into(), is, limit: Limit::AtMost(at_most) }
     }
 
-    /// `what` is this, and is to be at least that.
-    pub(crate) fn at_least(what: String, is: f64, at_least: f64) -> Self {
-        Self { what, is, limit: Limit::AtLeast(at_least) }
+    pub(crate) fn at_least(what: impl Into<String>, is: f64, at_least: f64) -> Self {
+        Self { what: what.into(), is, limit: Limit::AtLeast(at_least) }
     }
 
-    /// What to say when it does not hold.
+    /// The bound in words, if it does not hold.
     pub(crate) fn failure(&self) -> Option<String> {
         (!self.holds()).then(|| self.to_string())
     }
@@ -147,93 +203,13 @@ impl Bound {
     }
 }
 
-impl fmt::Display for Bound {
+impl Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (word, limit) = match self.limit {
             Limit::AtMost(most) => ("most", most),
             Limit::AtLeast(least) => ("least", least),
         };
         write!(f, "{}: {:.2}, at {word} {limit:.2}", self.what, self.is)
-    }
-}
-
-/// Times in microseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Percentiles {
-    /// How many.
-    pub(crate) count: u64,
-    /// Half are at most this.
-    pub(crate) p50: u64,
-    /// 9 of 10.
-    pub(crate) p90: u64,
-    /// 99 of 100.
-    pub(crate) p99: u64,
-    /// 999 of 1000.
-    #[serde(rename = "p99.9")]
-    pub(crate) p99_9: u64,
-    /// The longest.
-    pub(crate) max: u64,
-}
-
-impl From<&Times> for Percentiles {
-    fn from(times: &Times) -> Self {
-        let times = times.histogram();
-        Self {
-            count: times.len(),
-            p50: times.value_at_quantile(0.5),
-            p90: times.value_at_quantile(0.9),
-            p99: times.value_at_quantile(0.99),
-            p99_9: times.value_at_quantile(0.999),
-            max: times.max(),
-        }
-    }
-}
-
-/// `a / b`; nothing when `b` is 0.
-#[expect(clippy::cast_precision_loss, reason = "counts and times here are far below 2^52")]
-pub(crate) fn ratio(a: u64, b: u64) -> Option<f64> {
-    (b > 0).then(|| a as f64 / b as f64)
-}
-
-/// The middle one, or halfway between the two in the middle.
-pub(crate) fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<_> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    let middle = figures.len() / 2;
-    match figures.get(middle) {
-        None => f64::NAN,
-        Some(upper) if figures.len().is_multiple_of(2) => f64::midpoint(figures[middle - 1], *upper),
-        Some(middle) => *middle,
-    }
-}
-
-/// A time in milliseconds.
-pub(crate) fn millis(us: u64) -> f64 {
-    ratio(us, 1_000).unwrap_or_default()
-}
-
-/// How many a second.
-pub(crate) fn per_second(count: u64, us: u64) -> f64 {
-    ratio(count, us).unwrap_or_default() * 1e6
-}
-
-/// A time, in the unit that suits it.
-pub(crate) fn time(us: u64) -> String {
-    let of = |unit| ratio(us, unit).unwrap_or_default();
-    match us {
-        0..1_000 => format!("{us} µs"),
-        1_000..1_000_000 => format!("{:.2} ms", of(1_000)),
-        _ => format!("{:.2} s", of(1_000_000)),
-    }
-}
-
-/// A size, in the unit that suits it.
-pub(crate) fn bytes(bytes: u64) -> String {
-    let of = |unit| ratio(bytes, unit).unwrap_or_default();
-    match bytes {
-        0..10_240 => format!("{bytes} B"),
-        10_240..10_485_760 => format!("{:.1} KiB", of(1 << 10)),
-        _ => format!("{:.1} MiB", of(1 << 20)),
     }
 }
 
@@ -249,61 +225,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_sizes_have_a_fitting_unit() {
-        assert_eq!([time(999), time(1_500), time(2_000_000)], ["999 µs", "1.50 ms", "2.00 s"]);
-        assert_eq!([bytes(1300), bytes(20_480), bytes(20 << 20)], ["1300 B", "20.0 KiB", "20.0 MiB"]);
-    }
-
-    #[test]
     fn a_bound_that_does_not_hold_says_so() {
-        assert!(Bound::new("x".into(), 2.5, 2.5).failure().is_none());
-        assert_eq!(Bound::new("x".into(), 2.51, 2.5).failure().as_deref(), Some("x: 2.51, at most 2.50"));
-        assert!(Bound::new("not measured".into(), f64::NAN, 1.0).failure().is_some());
-        assert!(Bound::at_least("x".into(), 0.95, 0.95).failure().is_none());
+        assert!(Bound::at_most("x", 2.5, 2.5).failure().is_none());
+        assert_eq!(Bound::at_most("x", 2.51, 2.5).failure().as_deref(), Some("x: 2.51, at most 2.50"));
+        assert!(Bound::at_most("not measured", f64::NAN, 1.0).failure().is_some());
+        assert!(Bound::at_least("x", 0.95, 0.95).failure().is_none());
+        assert_eq!(Bound::at_least("x", 0.9, 0.95).failure().as_deref(), Some("x: 0.90, at least 0.95"));
+        assert!(Bound::at_least("not measured", f64::NAN, 1.0).failure().is_some());
+    }
+
+    #[test]
+    fn json_has_bare_numbers_and_says_whether_it_is_ok() {
+        let mut report = Report::titled("one".into());
+        report.row("a", [("", 1_u64.into()), ("took", Figure::Time(1500))]);
+        report.detail("b", [("share", Figure::Share(0.5))]);
         assert_eq!(
-            Bound::at_least("x".into(), 0.9, 0.95).failure().as_deref(),
-            Some("x: 0.90, at least 0.95")
+            report.to_string(),
+            format!("one\n  a{}1         took 1.50 ms\n\nOK: all checks hold", " ".repeat(22))
         );
-        assert!(Bound::at_least("not measured".into(), f64::NAN, 1.0).failure().is_some());
-    }
-
-    #[test]
-    fn the_median_is_the_one_in_the_middle() {
-        assert!((median([3.0, 100.0, 1.0].into_iter()) - 3.0).abs() < f64::EPSILON);
-        assert!(
-            (median([0.92, 1.16, 0.83, 1.12].into_iter()) - 1.02).abs() < 1e-9,
-            "neither favours the higher"
-        );
-        assert!(median(std::iter::empty()).is_nan());
-    }
-
-    #[test]
-    fn percentiles_come_from_the_histogram() {
-        let mut times = Times::default();
-        (1..=1000).for_each(|us| times.record(us));
-        let percentiles = Percentiles::from(&times);
+        report.fail_if(true, "x");
         assert_eq!(
-            (percentiles.count, percentiles.p50, percentiles.p99_9, percentiles.max),
-            (1000, 500, 999, 1000)
+            report.json(),
+            r#"{"ok":false,"failures":["x"],"sections":[{"title":"one","rows":[{"name":"a","figures":{"":1,"took":1500}},{"name":"b","figures":{"share":0.5}}]}],"bounds":[]}"#
         );
-    }
-
-    #[test]
-    fn json_says_whether_it_is_ok() {
-        #[derive(Serialize)]
-        struct One {
-            a: u8,
-        }
-        impl Report for One {
-            fn table(&self, table: &mut Table) {
-                table.section("one");
-                table.row("a", "1");
-            }
-            fn failures(&self) -> Vec<String> {
-                Vec::new()
-            }
-        }
-        assert_eq!(json(&One { a: 1 }, &["x".into()]), r#"{"ok":false,"failures":["x"],"a":1}"#);
-        assert_eq!(text(&One { a: 1 }, &[]), format!("one\n  a{}1\n\nOK: all checks hold", " ".repeat(22)));
+        assert!(report.to_string().ends_with("\n\nFAILED: x"));
     }
 }

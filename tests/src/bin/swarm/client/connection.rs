@@ -1,23 +1,22 @@
-//! One socket: bytes between the kernel and its session.
+//! One connection: bytes between the kernel and its session.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::{io, mem};
 
+use ::tests::frame::MAX_FRAME_BYTES;
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::session::{Ended, Session};
 use crate::clock::now_us;
-use crate::frame::MAX_FRAME_BYTES;
-use crate::session::{Ended, Outbox, Session};
-use crate::tally::Tally;
+use crate::report::counts::Counts;
 
-/// A connection; while it is idle it holds no buffer.
+/// A connection. It holds no buffer while it is idle.
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// What the bytes mean.
     pub(crate) session: Session,
     /// The start of a frame whose rest has not come yet.
     partial: Vec<u8>,
@@ -25,21 +24,17 @@ pub(crate) struct Connection {
     unsent: Vec<u8>,
 }
 
-/// What all connections of a thread share, for one at a time needs it.
+/// What all connections of a thread share, since they use it one at a time.
 pub(crate) struct Shared {
-    /// What is counted.
-    pub(crate) tally: Tally,
-    /// What the connection at hand has to send.
-    pub(crate) out: Outbox,
-    /// What the connection at hand has read.
+    pub(crate) counts: Counts,
+    /// What the current connection has to send.
+    pub(crate) out: Vec<u8>,
+    /// What the current connection has read.
     pub(crate) buffer: Vec<u8>,
 }
 
 impl Connection {
-    /// Starts to connect, and to send `request` as soon as that is done.
-    ///
-    /// # Errors
-    /// No file descriptor, no free port, no route.
+    /// Starts to connect, and to send `request` once connected.
     pub(crate) fn open(
         to: SocketAddr,
         from: Option<IpAddr>,
@@ -63,11 +58,8 @@ impl Connection {
         Ok(Self { stream, session, partial: Vec::new(), unsent: request.into_bytes() })
     }
 
-    /// Does what epoll says is possible.
-    ///
-    /// # Errors
-    /// `Ended`, after which the connection is to be dropped.
-    pub(crate) fn attend(&mut self, event: &Event, shared: &mut Shared) -> Result<(), Ended> {
+    /// Does what epoll says is possible. After an `Ended` the caller drops the connection.
+    pub(crate) fn handle(&mut self, event: &Event, shared: &mut Shared) -> Result<(), Ended> {
         if event.is_writable() || event.is_error() {
             self.flush()?;
         }
@@ -77,22 +69,19 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what is in the outbox, or keeps it until the kernel takes it.
-    ///
-    /// # Errors
-    /// `Ended`, when the connection is gone.
-    pub(crate) fn send(&mut self, out: &mut Outbox) -> Result<(), Ended> {
-        if !out.bytes.is_empty() {
-            self.unsent.append(&mut out.bytes);
+    /// Sends `out`, or keeps it until the kernel takes it.
+    pub(crate) fn send(&mut self, out: &mut Vec<u8>) -> Result<(), Ended> {
+        if !out.is_empty() {
+            self.unsent.append(out);
             self.flush()?;
         }
         Ok(())
     }
 
-    /// Reads until the socket is empty: epoll is edge-triggered here. A read that does not fill its buffer has emptied
-    /// it (epoll(7)), except for an end that was already announced.
+    /// Reads until the socket is empty, since epoll is edge-triggered here. A read that does not fill its buffer has
+    /// emptied the socket (epoll(7)), except for an end that was already announced.
     fn read(&mut self, to_end: bool, shared: &mut Shared) -> Result<(), Ended> {
-        let Shared { tally, out, buffer } = shared;
+        let Shared { counts, out, buffer } = shared;
         loop {
             let held = self.partial.len();
             if buffer.len() < held + MIN_READ_BYTES {
@@ -108,7 +97,7 @@ impl Connection {
             };
             let emptied = held + read < buffer.len();
             let bytes = &buffer[..held + read];
-            let received = self.session.receive(bytes, now_us(), tally, out);
+            let received = self.session.receive(bytes, now_us(), counts, out);
             let sent = self.send(out);
             let rest = &bytes[received?..];
             sent?;

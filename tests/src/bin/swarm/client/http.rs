@@ -1,4 +1,4 @@
-//! HTTP as this tool needs it: one keep-alive connection, one request at a time.
+//! An HTTP client of one keep-alive connection with one request at a time.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A keep-alive connection, opened on first use and again after it broke.
 pub(crate) struct Http {
@@ -26,24 +26,18 @@ pub(crate) struct Http {
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
-/// An answer, read to its end.
-pub(crate) struct Answer {
-    /// The status code.
+pub(crate) struct Response {
     pub(crate) status: u16,
-    /// The body.
     pub(crate) body: Bytes,
 }
 
 impl Http {
-    /// Will connect to `endpoint` and send the bearer token with every request.
+    /// A client that sends the bearer token with every request.
     pub(crate) fn new(endpoint: &Endpoint, bearer: Option<String>) -> Self {
         Self { endpoint: endpoint.clone(), bearer, sender: None }
     }
 
     /// Connects now, so that the first request does not have to.
-    ///
-    /// # Errors
-    /// With what to do, when nothing answers there.
     pub(crate) async fn open(&mut self) -> Result<()> {
         match timeout(TIMEOUT, self.sender()).await {
             Ok(sender) => sender.map(drop),
@@ -51,32 +45,32 @@ impl Http {
         }
     }
 
-    /// `GET path`.
-    ///
-    /// # Errors
-    /// When there is no whole answer within 10 s. Any status is an answer.
-    pub(crate) async fn get(&mut self, path: &str) -> Result<Answer> {
-        self.request(Method::GET, path, String::new()).await
+    /// `GET path`. Fails without a whole response; any status is a response.
+    pub(crate) async fn get(&mut self, path: &str) -> Result<Response> {
+        self.send(Method::GET, path, String::new(), TIMEOUT).await
     }
 
-    /// `POST path` with a JSON body.
-    ///
-    /// # Errors
-    /// As `get`. The server may have acted on a request whose answer did not come.
-    pub(crate) async fn post(&mut self, path: &str, body: String) -> Result<Answer> {
-        self.request(Method::POST, path, body).await
+    /// `POST path` with a JSON body. After a failure the server may have acted on the request.
+    pub(crate) async fn post(&mut self, path: &str, body: String) -> Result<Response> {
+        self.send(Method::POST, path, body, TIMEOUT).await
     }
 
-    async fn request(&mut self, method: Method, path: &str, body: String) -> Result<Answer> {
-        let answer = timeout(TIMEOUT, self.exchange(method, path, body)).await;
-        let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", TIMEOUT.as_secs())));
-        if answer.is_err() {
+    pub(crate) async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: String,
+        within: Duration,
+    ) -> Result<Response> {
+        let response = timeout(within, self.exchange(method, path, body)).await;
+        let response = response.unwrap_or_else(|_| Err(anyhow!("no response within {} s", within.as_secs())));
+        if response.is_err() {
             self.sender = None;
         }
-        answer
+        response
     }
 
-    async fn exchange(&mut self, method: Method, path: &str, body: String) -> Result<Answer> {
+    async fn exchange(&mut self, method: Method, path: &str, body: String) -> Result<Response> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -89,7 +83,7 @@ impl Http {
         let response = self.sender().await?.send_request(request).await?;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await?.to_bytes();
-        Ok(Answer { status, body })
+        Ok(Response { status, body })
     }
 
     async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>> {
@@ -98,44 +92,39 @@ impl Http {
             None => false,
         };
         if !usable {
-            self.sender = Some(self.connect().await?);
+            self.sender = None;
+            let connected = TcpStream::connect(self.endpoint.address).await;
+            let stream = connected.map_err(|error| anyhow!(unreachable(&self.endpoint, &error)))?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            self.sender = Some(sender);
         }
         self.sender.as_mut().context("connected above")
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let stream = TcpStream::connect(self.endpoint.address)
-            .await
-            .map_err(|error| anyhow!("{}", unreachable(&self.endpoint, &error)))?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(sender)
     }
 }
 
 /// A single-threaded runtime for `Http`.
-///
-/// # Errors
-/// When the process has no more open files.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start an I/O runtime")
 }
 
-/// Checks that a gateway answers, before load is put on it.
-///
-/// # Errors
-/// With what to do, when there is none or it is something else.
-pub(crate) fn expect_gateway(endpoint: &Endpoint) -> Result<()> {
-    let answer = runtime()?.block_on(Http::new(endpoint, None).get("/api/ws/health"))?;
-    if answer.status != 200 {
-        bail!("{endpoint} answers {} to GET /api/ws/health: that is not a KMarket gateway", answer.status);
+/// The number of connections of a gateway. Fails with a remedy if the endpoint is no gateway.
+pub(crate) fn connections(endpoint: &Endpoint) -> Result<u64> {
+    #[derive(serde::Deserialize)]
+    struct Health {
+        connections: u64,
     }
-    Ok(())
+
+    let Response { status, body } = runtime()?.block_on(Http::new(endpoint, None).get("/api/ws/health"))?;
+    if status != 200 {
+        bail!("{endpoint} responds with {status} to GET /api/ws/health: that is not a KMarket gateway");
+    }
+    Ok(serde_json::from_slice::<Health>(&body)?.connections)
 }
 
-/// What was asked of the server when it refused.
+/// Which request was refused.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Asked {
     /// `POST /api/ws/token`.
@@ -152,7 +141,7 @@ pub(crate) fn explain(asked: Asked, status: u16) -> Option<&'static str> {
         (Asked::Token, 401 | 403) => "the gateway has a TOKEN_API_KEY: pass it with --token-api-key",
         (Asked::Token, 404) => "no token endpoint there: is --gateway a gateway?",
         (Asked::Token, 429) => {
-            "a user may ask for 10 tokens a minute: start the gateway with TOKEN_RATE_LIMIT=0, wait a minute, \
+            "a user may ask for 10 tokens per minute: start the gateway with TOKEN_RATE_LIMIT=0, wait a minute, \
              or use other users with --first-user"
         }
         (Asked::Socket, 401) => {
@@ -160,7 +149,7 @@ pub(crate) fn explain(asked: Asked, status: u16) -> Option<&'static str> {
         }
         (Asked::Socket, 429) => {
             "start the gateway with HANDSHAKE_RATE_LIMIT=0, or stay below it with --connect-rate 15; \
-             with --per-user, a gateway allows 10 connections a user"
+             as to --per-user, a gateway allows 10 connections per user"
         }
         (Asked::Socket, 503) => {
             "the gateway is full, draining or not ready: look at its MAX_CONNECTIONS, its open-file limit (ulimit -n) \
@@ -178,17 +167,14 @@ pub(crate) fn explain(asked: Asked, status: u16) -> Option<&'static str> {
     })
 }
 
-/// An error for an answer other than 200, with the beginning of its body and what to do.
-pub(crate) fn refusal(asked: Asked, endpoint: &Endpoint, answer: &Answer) -> anyhow::Error {
-    let body = String::from_utf8_lossy(&answer.body);
-    let body: String = body.chars().take(200).collect();
-    match explain(asked, answer.status) {
-        Some(hint) => anyhow!("{endpoint} answered {} {body}: {hint}", answer.status),
-        None => anyhow!("{endpoint} answered {} {body}", answer.status),
-    }
+/// An error for a response other than 200, with the beginning of its body and what to do.
+pub(crate) fn refusal(asked: Asked, endpoint: &Endpoint, response: &Response) -> anyhow::Error {
+    let body: String = String::from_utf8_lossy(&response.body).chars().take(200).collect();
+    let hint = explain(asked, response.status).map(|hint| format!(": {hint}")).unwrap_or_default();
+    anyhow!("{endpoint} responded with {} {body}{hint}", response.status)
 }
 
-/// What to say when a connection could not be opened.
+/// The error of a connection that could not be opened, with what to do.
 pub(crate) fn unreachable(endpoint: &Endpoint, error: &io::Error) -> String {
     let hint = match error.kind() {
         io::ErrorKind::ConnectionRefused => "is it running? `cargo run --release` starts the whole system",
@@ -198,12 +184,12 @@ pub(crate) fn unreachable(endpoint: &Endpoint, error: &io::Error) -> String {
     format!("cannot connect to {endpoint}: {error}; {hint}")
 }
 
-/// Where a service listens, from a URL without TLS and path.
+/// Where a service listens: a URL without TLS and without a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
-    /// `host:port` as the user wrote it.
+    /// `host:port`, as given.
     pub(crate) authority: String,
-    /// What that resolves to, IPv4 first: that is where the services listen by default.
+    /// Its address, IPv4 first, since the services listen there by default.
     pub(crate) address: SocketAddr,
 }
 

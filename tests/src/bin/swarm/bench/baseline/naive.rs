@@ -1,4 +1,4 @@
-//! The baseline that one would write otherwise: axum's WebSocket, a task a socket, and a broadcast channel between.
+//! The usual design: axum's HTTP, tungstenite's WebSocket, a task per socket, and a broadcast channel between.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -6,35 +6,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ::tests::raw::ACCEPT;
 use anyhow::{Context, Result};
-use axum::Router;
-use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{Query, State};
-use axum::response::{Json, Response};
-use axum::routing::get;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use axum::response::{IntoResponse, Json};
+use axum::routing::{get, post};
+use axum::{Router, serve::ListenerExt};
+use futures_util::{SinkExt, StreamExt};
+use hyper::upgrade::{OnUpgrade, on};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::time::sleep;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, protocol::Role};
 
-use crate::baseline::{RUN, Run, ack, announce, subscribed, update};
+use super::protocol::{RUN, Run, ack, announce, subscribed, update};
+use crate::client::http::runtime;
 use crate::clock::now_us;
-use crate::http::runtime;
 
 /// Serves until the process ends.
-///
-/// # Errors
-/// When it cannot listen.
-pub(crate) fn serve() -> Result<()> {
+pub(super) fn serve() -> Result<()> {
     runtime()?.block_on(async {
         let feed = Arc::new(Feed {
             market: AtomicU64::new(0),
             seq: AtomicU64::new(0),
             updates: broadcast::channel(KEPT).0,
         });
-        let routes = Router::new().route("/ws/odds", get(upgrade)).route(RUN, get(run)).with_state(feed);
+        let routes = Router::new().route("/ws/odds", get(upgrade)).route(RUN, post(run)).with_state(feed);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         announce(listener.local_addr()?);
-        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| _ = stream.set_nodelay(true));
+        let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         axum::serve(listener, routes).await.context("serving")
     })
 }
@@ -49,17 +53,22 @@ struct Feed {
     updates: broadcast::Sender<Utf8Bytes>,
 }
 
-async fn upgrade(upgrade: WebSocketUpgrade, State(feed): State<Arc<Feed>>) -> Response {
-    upgrade.on_upgrade(move |socket| deliver(socket, feed))
+/// All clients of this tool send the same key.
+async fn upgrade(State(feed): State<Arc<Feed>>, request: Request) -> impl IntoResponse {
+    tokio::spawn(deliver(on(request), feed));
+    let headers = [(CONNECTION, "upgrade"), (UPGRADE, "websocket"), (SEC_WEBSOCKET_ACCEPT, ACCEPT)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers)
 }
 
-async fn deliver(mut socket: WebSocket, feed: Arc<Feed>) {
-    let Some(Ok(Message::Text(text))) = socket.recv().await else { return };
+async fn deliver(upgrade: OnUpgrade, feed: Arc<Feed>) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    let Some(Ok(Message::Text(text))) = socket.next().await else { return };
     let Some(&[market]) = subscribed(text.as_bytes()).as_deref() else { return };
     feed.market.store(market, Ordering::Relaxed);
     let mut updates = feed.updates.subscribe();
     let ack = ack(&[(market, feed.seq.load(Ordering::Relaxed))]);
-    if socket.send(Message::Text(ack.into())).await.is_err() {
+    if socket.send(Message::text(ack)).await.is_err() {
         return;
     }
     loop {
@@ -69,17 +78,17 @@ async fn deliver(mut socket: WebSocket, feed: Arc<Feed>) {
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             },
-            message = socket.recv() => if !matches!(message, Some(Ok(_))) { return },
+            message = socket.next() => if !matches!(message, Some(Ok(_))) { return },
         }
     }
 }
 
-async fn run(Query(run): Query<Run>, State(feed): State<Arc<Feed>>) -> Json<HashMap<u64, u64>> {
+async fn run(State(feed): State<Arc<Feed>>, Json(run): Json<Run>) -> Json<HashMap<u64, u64>> {
     let market = feed.market.load(Ordering::Relaxed);
     for (due_us, payload) in run.due() {
         sleep(Duration::from_micros(due_us.saturating_sub(now_us()))).await;
         let seq = feed.seq.fetch_add(1, Ordering::Relaxed) + 1;
-        // Fails when nobody is there.
+        // Fails without subscribers.
         let _ = feed.updates.send(update(market, seq, &payload).into());
     }
     Json(HashMap::from([(market, feed.seq.load(Ordering::Relaxed))]))

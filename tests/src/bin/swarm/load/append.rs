@@ -1,34 +1,32 @@
-//! Appending to the logs without a publisher, in an open loop: every update is sent when it is due, whether the ones
-//! before it were answered or not.
+//! Appends to the logs without a publisher.
 
 use std::io::{BufReader, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use ::tests::Redis;
 use anyhow::{Context, Result};
 use redis::{Cmd, Parser, cmd};
-use shared::backbone::{Append, Backbone, RedisBackbone, Retention, keys};
+use shared::backbone::{self, Append, Backbone, RedisBackbone, Retention, keys};
 use shared::time::unix_ms;
 use shared::{MarketId, Payload, Position};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::clock::{now_us, sleep_until};
+use super::Schedule;
+use crate::client::http::TIMEOUT;
+use crate::client::message::payload;
 use crate::markets::Markets;
-use crate::message::payload;
-use crate::publish::Schedule;
-use crate::tally::Times;
+use crate::report::times::Times;
 
-/// Appends to markets at random, each of which has a log.
+/// Appends to random markets, each of which has a log.
 pub(crate) struct Appender {
     port: u16,
     markets: Markets,
-    /// Where each market's log ends, by its index.
-    tops: Vec<Position>,
+    /// The latest position of each market, by its index.
+    latest: Vec<Position>,
     backbone: Arc<RedisBackbone>,
     runtime: Runtime,
 }
@@ -36,84 +34,91 @@ pub(crate) struct Appender {
 /// How an update gets into a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// The bare command: `XADD` of the same entry, and nothing else.
+    /// A bare `XADD` of the same entry.
     Xadd,
-    /// As the publisher does it: the script, with state and audit.
+    /// The publisher's script, with state and audit.
     Script,
 }
 
 impl Appender {
     /// Gives every market a log with one entry.
-    ///
-    /// # Errors
-    /// When Redis refuses.
     pub(crate) fn new(redis: &Redis, markets: Markets) -> Result<Self> {
         let backbone = Arc::new(RedisBackbone::new(&redis.access().config(), Retention::default())?);
-        // One worker takes the appends in the order they are due.
+        // One worker takes the appends in the order in which they are due.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut tops = Vec::with_capacity(markets.count);
+        let mut latest = Vec::with_capacity(markets.count);
         let all = (0..markets.count).map(|index| append(markets, index, 0, 0)).collect::<Result<Vec<_>>>()?;
         for some in all.chunks(SEEDED_AT_ONCE) {
             for appended in runtime.block_on(backbone.append(some.to_vec())) {
-                tops.push(appended?.position);
+                latest.push(appended?.position);
             }
         }
-        Ok(Self { port: redis.port(), markets, tops, backbone, runtime })
+        Ok(Self { port: redis.port(), markets, latest, backbone, runtime })
     }
 
-    /// Where each market's log ends, by its index.
-    pub(crate) fn tops(&self) -> &[Position] {
-        &self.tops
+    pub(crate) fn latest(&self) -> &[Position] {
+        &self.latest
     }
 
-    /// Works the schedule off and waits for the last answer; `answered` counts along. Says how late updates were sent.
-    ///
-    /// # Errors
-    /// When Redis refuses an update, or does not answer for 10 s.
-    pub(crate) fn run(&mut self, schedule: Schedule, way: Way, answered: &AtomicU64) -> Result<Times> {
-        match way {
-            Way::Xadd => self.xadds(schedule, answered),
-            Way::Script => self.scripts(schedule, answered),
-        }
+    /// Follows the schedule and waits for the last reply; `replied` counts along. Returns how late updates were sent,
+    /// and the latest seq of each market.
+    pub(crate) fn run(
+        &mut self,
+        schedule: Schedule,
+        way: Way,
+        replied: &AtomicU64,
+    ) -> Result<(Times, Vec<u64>)> {
+        let late = match way {
+            Way::Xadd => self.xadds(schedule, replied)?,
+            Way::Script => self.scripts(schedule, replied)?,
+        };
+        Ok((late, self.latest.iter().map(|latest| latest.seq.get()).collect()))
     }
 
-    fn xadds(&mut self, schedule: Schedule, answered: &AtomicU64) -> Result<Times> {
+    fn xadds(&mut self, schedule: Schedule, replied: &AtomicU64) -> Result<Times> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let answers = stream.try_clone()?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        let replies = stream.try_clone()?;
         let mut late = Times::default();
         thread::scope(|scope| {
-            let reading = scope.spawn(move || read_answers(answers, schedule.updates, answered));
+            let reading = scope.spawn(move || read_replies(replies, schedule.updates, replied));
             for update in 0..schedule.updates {
                 let market = rand::random_range(0..self.markets.count);
-                let due_us = wait(schedule, update, &mut late);
-                let top = &mut self.tops[market];
-                top.seq = top.seq.next();
-                let xadd = xadd(id(self.markets, market)?, *top, &payload(due_us, schedule.payload_bytes));
-                stream.write_all(&xadd.get_packed_command())?;
+                let due_us = schedule.wait_for(update, &mut late);
+                let latest = &mut self.latest[market];
+                latest.seq = latest.seq.next();
+                let payload = payload(due_us, schedule.payload_bytes);
+                stream.write_all(&xadd(id(self.markets, market)?, *latest, &payload).get_packed_command())?;
             }
             reading.join().expect("the reading thread does not panic")
         })?;
         Ok(late)
     }
 
-    fn scripts(&mut self, schedule: Schedule, answered: &AtomicU64) -> Result<Times> {
+    fn scripts(&mut self, schedule: Schedule, replied: &AtomicU64) -> Result<Times> {
         let mut late = Times::default();
         let mut appends = JoinSet::new();
+        let mut note = |(market, appended): (usize, Vec<Result<backbone::Appended, _>>)| -> Result<()> {
+            for appended in appended {
+                self.latest[market] = self.latest[market].max(appended?.position);
+                replied.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
         for update in 0..schedule.updates {
             let market = rand::random_range(0..self.markets.count);
-            let due_us = wait(schedule, update, &mut late);
+            let due_us = schedule.wait_for(update, &mut late);
             let append = append(self.markets, market, due_us, schedule.payload_bytes)?;
             let backbone = Arc::clone(&self.backbone);
             let one = async move { (market, backbone.append(vec![append]).await) };
             appends.spawn_on(one, self.runtime.handle());
             while let Some(ended) = appends.try_join_next() {
-                note(&mut self.tops, ended?, answered)?;
+                note(ended?)?;
             }
         }
         while let Some(ended) = self.runtime.block_on(appends.join_next()) {
-            note(&mut self.tops, ended?, answered)?;
+            note(ended?)?;
         }
         Ok(late)
     }
@@ -122,33 +127,12 @@ impl Appender {
 /// Logs that are begun in one round trip.
 const SEEDED_AT_ONCE: usize = 500;
 
-/// How long Redis may leave a command unanswered.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Sleeps until an update is due, and says when that was.
-fn wait(schedule: Schedule, update: usize, late: &mut Times) -> u64 {
-    let due_us = schedule.due_us(update);
-    sleep_until(due_us);
-    late.record(now_us() - due_us);
-    due_us
-}
-
-fn read_answers(stream: TcpStream, wanted: usize, answered: &AtomicU64) -> Result<()> {
+fn read_replies(stream: TcpStream, wanted: usize, replied: &AtomicU64) -> Result<()> {
     let mut stream = BufReader::new(stream);
     let mut parser = Parser::new();
     for _ in 0..wanted {
         parser.parse_value(&mut stream)?.extract_error()?;
-        answered.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-type Appended = Vec<Result<shared::backbone::Appended, shared::backbone::AppendError>>;
-
-fn note(tops: &mut [Position], (market, appended): (usize, Appended), answered: &AtomicU64) -> Result<()> {
-    for appended in appended {
-        tops[market] = tops[market].max(appended?.position);
-        answered.fetch_add(1, Ordering::Relaxed);
+        replied.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -157,7 +141,7 @@ fn id(markets: Markets, index: usize) -> Result<MarketId> {
     MarketId::new(markets.id(index)).context("a market id that is too large")
 }
 
-/// An entry as append.lua writes it (contract, section 6).
+/// An entry as `append.lua` writes it.
 fn xadd(market: MarketId, position: Position, payload: &str) -> Cmd {
     let ts = unix_ms();
     let mut xadd = cmd("XADD");
@@ -184,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bare_append_is_an_entry_as_the_contract_has_it() {
+    fn a_bare_append_is_an_entry_as_the_publisher_writes_it() {
         let xadd = xadd(MarketId::new(7).unwrap(), Position::new(3, 9), r#"{"a":{}}"#);
         let text = String::from_utf8(xadd.get_packed_command()).unwrap();
         let words: Vec<_> = text.split("\r\n").filter(|word| !word.starts_with(['$', '*'])).collect();
