@@ -1,7 +1,6 @@
 //! One clock for sender and receiver.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 

@@ -9,16 +9,8 @@
 //!      └── due time inside the payload ──────────────────────────────────▶ latency, from when it was due
 //! ```
 //!
-//! | module | |
-//! |---|---|
-//! | `bench` | each bench: starts what it needs, compares with a baseline, says what has to hold |
-//! | `load` | what is published or asked for, how much and when |
-//! | `options` | flags that several commands share |
-//! | `client` | the light client: connections, sessions, messages |
-//! | `report` | figures, counts, checks and verdicts |
-//! | `clock`, `markets` | the time, and which connection subscribes to which markets |
-//!
-//! A module imports only from those below it. Exit code: 0 all checks hold, 1 a check failed, 2 the run could not be done.
+//! Modules import from those to their right only: `bench`, `load`, `options`, `client`, `report`, `markets`, `clock`.
+//! Exit code: 0 all checks hold, 1 a check failed, 2 the run could not be done.
 
 mod bench;
 mod client;

@@ -1,8 +1,10 @@
 //! Which connection subscribes to which markets.
 
+use std::fmt;
+
 /// `count` markets from `first` on. Every connection subscribes to `per_connection` neighbours, wrapping around. The
 /// next connection starts where it ended, so that all markets get about the same number of subscribers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Markets {
     pub(crate) first: u64,
     pub(crate) count: usize,
@@ -29,7 +31,6 @@ impl Markets {
         (index < self.count).then_some(index)
     }
 
-    /// The markets of a connection, in subscription order.
     pub(crate) fn of(&self, connection: usize) -> impl Iterator<Item = u64> {
         let start = self.start(connection);
         (start..start + self.per_connection).map(|index| self.id(index))
@@ -46,6 +47,12 @@ impl Markets {
 
     fn start(&self, connection: usize) -> usize {
         connection * self.per_connection % self.count
+    }
+}
+
+impl fmt::Display for Markets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} markets each", self.per_connection, self.count)
     }
 }
 

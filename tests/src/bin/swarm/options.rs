@@ -5,10 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use crate::client::http::Endpoint;
-use crate::client::pool::Plan;
+use crate::client::{Endpoint, Plan};
 use crate::markets::{FIRST_MARKET, Markets};
-use crate::report::usage::listening_on;
+use crate::report::listening_on;
 
 /// Tokens live an hour at most, and connections here do not renew theirs.
 const MAX_RUN: Duration = Duration::from_mins(50);
@@ -20,17 +19,8 @@ pub(crate) struct Sockets {
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     pub(crate) gateway: Vec<Endpoint>,
 
-    /// Connections to open
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 100_000))]
-    pub(crate) connections: usize,
-
-    /// Markets to use, numbered from --first-market
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = counted(1, 1_000_000))]
-    markets: usize,
-
-    /// Markets that each connection subscribes to
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = counted(0, 200))]
-    per_connection: usize,
+    #[command(flatten)]
+    subscriptions: Subscriptions,
 
     /// Lowest market id; keep away from markets that people bet on
     #[arg(long, value_name = "ID", default_value_t = FIRST_MARKET)]
@@ -66,23 +56,45 @@ pub(crate) struct Sockets {
     pub(crate) sources: usize,
 }
 
-impl Sockets {
-    /// The markets of these connections. Fails if there are fewer than a connection is to subscribe to.
+/// How many connections, and what they subscribe to.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct Subscriptions {
+    /// Connections to open
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 100_000))]
+    pub(crate) connections: usize,
+
+    /// Markets to use, each with as many subscribers as any other
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = counted(1, 1_000_000))]
+    markets: usize,
+
+    /// Markets that each connection subscribes to
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = counted(0, 200))]
+    per_connection: usize,
+}
+
+impl Subscriptions {
+    /// Fails if there are fewer markets than a connection is to subscribe to.
     pub(crate) fn markets(&self) -> Result<Markets> {
-        Ok(Markets { first: self.first_market, ..markets(self.markets, self.per_connection)? })
+        let Self { markets, per_connection, .. } = *self;
+        ensure!(per_connection <= markets, "--per-connection is at most --markets");
+        Ok(Markets::new(markets, per_connection))
+    }
+}
+
+impl Sockets {
+    pub(crate) fn markets(&self) -> Result<Markets> {
+        Ok(Markets { first: self.first_market, ..self.subscriptions.markets()? })
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.subscriptions.connections
     }
 
     /// The clients to open at these gateways, with a token of each user.
     pub(crate) fn plan(&self, gateways: Vec<Endpoint>, tokens: Vec<String>) -> Plan {
         let Self { per_user, in_flight, connect_rate, sources, .. } = *self;
-        Plan { gateways, tokens, per_user, in_flight, connect_rate, sources }
+        Plan { per_user, in_flight, connect_rate, sources, ..Plan::all_at_once(gateways, tokens) }
     }
-}
-
-/// `count` markets, of which each connection subscribes to `per_connection`.
-pub(crate) fn markets(count: usize, per_connection: usize) -> Result<Markets> {
-    ensure!(per_connection <= count, "--per-connection {per_connection} needs at least as many --markets");
-    Ok(Markets::new(count, per_connection))
 }
 
 /// Where to publish.

@@ -10,11 +10,7 @@ mod naive;
 mod protocol;
 mod send_loop;
 
-use std::collections::HashMap;
-use std::env;
-use std::net::SocketAddr;
-use std::process::Command;
-use std::time::Duration;
+use std::{collections::HashMap, env, net::SocketAddr, process::Command, time::Duration};
 
 use ::tests::process::Process;
 use anyhow::{Context, Result, ensure};
@@ -23,12 +19,9 @@ use hyper::Method;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use self::protocol::{LISTENING, RUN, Run};
-use crate::client::http::{Endpoint, Http, TIMEOUT, runtime};
-use crate::clock::now_us;
-use crate::load::Schedule;
-use crate::markets::Markets;
+use crate::client::{Endpoint, Http, TIMEOUT, runtime};
+use crate::{clock::now_us, load::Schedule, markets::Markets};
 
-/// Flags of `swarm baseline`.
 #[derive(Args)]
 pub(crate) struct Options {
     /// Which baseline

@@ -1,16 +1,13 @@
 //! What a bench starts its services in: the binaries, the division of the cores, the services' metrics.
 
-use std::time::Duration;
-use std::{panic, process};
+use std::{panic, process, time::Duration};
 
 use ::tests::binaries::{BIN_DIR_VARIABLE, path};
-use ::tests::process::kill_all;
-use ::tests::wait::until_within;
-use ::tests::{Redis, Service};
+use ::tests::{Redis, Service, process::kill_all, wait::until_within};
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::client::http::{Endpoint, Http, connections, runtime};
+use crate::client::{Endpoint, Http, connections, runtime};
 
 /// Builds the services, with the profile of this binary. From then on a panic kills the children and ends the run with
 /// exit code 2: the harness panics if it cannot start a service, and a release build drops nothing then.

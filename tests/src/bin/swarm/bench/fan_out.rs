@@ -9,10 +9,8 @@ use super::environment::{Cores, prepare};
 use super::service::{Measured, Measuring, Rounds, ServiceUnderTest};
 use crate::markets::Markets;
 use crate::options::{counted, rate};
-use crate::report::usage::allow_open_files;
-use crate::report::{Bound, Figure, Report, as_f64, median, per_second};
+use crate::report::{Bound, Figure, Report, allow_open_files, as_f64, median, per_second};
 
-/// Flags of `swarm fan-out`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -59,7 +57,6 @@ enum Against {
     OneWorker(usize),
 }
 
-/// One rate.
 struct Case {
     rate: f64,
     purpose: Purpose,
@@ -78,7 +75,6 @@ enum Purpose {
     Overload,
 }
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let Options { connections, measuring, .. } = *options;
     prepare();
@@ -149,7 +145,6 @@ impl Options {
 }
 
 impl Case {
-    /// The median of the rounds' ratios.
     fn times(&self, of: impl Fn(&Measured) -> f64) -> f64 {
         median(self.gateway.times(&self.baseline, of).into_iter())
     }
@@ -182,7 +177,6 @@ impl Case {
 /// The baseline is saturated if it delivers less than this share of what is due.
 const SATURATED: f64 = 0.95;
 
-/// What has to hold.
 fn bounds(against: Against, cases: &[Case], connections: usize, rss: [f64; 2]) -> Vec<Bound> {
     let mut bounds = Vec::new();
     for case in cases {

@@ -2,8 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ::tests::Redis;
-use ::tests::tokens::JWT_SECRET;
+use ::tests::{Redis, tokens::JWT_SECRET};
 use anyhow::{Context, Result};
 use clap::Args;
 use shared::settings::Secret;
@@ -11,18 +10,11 @@ use shared::token::{Audience, Keyring, WsClaims};
 
 use super::baseline::{Baseline, Kind};
 use super::environment::{Cores, await_connections, gateway_on_core, prepare};
-use crate::client::http::Endpoint;
-use crate::client::pool::{ClientPool, Plan};
-use crate::clock::thread_cpu_us;
-use crate::load::append::Appender;
-use crate::load::tokens;
-use crate::markets::Markets;
-use crate::options::counted;
-use crate::report::times::Times;
-use crate::report::usage::{allow_open_files, cpu_ns};
-use crate::report::{Bound, Report, median, ratio};
+use crate::client::{ClientPool, Endpoint, Plan};
+use crate::load::{Appender, tokens};
+use crate::report::{Bound, Report, Times, allow_open_files, cpu_ns, median, ratio};
+use crate::{clock::thread_cpu_us, markets::Markets, options::counted};
 
-/// Flags of `swarm handshakes`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -51,13 +43,12 @@ struct Round {
     subscribe: Times,
 }
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     prepare();
     allow_open_files(options.connections + 128)?;
     let cores = Cores::divide()?;
     let redis = Redis::start();
-    Appender::new(&redis, Markets::new(1, 1))?;
+    Appender::new(&redis, Markets::new(1, 1), 1, 0)?;
     let gateway = gateway_on_core(&cores, &redis)?;
     let baseline = cores.measured(|| Baseline::start(Kind::Send))??;
     // It keeps the market followed.

@@ -1,25 +1,21 @@
 //! `swarm memory`: what connections that wait cost, whether they stay alive, and what is left of them.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use ::tests::{Redis, Service};
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::environment::{Cores, await_connections, gateway_on_core, prepare};
-use crate::client::http::{Endpoint, connections};
-use crate::client::pool::{ClientPool, Plan};
+use crate::client::{ClientPool, Endpoint, Plan, connections};
 use crate::clock::{as_us, now_us};
-use crate::load::append::Appender;
-use crate::load::tokens;
+use crate::load::{Appender, tokens};
 use crate::markets::Markets;
 use crate::options::{Sockets, Watched, counted, duration};
-use crate::report::counts::Counts;
-use crate::report::usage::{Kernel, Usage, Used, allow_open_files};
-use crate::report::{Bound, Figure, Report, as_f64, progress, ratio, time};
+use crate::report::{
+    Bound, Counts, Figure, Kernel, Report, Usage, Used, allow_open_files, as_f64, progress, ratio, time,
+};
 
-/// Flags of `swarm memory`.
 #[derive(Args)]
 #[command(
     after_help = EXAMPLES,
@@ -59,10 +55,9 @@ Examples:
   swarm memory --some 1000 --connections 5000 --hold 15s
   swarm memory --gateway http://127.0.0.1:8080 --connections 5000 --hold 75s";
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let Options { sockets, watched, hold, .. } = options;
-    let (all, some) = (sockets.connections, options.some.unwrap_or(sockets.connections / 3));
+    let (all, some) = (sockets.connections(), options.some.unwrap_or(sockets.connections() / 3));
     ensure!(some < all, "--some is less than --connections");
     let markets = sockets.markets()?;
     allow_open_files(all + 128)?;
@@ -89,10 +84,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let held = target.usage()?.since(&with_all.usage);
     let pongs_missing = clients.ping(PINGS_PER_SECOND)?;
 
-    let mut report = Report::titled(format!(
-        "memory: {all} connections that wait, on {} markets each",
-        markets.per_connection
-    ));
+    let mut report = Report::titled(format!("memory: {all} connections that wait, on {markets}"));
     let counts = clients.counts();
     counts.report_ramp(&mut report, all, connected_us);
     let connecting = [some_connected.since(&start.usage), all_connected.since(&before_all)].concat();
@@ -173,7 +165,6 @@ const PINGS_PER_SECOND: f64 = 2000.0;
 /// After this long, every connection must have had a heartbeat: twice their interval, and some.
 const HEARTBEATS_DUE_US: u64 = 35_000_000;
 
-/// The gateways that are measured.
 struct Target {
     gateways: Vec<Endpoint>,
     processes: Vec<(&'static str, u32)>,
@@ -183,7 +174,6 @@ struct Target {
     services: Option<(Service, Redis)>,
 }
 
-/// Memory at one moment.
 struct Memory {
     connections: usize,
     usage: Usage,
@@ -195,7 +185,7 @@ impl Target {
     fn start(markets: Markets) -> Result<Self> {
         prepare();
         let (cores, redis) = (Cores::divide()?, Redis::start());
-        Appender::new(&redis, markets)?;
+        Appender::new(&redis, markets, 1, 0)?;
         let gateway = gateway_on_core(&cores, &redis)?;
         let processes = vec![("gateway", gateway.process.id())];
         let gateways = vec![Endpoint::from(gateway.api)];

@@ -1,10 +1,6 @@
 //! A service under test on the core for what is measured, with its clients, and what a delivery costs it.
 
-use std::iter;
-use std::net::SocketAddr;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::{iter, net::SocketAddr, sync::OnceLock, sync::atomic::AtomicU64, time::Duration};
 
 use ::tests::{Launch, Redis, Service};
 use anyhow::Result;
@@ -13,19 +9,12 @@ use rustix::process::nice;
 
 use super::baseline::{Baseline, Kind};
 use super::environment::Cores;
-use crate::client::http::Endpoint;
-use crate::client::message::payload_bytes;
-use crate::client::pool::{ClientPool, End, Plan, Seen};
-use crate::clock::now_us;
-use crate::load::append::{Appender, Way};
-use crate::load::{Window, measure, tokens};
-use crate::markets::Markets;
+use crate::client::{ClientPool, End, Endpoint, Plan, Seen, payload_bytes};
+use crate::load::{Appender, Way, Window, measure, tokens};
 use crate::options::{counted, duration};
-use crate::report::times::Times;
-use crate::report::usage::{cpu_ns, rss_bytes};
-use crate::report::{Figure, Report, as_f64, median, per_second, ratio};
+use crate::report::{Figure, Report, Times, as_f64, cpu_ns, median, per_second, ratio, rss_bytes};
+use crate::{clock::now_us, markets::Markets};
 
-/// A server with its clients.
 pub(crate) struct ServiceUnderTest {
     server: Server,
     markets: Markets,
@@ -42,7 +31,6 @@ enum Server {
     Baseline(Baseline),
 }
 
-/// How a bench measures.
 #[derive(Args, Debug, Clone, Copy)]
 pub(crate) struct Measuring {
     /// How long each measurement takes
@@ -64,10 +52,8 @@ impl Measuring {
     }
 }
 
-/// What one measurement found.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Measured {
-    /// Received in the measured time.
     pub(crate) deliveries: u64,
     /// CPU of the server in that time: all its threads, system calls included.
     pub(crate) cpu_us: u64,
@@ -80,7 +66,6 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Deliveries per second of the server's CPU.
     pub(crate) fn per_cpu_second(&self) -> f64 {
         per_second(self.deliveries, self.cpu_us)
     }
@@ -146,14 +131,13 @@ impl Rounds {
 }
 
 impl ServiceUnderTest {
-    /// A gateway with a Redis of its own, and all its clients.
     pub(crate) fn gateway(
         markets: Markets,
         connections: usize,
         start: impl FnOnce(Launch) -> Result<Service>,
     ) -> Result<Self> {
         let redis = Box::new(Redis::start());
-        let log = Box::new(Appender::new(&redis, markets)?);
+        let log = Box::new(Appender::new(&redis, markets, 1, 0)?);
         let service = start(Launch::gateway(&*redis))?;
         let (pid, address) = (service.process.id(), service.api);
         Self::new(Server::Gateway { service, log, _redis: redis }, pid, address, markets, connections)
@@ -228,10 +212,8 @@ impl ServiceUnderTest {
     }
 }
 
-/// Added to the nice value.
 const YIELDING: i32 = 10;
 
-/// From now until the first update is due.
 const LEAD_US: u64 = 20_000;
 
 /// How long to wait for what is still missing at the end.

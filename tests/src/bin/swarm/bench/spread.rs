@@ -7,25 +7,18 @@ use clap::Args;
 use super::baseline::Kind;
 use super::environment::{Cores, metric, prepare};
 use super::service::{Measured, Measuring, Rounds, ServiceUnderTest};
-use crate::options::{counted, markets, rate};
-use crate::report::usage::allow_open_files;
-use crate::report::{Bound, Report, median, ratio};
+use crate::options::{Subscriptions, rate};
+use crate::report::{Bound, Report, allow_open_files, median, ratio};
 
-/// Flags of `swarm spread`.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("markets", |arg| arg.default_value("200")),
+    mut_arg("per_connection", |arg| arg.default_value("50"))
+)]
 pub(crate) struct Options {
-    /// Connections
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 6000))]
-    connections: usize,
-
-    /// Markets
-    #[arg(long, value_name = "M", default_value_t = 200, value_parser = counted(1, 10_000))]
-    markets: usize,
-
-    /// Markets of each connection
-    #[arg(long, value_name = "K", default_value_t = 50, value_parser = counted(1, 200))]
-    per_connection: usize,
+    #[command(flatten)]
+    subscriptions: Subscriptions,
 
     /// Updates per second, over all markets at random
     #[arg(long, value_name = "RATE", default_value_t = 1000.0, value_parser = rate)]
@@ -44,10 +37,9 @@ Examples:
   swarm spread
   swarm spread --connections 2000 --rate 500";
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    let Options { connections, markets: count, per_connection, rate, measuring } = *options;
-    let markets = markets(count, per_connection)?;
+    let Options { subscriptions, rate, measuring } = *options;
+    let (connections, markets) = (subscriptions.connections, subscriptions.markets()?);
     prepare();
     allow_open_files(3 * connections + 128)?;
     let cores = Cores::divide()?;
@@ -74,8 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     }
 
     let mut report = Report::titled(format!(
-        "spread: {connections} connections on {per_connection} of {count} markets each, {rate} updates per second; \
-         medians of {}",
+        "spread: {connections} connections on {markets}, {rate} updates per second; medians of {}",
         measuring.rounds
     ));
     let writes_per_delivery = |writes: &[f64]| median(writes.iter().copied());

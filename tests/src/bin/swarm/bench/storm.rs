@@ -1,39 +1,26 @@
 //! `swarm storm`: many clients that come back at once, each with updates to catch up on.
 
-use ::tests::tokens::admin;
 use ::tests::{Commands, Launch, Redis, Service};
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
-use shared::token::Role;
 
 use super::environment::{metric, prepare};
-use crate::client::http::{Endpoint, runtime};
-use crate::client::message::payload_bytes;
-use crate::client::pool::{ClientPool, Plan};
+use crate::client::{ClientPool, Endpoint, Plan, payload_bytes};
 use crate::clock::now_us;
-use crate::load::overrides::AdminApi;
-use crate::load::tokens;
-use crate::markets::Markets;
-use crate::options::{counted, markets};
-use crate::report::counts::Counts;
-use crate::report::usage::{Usage, Used, allow_open_files};
-use crate::report::{Bound, Figure, Report, as_f64, ratio};
+use crate::load::{Appender, tokens};
+use crate::options::{Subscriptions, counted};
+use crate::report::{Bound, Counts, Figure, Report, Usage, Used, allow_open_files, as_f64, ratio};
 
-/// Flags of `swarm storm`.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("connections", |arg| arg.default_value("15000").help("Clients that come back")),
+    mut_arg("markets", |arg| arg.default_value("200")),
+    mut_arg("per_connection", |arg| arg.default_value("5"))
+)]
 pub(crate) struct Options {
-    /// Clients that come back
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 15_000, value_parser = counted(1, 100_000))]
-    connections: usize,
-
-    /// Markets, each with as many subscribers as any other
-    #[arg(long, value_name = "M", default_value_t = 200, value_parser = counted(1, 10_000))]
-    markets: usize,
-
-    /// Markets of each client
-    #[arg(long, value_name = "K", default_value_t = 5, value_parser = counted(1, 200))]
-    per_connection: usize,
+    #[command(flatten)]
+    subscriptions: Subscriptions,
 
     /// Updates of each market
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = counted(1, 1000))]
@@ -53,7 +40,7 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a redis-server, a publisher and gateways, and publishes. Then all clients connect at once, twice: first to
+Starts a redis-server, appends as a publisher does, and starts gateways. Then all clients connect at once, twice: first to
 subscribe, and after a restart of the gateways, so that they remember nothing, to resume. Each must get exactly the
 updates that it has missed, in order.
 
@@ -61,7 +48,6 @@ Examples:
   swarm storm
   swarm storm --connections 2000 --markets 50 --missed 20";
 
-/// One storm.
 struct Storm {
     title: String,
     clients: ClientPool,
@@ -73,30 +59,28 @@ struct Storm {
     expected: u64,
     /// Markets that were to be recovered.
     recovered: u64,
-    /// Redis' own counts.
     redis: Commands,
     /// Markets that the gateways loaded.
     loads: u64,
     used: Vec<Used>,
 }
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    let Options { connections, markets: count, per_connection, missed, gateways, .. } = *options;
+    let Options { subscriptions, missed, gateways, .. } = *options;
+    let (connections, markets) = (subscriptions.connections, subscriptions.markets()?);
     ensure!(missed <= options.updates, "--missed is at most --updates");
-    let markets = markets(count, per_connection)?;
     prepare();
     allow_open_files(connections + 64)?;
     let redis = Redis::start();
-    let latest = options.publish(&redis, markets)?;
-    let offsets = latest.iter().map(|latest| latest - missed as u64).collect();
+    let log = Appender::new(&redis, markets, options.updates, payload_bytes(options.update_bytes))?;
+    let offsets = log.latest().iter().map(|latest| latest.seq.get() - missed as u64).collect();
     let mut subscribing =
         options.storm(&redis, Counts::new(markets, connections), "subscribing".to_owned())?;
     let title = format!("resuming, {missed} updates of each market missed");
     let mut resuming = options.storm(&redis, Counts::resuming(markets, connections, offsets), title)?;
 
     let mut report = Report::titled(format!(
-        "storm: {connections} clients at once on {per_connection} of {count} markets each, over {gateways} gateways"
+        "storm: {connections} clients at once on {markets}, over {gateways} gateways"
     ));
     subscribing.report(&mut report);
     resuming.report(&mut report);
@@ -105,7 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     report.row("until acknowledged", [("", times(|storm| storm.acked_us))]);
     report.row("until complete", [("", times(|storm| storm.complete_us))]);
     // All subscribers of a market share one load of it.
-    let most = as_f64((count * gateways) as u64);
+    let most = as_f64((markets.count * gateways) as u64);
     let hgetall = as_f64(resuming.redis.of("hgetall").calls);
     report.bounds([
         Bound::at_most("loads of a market", as_f64(resuming.loads), most),
@@ -114,44 +98,21 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-/// Overrides in one request.
-const BATCH: usize = 1000;
-
 /// How long to wait for what is still missing when all are acknowledged.
 const DRAIN_US: u64 = 30_000_000;
 
 impl Options {
-    /// Publishes to every market in turn. Returns the latest `seq` of each.
-    fn publish(&self, redis: &Redis, markets: Markets) -> Result<Vec<u64>> {
-        let publisher = Launch::publisher(redis).start();
-        let (endpoint, token) = (Endpoint::from(publisher.api), Some(admin(Role::Trader)));
-        let api = AdminApi { endpoint, token, markets };
-        let payload_bytes = payload_bytes(self.update_bytes);
-        let total = self.markets * self.updates;
-        let mut latest = vec![0; self.markets];
-        runtime()?.block_on(async {
-            let mut http = api.http();
-            for first in (0..total).step_by(BATCH) {
-                let indices = first..total.min(first + BATCH);
-                let seqs = api.send(&mut http, indices.clone(), now_us(), payload_bytes).await;
-                for (index, seq) in indices.zip(seqs.map_err(Error::msg)?) {
-                    latest[index % self.markets] = seq.map_err(Error::msg).context("an override")?;
-                }
-            }
-            anyhow::Ok(latest)
-        })
-    }
-
     /// All clients at once, to gateways that know nothing yet.
     fn storm(&self, redis: &Redis, counts: Counts, title: String) -> Result<Storm> {
         let gateways: Vec<Service> =
             (0..self.gateways).map(|_| Launch::gateway(redis).without("WORKERS").start()).collect();
         let endpoints = gateways.iter().map(|gateway| Endpoint::from(gateway.api)).collect();
-        let subscriptions = (self.connections * self.per_connection) as u64;
-        let recovered = if counts.check.is_resuming() { subscriptions } else { 0 };
+        let connections = self.subscriptions.connections;
+        let subscriptions = connections * counts.check.markets.per_connection;
+        let recovered = if counts.check.is_resuming() { subscriptions as u64 } else { 0 };
         let expected = recovered * self.missed as u64;
-        let plan = Plan::all_at_once(endpoints, tokens::of_users(1..self.connections + 1));
-        let mut clients = ClientPool::new(plan, self.connections, counts)?;
+        let plan = Plan::all_at_once(endpoints, tokens::of_users(1..connections + 1));
+        let mut clients = ClientPool::new(plan, connections, counts)?;
 
         let processes: Vec<_> = gateways.iter().map(|gateway| ("gateway", gateway.process.id())).collect();
         let (usage, commands) = (Usage::read(&processes)?, Commands::so_far(redis)?);

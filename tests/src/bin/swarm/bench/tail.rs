@@ -1,33 +1,22 @@
 //! `swarm tail`: what it costs Redis to be followed.
 
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 use ::tests::{Commands, Launch, Redis, Service};
 use anyhow::Result;
 use clap::Args;
-use redis::streams::StreamReadReply;
-use redis::{Connection, cmd};
-use shared::backbone::keys;
-use shared::{MarketId, Position};
+use redis::{Connection, cmd, streams::StreamReadReply};
+use shared::{MarketId, Position, backbone::keys};
 
 use super::environment::{Cores, prepare};
 use super::service::Measuring;
-use crate::client::http::Endpoint;
-use crate::client::message::due_us;
-use crate::client::pool::{ClientPool, End, Plan, Seen};
-use crate::clock::now_us;
-use crate::load::append::{Appender, Way};
-use crate::load::{Window, measure, tokens};
-use crate::markets::Markets;
+use crate::client::{ClientPool, End, Endpoint, Plan, Seen, due_us};
+use crate::load::{Appender, Way, Window, measure, tokens};
 use crate::options::{counted, rate};
-use crate::report::times::Times;
-use crate::report::usage::main_thread_cpu_ns;
-use crate::report::{Bound, Figure, Report, per_second, ratio};
+use crate::report::{Bound, Figure, Report, Times, main_thread_cpu_ns, per_second, ratio};
+use crate::{clock::now_us, markets::Markets};
 
-/// Flags of `swarm tail`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES, mut_arg("duration", |arg| arg.default_value("3s").help(DURATION)))]
 pub(crate) struct Options {
@@ -77,7 +66,6 @@ struct Row {
 #[derive(Default)]
 struct Measured {
     updates: u64,
-    /// CPU of Redis.
     redis_us_per_update: f64,
     /// Its share of one core.
     redis_busy: f64,
@@ -86,13 +74,11 @@ struct Measured {
     xread_us_per_update: f64,
     /// From due to sent.
     late: Times,
-    /// By all followers.
     latency: Times,
     undelivered: u64,
     wrong: Vec<String>,
 }
 
-/// What went on during a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Case {
     /// The publisher's script instead of `XADD`s, without followers.
@@ -103,13 +89,12 @@ enum Case {
     XreadBlock,
 }
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     prepare();
     let redis = Cores::divide()?.measured(Redis::start)?;
     let _replica = options.replica.then(|| Redis::replica_of(redis.port()));
     let markets = Markets::new(options.markets, MARKETS_PER_CONNECTION.min(options.markets));
-    let log = Appender::new(&redis, markets)?;
+    let log = Appender::new(&redis, markets, 1, 0)?;
     let mut bench = Bench { options, markets, redis: &redis, log };
     let mut rows = Vec::new();
     for &rate in &options.rate {
@@ -138,7 +123,6 @@ const MARKETS_PER_CONNECTION: usize = 200;
 /// The `TAIL_LINGER` that is compared with none.
 const LINGER_MS: u64 = 2;
 
-/// From now until the first update is due.
 const LEAD_US: u64 = 50_000;
 
 /// Time to get into step before each measurement.
@@ -147,7 +131,6 @@ const WARMUP: Duration = Duration::from_secs(1);
 /// How long to wait for what is still missing after each.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How long one blocking read waits.
 const BLOCK_MS: usize = 100;
 
 struct Bench<'a> {
@@ -165,7 +148,6 @@ enum Follower {
     Block { connection: Connection, markets: Markets, cursors: Vec<Position> },
 }
 
-/// What a measurement begins and ends with.
 struct Reading {
     /// CPU of Redis, before and after its count of commands was read.
     cpu_ns: [u64; 2],
@@ -174,7 +156,6 @@ struct Reading {
 }
 
 impl Options {
-    /// What is measured at each rate.
     fn cases(&self) -> Vec<Case> {
         let gateways = |linger_ms, replica| {
             (1..=self.gateways).map(move |count| Case::Gateways { count, linger_ms, replica })
@@ -337,7 +318,6 @@ fn missing(cursors: &[Position], latest: &[u64]) -> u64 {
     cursors.iter().zip(latest).map(|(cursor, latest)| latest.saturating_sub(cursor.seq.get())).sum()
 }
 
-/// What has to hold at each rate.
 fn bounds(rows: &[Row]) -> Vec<Bound> {
     let mut bounds = Vec::new();
     for (rate, rows) in by_rate(rows) {

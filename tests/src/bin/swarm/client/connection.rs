@@ -5,14 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::{io, mem};
 
 use ::tests::frame::MAX_FRAME_BYTES;
-use mio::event::Event;
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry, Token, event::Event, net::TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::session::{Ended, Session};
-use crate::clock::now_us;
-use crate::report::counts::Counts;
+use crate::{clock::now_us, report::Counts};
 
 /// A connection. It holds no buffer while it is idle.
 pub(crate) struct Connection {
@@ -38,6 +35,7 @@ impl Connection {
     pub(crate) fn open(
         to: SocketAddr,
         from: Option<IpAddr>,
+        small_buffer: bool,
         request: String,
         session: Session,
         registry: &Registry,
@@ -46,6 +44,10 @@ impl Connection {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
+        if small_buffer {
+            // Linux raises it to its minimum.
+            socket.set_recv_buffer_size(1)?;
+        }
         if let Some(from) = from {
             socket.bind(&SocketAddr::new(from, 0).into())?;
         }
@@ -89,7 +91,7 @@ impl Connection {
             }
             buffer[..held].copy_from_slice(&self.partial);
             let read = match self.stream.read(&mut buffer[held..]) {
-                Ok(0) => return Err(Ended::Lost("the server hung up without a close frame".into())),
+                Ok(0) => return Err(Ended::lost("the server hung up without a close frame")),
                 Ok(read) => read,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -139,6 +141,6 @@ fn is_connecting(error: &io::Error) -> bool {
 
 impl From<io::Error> for Ended {
     fn from(error: io::Error) -> Self {
-        Self::Lost(error.to_string())
+        Self::lost(error)
     }
 }

@@ -1,20 +1,15 @@
 //! An HTTP client of one keep-alive connection with one request at a time.
 
-use std::fmt;
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::str::FromStr;
-use std::time::Duration;
+use std::{fmt, io, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Uri};
+use hyper::{Method, Request, Uri, body::Bytes};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 
 /// How long one request may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,11 +122,8 @@ pub(crate) fn connections(endpoint: &Endpoint) -> Result<u64> {
 /// Which request was refused.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Asked {
-    /// `POST /api/ws/token`.
     Token,
-    /// `GET /ws/odds`.
     Socket,
-    /// The admin API.
     Override,
 }
 

@@ -1,9 +1,7 @@
 //! A pool of clients: all their connections, in one thread over epoll.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{io, sync::OnceLock, time::Duration};
 
 use ::tests::raw::upgrade_request;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -14,9 +12,7 @@ use super::http::{Endpoint, unreachable};
 use super::session::{Ended, Session};
 use crate::clock::{now_us, offset_us, thread_cpu_us};
 use crate::markets::Markets;
-use crate::report::counts::Counts;
-use crate::report::times::Times;
-use crate::report::{progress, ratio};
+use crate::report::{Counts, Times, progress, ratio};
 
 /// The clients of a run: opened by `ramp`, then served by `receive` and `ping`.
 pub(crate) struct ClientPool {
@@ -54,7 +50,8 @@ pub(crate) struct Seen {
     pub(crate) busy: f64,
 }
 
-/// Which clients to open.
+/// The clients to open.
+#[derive(Default)]
 pub(crate) struct Plan {
     pub(crate) gateways: Vec<Endpoint>,
     /// Of each user.
@@ -67,12 +64,14 @@ pub(crate) struct Plan {
     pub(crate) connect_rate: f64,
     /// Source addresses; 0 for as many as needed.
     pub(crate) sources: usize,
+    /// Receive buffers are as small as Linux allows.
+    pub(crate) small_buffers: bool,
 }
 
 impl Plan {
     /// A client for each token, none of which waits for another.
     pub(crate) fn all_at_once(gateways: Vec<Endpoint>, tokens: Vec<String>) -> Self {
-        Self { in_flight: tokens.len(), gateways, tokens, per_user: 1, connect_rate: 0.0, sources: 0 }
+        Self { in_flight: tokens.len(), gateways, tokens, per_user: 1, ..Self::default() }
     }
 
     /// The same, 64 at a time: the memory of a server shows how many handshakes it once had at the same time.
@@ -145,7 +144,7 @@ impl ClientPool {
             }
             self.turn(TICK)?;
             progress.set_position(self.live as u64);
-            if self.pending != pending {
+            if self.pending != pending || pending == 0 {
                 (pending, changed_us) = (self.pending, now_us());
             }
             ensure!(
@@ -252,7 +251,7 @@ impl ClientPool {
             ends.extend(handled.err().map(|ended| (index, ended)));
         }
         for (index, ended) in ends {
-            self.end(index, &ended);
+            self.end(index, ended);
         }
         Ok(())
     }
@@ -261,8 +260,8 @@ impl ClientPool {
         let index = self.opened;
         let (gateway, from, request) = self.plan.client(index);
         let session = Session::new(index, began_us);
-        let opened =
-            Connection::open(gateway.address, from, request, session, self.poll.registry(), Token(index));
+        let (small, registry) = (self.plan.small_buffers, self.poll.registry());
+        let opened = Connection::open(gateway.address, from, small, request, session, registry, Token(index));
         self.connections[index] = Some(opened.map_err(|error| anyhow!(unreachable(gateway, &error)))?);
         self.opened += 1;
         self.pending += 1;
@@ -273,20 +272,18 @@ impl ClientPool {
         let Some(connection) = &mut self.connections[index] else { return };
         connection.session.ping(now_us(), &mut self.shared.out);
         if let Err(ended) = connection.send(&mut self.shared.out) {
-            self.end(index, &ended);
+            self.end(index, ended);
         }
     }
 
-    fn end(&mut self, index: usize, ended: &Ended) {
+    fn end(&mut self, index: usize, ended: Ended) {
         let Some(connection) = self.connections[index].take() else { return };
-        *self.shared.counts.ended.entry(ended.to_string()).or_default() += 1;
         if !connection.session.is_live() {
             self.pending -= 1;
-            self.obstacle.get_or_insert_with(|| match ended.hint() {
-                Some(hint) => format!("{ended}; {hint}"),
-                None => ended.to_string(),
-            });
+            let hint = ended.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+            self.obstacle.get_or_insert_with(|| format!("{}{hint}", ended.why));
         }
+        *self.shared.counts.ended.entry(ended.why).or_default() += 1;
     }
 }
 
@@ -307,8 +304,7 @@ const CONNECTIONS_PER_SOURCE: usize = 25_000;
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread;
+    use std::{net::TcpListener, sync::Arc, thread};
 
     use ::tests::frame::{frame, last, opcode, unmasked_frame};
     use ::tests::raw::ACCEPT;
@@ -320,36 +316,29 @@ mod tests {
     /// A gateway for two clients on market 5: accepts the upgrade, acknowledges at seq 3, then writes `pieces`.
     fn fake_gateway(pieces: Vec<Vec<u8>>) -> Endpoint {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let endpoint = Endpoint::from(listener.local_addr().unwrap());
+        let (request, pieces) = (upgrade_request(&endpoint.authority, "secret"), Arc::new(pieces));
         thread::spawn(move || {
-            let serve = |mut stream: TcpStream| {
-                stream.set_nodelay(true).unwrap();
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    let mut byte = [0];
-                    stream.read_exact(&mut byte).unwrap();
-                    request.push(byte[0]);
-                }
-                assert!(request.starts_with(b"GET /ws/odds?token=secret HTTP/1.1\r\n"));
-                write!(stream, "HTTP/1.1 101 OK\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n").unwrap();
-                let subscribe = frame(TEXT, br#"{"type":"subscribe","markets":["5"]}"#);
-                let mut received = vec![0; subscribe.len()];
-                stream.read_exact(&mut received).unwrap();
-                assert_eq!(received, subscribe);
-                let ack =
-                    br#"{"type":"ack","ok":true,"subscribed":[5],"positions":{"5":{"epoch":1,"seq":3}}}"#;
-                stream.write_all(&unmasked_frame(TEXT, ack)).unwrap();
-                for piece in &pieces {
-                    stream.write_all(piece).unwrap();
-                }
-                let _until_the_client_hangs_up = stream.read(&mut [0; 100]);
-            };
-            let streams: Vec<_> = listener.incoming().take(2).map(Result::unwrap).collect();
-            thread::scope(|scope| {
-                for stream in streams {
-                    scope.spawn(|| serve(stream));
-                }
-            });
+            for stream in listener.incoming().take(2) {
+                let (mut stream, request, pieces) = (stream.unwrap(), request.clone(), Arc::clone(&pieces));
+                thread::spawn(move || {
+                    stream.set_nodelay(true).unwrap();
+                    let mut expect = |wanted: &[u8], reply: &[u8]| {
+                        let mut received = vec![0; wanted.len()];
+                        stream.read_exact(&mut received).unwrap();
+                        assert_eq!(received, wanted);
+                        stream.write_all(reply).unwrap();
+                    };
+                    let switching = format!("HTTP/1.1 101 OK\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
+                    expect(request.as_bytes(), switching.as_bytes());
+                    let subscribe = frame(TEXT, br#"{"type":"subscribe","markets":["5"]}"#);
+                    let ack =
+                        br#"{"type":"ack","ok":true,"subscribed":[5],"positions":{"5":{"epoch":1,"seq":3}}}"#;
+                    expect(&subscribe, &unmasked_frame(TEXT, ack));
+                    pieces.iter().for_each(|piece| stream.write_all(piece).unwrap());
+                    let _until_the_client_hangs_up = stream.read(&mut [0; 100]);
+                });
+            }
         });
         endpoint
     }
@@ -405,7 +394,7 @@ mod tests {
     #[test]
     fn a_server_that_hangs_up_is_a_failed_ramp() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let endpoint = Endpoint::from(listener.local_addr().unwrap());
         thread::spawn(move || listener.incoming().take(2).for_each(|stream| drop(stream.unwrap())));
         let error = pool(endpoint).ramp().unwrap_err();
         assert!(error.to_string().contains("connections failed"), "{error}");

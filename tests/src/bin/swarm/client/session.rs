@@ -2,15 +2,13 @@
 
 use std::fmt;
 
-use ::tests::Message;
-use ::tests::frame::{Side, Violation, frame, last, opcode, parse};
-use ::tests::message::Ack;
-use ::tests::raw::ACCEPT;
+use ::tests::frame::{Side, frame, last, opcode, parse};
+use ::tests::{Message, message::Ack, raw::ACCEPT};
 use serde::Deserialize;
 
 use super::http::{Asked, explain};
 use super::message::{self, Received, Update};
-use crate::report::counts::Counts;
+use crate::report::Counts;
 
 /// A client from its upgrade request to its end.
 #[derive(Debug)]
@@ -29,19 +27,11 @@ enum Phase {
     Live,
 }
 
-/// Why a client ended. Ends are counted by their text.
+/// Why a client ended, in words by which ends are counted, and what a user can do about it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The response to the upgrade was not 101.
-    Refused { status: u16, code: Option<String> },
-    /// Markets were rejected.
-    Rejected(String),
-    /// The server closed with this code.
-    Closed(u16),
-    /// The server, or a proxy before it, does not speak the protocol.
-    Violation(String),
-    /// The connection ended without a close frame, or was never established.
-    Lost(String),
+pub(crate) struct Ended {
+    pub(crate) why: String,
+    pub(crate) hint: Option<&'static str>,
 }
 
 impl Session {
@@ -74,7 +64,7 @@ impl Session {
             counts.handshake.record(now_us - self.began_us);
             self.subscribe(now_us, counts, out);
         }
-        while let Some(frame) = parse(&bytes[used..], Side::Server)? {
+        while let Some(frame) = parse(&bytes[used..], Side::Server).map_err(Ended::violation)? {
             used += frame.length;
             match frame.opcode {
                 opcode::TEXT => self.message(&frame.payload, now_us, counts, out)?,
@@ -86,9 +76,10 @@ impl Session {
                 opcode::CLOSE => {
                     send(opcode::CLOSE, &frame.payload, out);
                     let code = frame.payload.first_chunk();
-                    return Err(Ended::Closed(code.map_or(1005, |&code| u16::from_be_bytes(code))));
+                    let code = code.map_or(1005, |&code| u16::from_be_bytes(code));
+                    return Err(Ended::new(format!("closed by the server with {code}")));
                 }
-                opcode::BINARY => return Err(Ended::Violation("a binary message".into())),
+                opcode::BINARY => return Err(Ended::violation("a binary message")),
                 _ => {}
             }
         }
@@ -129,8 +120,9 @@ impl Session {
         counts: &mut Counts,
         out: &mut Vec<u8>,
     ) -> Result<(), Ended> {
-        let message = message::parse(text)
-            .map_err(|error| Ended::Violation(format!("{error} in {:?}", String::from_utf8_lossy(text))))?;
+        let message = message::parse(text).map_err(|error| {
+            Ended::violation(format_args!("{error} in {:?}", String::from_utf8_lossy(text)))
+        })?;
         match message {
             Received::Update(Update { market, seq, due_us }) => {
                 counts.update(self.index, (market, seq), due_us, now_us);
@@ -150,7 +142,7 @@ impl Session {
             Received::Other(Message::Pong(pong)) => {
                 let ts = pong.ts.and_then(|ts| ts.as_u64());
                 let sent_us = self.pinged_us.take().filter(|&sent_us| ts == Some(sent_us));
-                let wrong = || Ended::Violation("a pong with another ts than the ping's".into());
+                let wrong = || Ended::violation("a pong with another ts than the ping's");
                 counts.round_trip.record(now_us - sent_us.ok_or_else(wrong)?);
             }
             Received::Other(Message::Status(status)) => counts.stale += u64::from(status.stale),
@@ -166,7 +158,8 @@ impl Session {
     fn acknowledged(&mut self, ack: &Ack, now_us: u64, counts: &mut Counts) -> Result<(), Ended> {
         if let Some(first) = ack.rejected.first() {
             let markets = ack.rejected.iter().filter(|other| other.code == first.code).count();
-            return Err(Ended::Rejected(format!("{} for {markets} of its markets", first.code)));
+            let why = format!("subscription rejected: {} for {markets} of its markets", first.code);
+            return Err(Ended::new(why));
         }
         let mut known = 0;
         for (market, position) in ack.positions.iter().flatten() {
@@ -177,9 +170,8 @@ impl Session {
         }
         let wanted = counts.check.markets.per_connection;
         if known != wanted {
-            return Err(Ended::Violation(format!(
-                "an ack with the positions of {known} of {wanted} markets"
-            )));
+            let what = format_args!("an ack with the positions of {known} of {wanted} markets");
+            return Err(Ended::violation(what));
         }
         if self.phase == Phase::Subscribing {
             counts.subscribe.record(now_us - self.began_us);
@@ -190,33 +182,19 @@ impl Session {
 }
 
 impl Ended {
-    /// What a user can do about it.
-    pub(crate) fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Refused { status, .. } => explain(Asked::Socket, *status),
-            Self::Lost(_) => Some("look at the gateway's log and at its open-file limit"),
-            _ => None,
-        }
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), hint: None }
     }
-}
 
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Refused { status, code } => {
-                write!(f, "upgrade refused with {status} {}", code.as_deref().unwrap_or_default())
-            }
-            Self::Rejected(why) => write!(f, "subscription rejected: {why}"),
-            Self::Closed(code) => write!(f, "closed by the server with {code}"),
-            Self::Violation(what) => write!(f, "the server sent {what}"),
-            Self::Lost(why) => write!(f, "connection lost: {why}"),
-        }
+    /// The server, or a proxy before it, does not speak the protocol.
+    fn violation(what: impl fmt::Display) -> Self {
+        Self::new(format!("the server sent {what}"))
     }
-}
 
-impl From<Violation> for Ended {
-    fn from(violation: Violation) -> Self {
-        Self::Violation(violation.to_string())
+    /// The connection ended without a close frame, or was never established.
+    pub(crate) fn lost(why: impl fmt::Display) -> Self {
+        let hint = Some("look at the gateway's log and at its open-file limit");
+        Self { why: format!("connection lost: {why}"), hint }
     }
 }
 
@@ -234,17 +212,18 @@ fn upgraded(bytes: &[u8]) -> Result<Option<usize>, Ended> {
     const MAX_HEAD_BYTES: usize = 16 * 1024;
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         let too_long = bytes.len() > MAX_HEAD_BYTES;
-        return if too_long { Err(Ended::Violation("no HTTP response".into())) } else { Ok(None) };
+        return if too_long { Err(Ended::violation("no HTTP response")) } else { Ok(None) };
     };
     let (head, body) = bytes.split_at(end + 4);
     let head = String::from_utf8_lossy(head);
     let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-    match status.ok_or_else(|| Ended::Violation("a response that is not HTTP/1.1".into()))? {
+    match status.ok_or_else(|| Ended::violation("a response that is not HTTP/1.1"))? {
         101 if head.contains(ACCEPT) => Ok(Some(end + 4)),
-        101 => Err(Ended::Violation("a 101 without the right Sec-WebSocket-Accept".into())),
+        101 => Err(Ended::violation("a 101 without the right Sec-WebSocket-Accept")),
         status => {
-            let code = serde_json::from_slice::<ErrorBody>(body).ok().map(|body| body.code);
-            Err(Ended::Refused { status, code })
+            let code = serde_json::from_slice(body).map_or(String::new(), |ErrorBody { code }| code);
+            let why = format!("upgrade refused with {status} {code}");
+            Err(Ended { why, hint: explain(Asked::Socket, status) })
         }
     }
 }
@@ -285,10 +264,10 @@ mod tests {
         }
 
         fn text(&mut self, text: &str) -> Result<usize, Ended> {
-            self.receive(&unmasked_frame(last(opcode::TEXT), text.as_bytes()))
+            self.receive(&text_frame(text))
         }
 
-        /// The frames that it wants to send.
+        /// The frames that it wants to send, by opcode.
         fn sent(&mut self) -> Vec<(u8, String)> {
             let bytes = std::mem::take(&mut self.out);
             let (mut rest, mut frames) = (&bytes[..], Vec::new());
@@ -298,11 +277,18 @@ mod tests {
             }
             frames
         }
+    }
 
-        fn sent_text(&mut self) -> String {
-            let [(opcode::TEXT, text)] = &self.sent()[..] else { panic!("one text frame") };
-            text.clone()
-        }
+    fn text_frame(text: &str) -> Vec<u8> {
+        unmasked_frame(last(opcode::TEXT), text.as_bytes())
+    }
+
+    fn text(text: &str) -> (u8, String) {
+        (opcode::TEXT, text.to_owned())
+    }
+
+    fn update(seq: u64) -> String {
+        format!(r#"{{"type":"odds_update","marketId":5,"seq":{seq},"ts":1,"payload":{{"a":{{}}}}}}"#)
     }
 
     #[test]
@@ -312,7 +298,7 @@ mod tests {
             assert_eq!(client.receive(&SWITCHING.as_bytes()[..cut]), Ok(0));
         }
         assert_eq!(client.receive(SWITCHING.as_bytes()), Ok(SWITCHING.len()));
-        assert_eq!(client.sent_text(), r#"{"type":"subscribe","markets":["5"]}"#);
+        assert_eq!(client.sent(), [text(r#"{"type":"subscribe","markets":["5"]}"#)]);
         assert!(!client.session.is_live());
         client.text(ACK).unwrap();
         assert!(client.session.is_live());
@@ -323,25 +309,18 @@ mod tests {
         let mut client = Client::new(1);
         client.counts = Counts::resuming(client.counts.check.markets, 1, vec![2]);
         client.receive(SWITCHING.as_bytes()).unwrap();
-        assert_eq!(client.sent_text(), r#"{"type":"resume","offsets":{"5":2}}"#);
+        assert_eq!(client.sent(), [text(r#"{"type":"resume","offsets":{"5":2}}"#)]);
         client.text(&ACK.replace(r#""seq":3"#, r#""seq":3,"recovered":true"#)).unwrap();
-        client.text(r#"{"type":"odds_update","marketId":5,"seq":3,"ts":1,"payload":{"a":{}}}"#).unwrap();
+        client.text(&update(3)).unwrap();
         assert_eq!((client.counts.check.recovered, client.counts.check.broken()), (1, 0));
     }
 
     #[test]
     fn everything_may_arrive_in_one_read_and_the_cut_frame_is_left() {
         let mut client = Client::new(1);
-        let mut bytes = SWITCHING.as_bytes().to_vec();
-        bytes.extend(unmasked_frame(0x81, ACK.as_bytes()));
-        for seq in [4, 5] {
-            let update =
-                format!(r#"{{"type":"odds_update","marketId":5,"seq":{seq},"ts":1,"payload":{{"a":{{}}}}}}"#);
-            bytes.extend(unmasked_frame(0x81, update.as_bytes()));
-        }
-        let whole = bytes.len();
-        bytes.extend([0x81, 20, b'{']);
-        assert_eq!(client.receive(&bytes), Ok(whole));
+        let frames = [ACK, &update(4), &update(5)].map(text_frame).concat();
+        let whole = [SWITCHING.as_bytes(), &frames].concat();
+        assert_eq!(client.receive(&[&whole[..], &[0x81, 20, b'{']].concat()), Ok(whole.len()));
         assert_eq!((client.counts.deliveries, client.counts.check.broken()), (2, 0));
     }
 
@@ -350,7 +329,7 @@ mod tests {
         let mut client = Client::live();
         client.text(r#"{"type":"ping","ts":1}"#).unwrap();
         client.receive(&unmasked_frame(last(opcode::PING), b"hi")).unwrap();
-        assert_eq!(client.sent(), [(opcode::TEXT, r#"{"type":"pong"}"#.into()), (opcode::PONG, "hi".into())]);
+        assert_eq!(client.sent(), [text(r#"{"type":"pong"}"#), (opcode::PONG, "hi".into())]);
         let Counts { ping_messages, ping_frames, pongs, .. } = client.counts;
         assert_eq!((ping_messages, ping_frames, pongs), (1, 1, 2));
     }
@@ -359,7 +338,7 @@ mod tests {
     fn a_ping_is_measured_when_its_own_pong_comes_back() {
         let mut client = Client::live();
         client.session.ping(700, &mut client.out);
-        assert_eq!(client.sent_text(), r#"{"type":"ping","ts":700}"#);
+        assert_eq!(client.sent(), [text(r#"{"type":"ping","ts":700}"#)]);
         client.text(r#"{"type":"pong","ts":700}"#).unwrap();
         assert!(!client.session.awaits_pong());
         assert_eq!(client.counts.round_trip.max_us(), 300);
@@ -370,36 +349,38 @@ mod tests {
     fn without_markets_a_client_is_live_after_the_upgrade() {
         let mut client = Client::new(0);
         client.receive(SWITCHING.as_bytes()).unwrap();
-        assert!(client.session.is_live());
-        assert!(client.out.is_empty());
+        assert!(client.session.is_live() && client.out.is_empty());
     }
 
     #[test]
     fn a_refusal_names_status_code_and_what_to_do() {
         let response = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\n\r\n{\"code\":\"RATE_LIMITED\",\"message\":\"m\"}";
         let refused = Client::new(1).receive(response.as_bytes()).unwrap_err();
-        assert_eq!(refused.to_string(), "upgrade refused with 429 RATE_LIMITED");
-        assert!(refused.hint().unwrap().contains("HANDSHAKE_RATE_LIMIT=0"));
+        assert_eq!(refused.why, "upgrade refused with 429 RATE_LIMITED");
+        assert!(refused.hint.unwrap().contains("HANDSHAKE_RATE_LIMIT=0"));
     }
 
     #[test]
     fn what_the_protocol_forbids_ends_the_client() {
-        let wrong_accept = SWITCHING.replace("s3p", "xxx");
-        assert!(matches!(Client::new(1).receive(wrong_accept.as_bytes()), Err(Ended::Violation(_))));
-        assert!(matches!(Client::live().receive(&unmasked_frame(0x82, b"x")), Err(Ended::Violation(_))));
-        assert!(matches!(Client::live().text("{"), Err(Ended::Violation(_))));
-        assert!(matches!(Client::live().text(r#"{"type":"ack","ok":true}"#), Err(Ended::Violation(_))));
+        let is_violation = |ended: Result<_, Ended>| ended.unwrap_err().why.starts_with("the server sent");
+        assert!(is_violation(Client::new(1).receive(SWITCHING.replace("s3p", "xxx").as_bytes())));
+        assert!(is_violation(Client::live().receive(&unmasked_frame(0x82, b"x"))));
+        assert!(is_violation(Client::live().text("{")));
+        assert!(is_violation(Client::live().text(r#"{"type":"ack","ok":true}"#)));
         let rejected =
             r#"{"type":"ack","ok":false,"positions":{},"rejected":[{"marketId":5,"code":"FORBIDDEN"}]}"#;
-        let ended = Ended::Rejected("FORBIDDEN for 1 of its markets".into());
-        assert_eq!(Client::live().text(rejected), Err(ended));
+        let ended = Client::live().text(rejected).unwrap_err();
+        assert_eq!(ended.why, "subscription rejected: FORBIDDEN for 1 of its markets");
     }
 
     #[test]
     fn a_close_is_returned_and_its_code_kept() {
         let mut client = Client::live();
-        assert_eq!(client.receive(&unmasked_frame(0x88, b"\x11\x39x")), Err(Ended::Closed(4409)));
+        let closed = |ended: Result<_, Ended>| ended.unwrap_err().why;
+        let ended = client.receive(&unmasked_frame(0x88, b"\x11\x39x"));
+        assert_eq!(closed(ended), "closed by the server with 4409");
         assert_eq!(client.sent(), [(opcode::CLOSE, "\x11\x39x".into())]);
-        assert_eq!(Client::live().receive(&unmasked_frame(0x88, b"")), Err(Ended::Closed(1005)));
+        let ended = Client::live().receive(&unmasked_frame(0x88, b""));
+        assert_eq!(closed(ended), "closed by the server with 1005");
     }
 }

@@ -1,34 +1,24 @@
 //! Appends to the logs without a publisher.
 
-use std::io::{BufReader, Write};
-use std::net::{Ipv4Addr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
+use std::{io::BufReader, io::Write, net::TcpStream, thread};
 
 use ::tests::Redis;
-use anyhow::{Context, Result};
-use redis::{Cmd, Parser, cmd};
-use shared::backbone::{self, Append, Backbone, RedisBackbone, Retention, keys};
-use shared::time::unix_ms;
-use shared::{MarketId, Payload, Position};
-use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
+use anyhow::Result;
+use redis::{Cmd, Parser, Script, cmd};
+use shared::backbone::{Retention, keys};
+use shared::{MarketId, Position, time::unix_ms};
 
-use super::Schedule;
-use crate::client::http::TIMEOUT;
-use crate::client::message::payload;
-use crate::markets::Markets;
-use crate::report::times::Times;
+use super::schedule::Schedule;
+use crate::client::{TIMEOUT, payload};
+use crate::{clock::now_us, markets::Markets, report::Times};
 
 /// Appends to random markets, each of which has a log.
 pub(crate) struct Appender {
     port: u16,
+    script: Script,
     markets: Markets,
-    /// The latest position of each market, by its index.
     latest: Vec<Position>,
-    backbone: Arc<RedisBackbone>,
-    runtime: Runtime,
 }
 
 /// How an update gets into a log.
@@ -40,22 +30,25 @@ pub(crate) enum Way {
     Script,
 }
 
+pub(crate) const APPEND: &str = include_str!("../../../../../shared/src/backbone/append.lua");
+
 impl Appender {
-    /// Gives every market a log with one entry.
-    pub(crate) fn new(redis: &Redis, markets: Markets) -> Result<Self> {
-        let backbone = Arc::new(RedisBackbone::new(&redis.access().config(), Retention::default())?);
-        // One worker takes the appends in the order in which they are due.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut latest = Vec::with_capacity(markets.count);
-        let all = (0..markets.count).map(|index| append(markets, index, 0, 0)).collect::<Result<Vec<_>>>()?;
-        for some in all.chunks(SEEDED_AT_ONCE) {
-            for appended in runtime.block_on(backbone.append(some.to_vec())) {
-                latest.push(appended?.position);
-            }
+    /// Gives every market a log with so many entries.
+    pub(crate) fn new(redis: &Redis, markets: Markets, entries: usize, payload_bytes: usize) -> Result<Self> {
+        let latest = vec![Position::default(); markets.count];
+        let mut this = Self { port: redis.port(), script: Script::new(APPEND), markets, latest };
+        let mut connection = redis::Client::open(redis.url())?.get_connection()?;
+        this.script.prepare_invoke().load(&mut connection)?;
+        for index in 0..entries * markets.count {
+            let payload = payload(now_us(), payload_bytes);
+            let append = this.script(MarketId::new(markets.id(index))?, &payload);
+            let (_, epoch, seq, ..): (String, u64, u64, String, String) = append.query(&mut connection)?;
+            this.latest[index % markets.count] = Position::new(epoch, seq);
         }
-        Ok(Self { port: redis.port(), markets, latest, backbone, runtime })
+        Ok(this)
     }
 
+    /// The latest position of each market, by its index.
     pub(crate) fn latest(&self) -> &[Position] {
         &self.latest
     }
@@ -68,77 +61,46 @@ impl Appender {
         way: Way,
         replied: &AtomicU64,
     ) -> Result<(Times, Vec<u64>)> {
-        let late = match way {
-            Way::Xadd => self.xadds(schedule, replied)?,
-            Way::Script => self.scripts(schedule, replied)?,
-        };
-        Ok((late, self.latest.iter().map(|latest| latest.seq.get()).collect()))
-    }
-
-    fn xadds(&mut self, schedule: Schedule, replied: &AtomicU64) -> Result<Times> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        let replies = stream.try_clone()?;
+        let replies = BufReader::new(stream.try_clone()?);
         let mut late = Times::default();
         thread::scope(|scope| {
             let reading = scope.spawn(move || read_replies(replies, schedule.updates, replied));
             for update in 0..schedule.updates {
-                let market = rand::random_range(0..self.markets.count);
+                let index = rand::random_range(0..self.markets.count);
                 let due_us = schedule.wait_for(update, &mut late);
-                let latest = &mut self.latest[market];
+                let latest = &mut self.latest[index];
                 latest.seq = latest.seq.next();
+                let (latest, market) = (*latest, MarketId::new(self.markets.id(index))?);
                 let payload = payload(due_us, schedule.payload_bytes);
-                stream.write_all(&xadd(id(self.markets, market)?, *latest, &payload).get_packed_command())?;
+                let append = match way {
+                    Way::Xadd => xadd(market, latest, &payload),
+                    Way::Script => self.script(market, &payload),
+                };
+                stream.write_all(&append.get_packed_command())?;
             }
             reading.join().expect("the reading thread does not panic")
         })?;
-        Ok(late)
+        Ok((late, self.latest.iter().map(|latest| latest.seq.get()).collect()))
     }
 
-    fn scripts(&mut self, schedule: Schedule, replied: &AtomicU64) -> Result<Times> {
-        let mut late = Times::default();
-        let mut appends = JoinSet::new();
-        let mut note = |(market, appended): (usize, Vec<Result<backbone::Appended, _>>)| -> Result<()> {
-            for appended in appended {
-                self.latest[market] = self.latest[market].max(appended?.position);
-                replied.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
-        };
-        for update in 0..schedule.updates {
-            let market = rand::random_range(0..self.markets.count);
-            let due_us = schedule.wait_for(update, &mut late);
-            let append = append(self.markets, market, due_us, schedule.payload_bytes)?;
-            let backbone = Arc::clone(&self.backbone);
-            let one = async move { (market, backbone.append(vec![append]).await) };
-            appends.spawn_on(one, self.runtime.handle());
-            while let Some(ended) = appends.try_join_next() {
-                note(ended?)?;
-            }
-        }
-        while let Some(ended) = self.runtime.block_on(appends.join_next()) {
-            note(ended?)?;
-        }
-        Ok(late)
+    fn script(&self, market: MarketId, payload: &str) -> Cmd {
+        let mut script = cmd("EVALSHA");
+        let keys = [keys::log(market), keys::state(market), keys::audit(market)];
+        script.arg(self.script.get_hash()).arg(script_args(keys, payload));
+        script
     }
 }
 
-/// Logs that are begun in one round trip.
-const SEEDED_AT_ONCE: usize = 500;
-
-fn read_replies(stream: TcpStream, wanted: usize, replied: &AtomicU64) -> Result<()> {
-    let mut stream = BufReader::new(stream);
+fn read_replies(mut replies: BufReader<TcpStream>, wanted: usize, replied: &AtomicU64) -> Result<()> {
     let mut parser = Parser::new();
     for _ in 0..wanted {
-        parser.parse_value(&mut stream)?.extract_error()?;
+        parser.parse_value(&mut replies)?.extract_error()?;
         replied.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
-}
-
-fn id(markets: Markets, index: usize) -> Result<MarketId> {
-    MarketId::new(markets.id(index)).context("a market id that is too large")
 }
 
 /// An entry as `append.lua` writes it.
@@ -150,17 +112,16 @@ fn xadd(market: MarketId, position: Position, payload: &str) -> Cmd {
     xadd
 }
 
-fn append(markets: Markets, index: usize, due_us: u64, payload_bytes: usize) -> Result<Append> {
-    Ok(Append {
-        market: id(markets, index)?,
-        payload: Payload::parse(&payload(due_us, payload_bytes))?,
-        expected_seq: None,
-        idempotency: None,
-        actor: "swarm".to_owned(),
-        reason: "swarm".to_owned(),
-        request_id: String::new(),
-        trace: None,
-    })
+/// What follows the hash of `append.lua` in an `EVALSHA` of a payload of this tool: no expected seq, no idempotency key,
+/// and no position remembered.
+pub(crate) fn script_args(keys: [String; 3], payload: &str) -> Vec<String> {
+    let Retention { history_len, audit_len, idempotency_ttl, .. } = Retention::default();
+    let line = payload.strip_prefix(r#"{"swarm":"#).and_then(|rest| rest.strip_suffix('}'));
+    let [log, state, audit] = keys;
+    let keys = ["3".to_owned(), log, state, audit, payload.to_owned(), String::new(), String::new()];
+    let limits = [idempotency_ttl.as_secs(), 0, 0, history_len as u64, audit_len as u64];
+    let rest = ["desk-1", "swarm", "", "swarm", "\"swarm\"", line.expect("a payload of one line")];
+    keys.into_iter().chain(limits.map(|limit| limit.to_string())).chain(rest.map(str::to_owned)).collect()
 }
 
 #[cfg(test)]

@@ -1,24 +1,18 @@
 //! `swarm deliver`: publishes on a schedule, receives on many connections, checks and measures.
 
-use std::iter;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::{iter, sync::OnceLock, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::overrides::{AdminApi, Sent, open_loop};
-use super::{Window, measure, tokens};
-use crate::client::http::connections;
-use crate::client::message::payload_bytes;
-use crate::client::pool::{ClientPool, End, Seen};
+use super::schedule::{Window, measure};
+use super::tokens;
+use crate::client::{ClientPool, End, Seen, connections, payload_bytes};
 use crate::clock::{now_us, sleep_until};
 use crate::options::{Publisher, Sockets, Watched, counted, duration, rate};
-use crate::report::counts::Counts;
-use crate::report::usage::{Usage, Used, allow_open_files};
-use crate::report::{Figure, Report, per_second, ratio};
+use crate::report::{Counts, Figure, Report, Usage, Used, allow_open_files, per_second, ratio};
 
-/// Flags of `swarm deliver`.
 #[derive(Args)]
 #[command(
     after_help = EXAMPLES,
@@ -69,7 +63,6 @@ Examples:
   # more connections than one process may open: start listeners first, then a swarm that publishes
   swarm deliver -n 15000 --first-user 1 --rate 0 --duration 60s";
 
-/// Runs it.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let Options { sockets, rate, warmup, duration, drain, publish_connections, .. } = options;
     let (markets, gateways) = (sockets.markets()?, &sockets.gateway);
@@ -77,15 +70,15 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         markets.per_connection > 0,
         "--per-connection must be at least 1: without subscriptions nothing arrives"
     );
-    allow_open_files(sockets.connections + publish_connections * FILES_PER_PUBLISHER + 64)?;
+    allow_open_files(sockets.connections() + publish_connections * FILES_PER_PUBLISHER + 64)?;
     gateways.iter().try_for_each(|gateway| connections(gateway).map(drop))?;
     let api = (*rate > 0.0).then(|| AdminApi::new(&options.publisher, &gateways[0], markets));
     api.as_ref().map_or(Ok(()), AdminApi::try_one)?;
     let watched = options.watched.find(gateways, api.as_ref().map(|api| &api.endpoint));
 
     let tokens = tokens::for_run(sockets, gateways, *warmup + *duration + *drain)?;
-    let counts = Counts::new(markets, sockets.connections);
-    let mut clients = ClientPool::new(sockets.plan(gateways.clone(), tokens), sockets.connections, counts)?;
+    let counts = Counts::new(markets, sockets.connections());
+    let mut clients = ClientPool::new(sockets.plan(gateways.clone(), tokens), sockets.connections(), counts)?;
     let ramp_us = clients.ramp()?;
     let payload_bytes = payload_bytes(options.update_bytes);
     let window = Window::new(now_us() + LEAD_US, *rate, *warmup, *duration, payload_bytes);
@@ -105,7 +98,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 /// A socket, and what its runtime keeps open.
 const FILES_PER_PUBLISHER: usize = 4;
 
-/// From now until the first update is due.
 const LEAD_US: u64 = 100_000;
 
 /// Above this share of its time the receiving thread is what limits a run.
@@ -123,20 +115,17 @@ impl Options {
         let live = clients.live();
         let (counts, undelivered, busy) = (clients.counts(), seen.undelivered, seen.busy);
         let (check, measured) = (&counts.check, counts.measured);
-        let mut report = Report::titled(format!(
-            "deliver: {} connections on {} of {} markets each",
-            self.sockets.connections, check.markets.per_connection, check.markets.count
-        ));
+        let connections = self.sockets.connections();
+        let mut report = Report::titled(format!("deliver: {connections} connections on {}", check.markets));
         counts.report_ramp(&mut report, live, ramp_us);
 
         if let Some(sent) = sent {
             report.section(format!("published, {} per second wanted", self.rate));
             report.row("accepted", [("", sent.accepted.into()), ("of", sent.wanted.into())]);
-            report.counts("failed", &sent.failed);
             report.times("response", &sent.responses);
             report.times("sent late by", &sent.late);
             report.row("schedule", [("", Figure::Text(sent.schedule()))]);
-            report.fail_if(!sent.failed.is_empty(), format_args!("overrides failed: {:?}", sent.failed));
+            report.fail(sent.failures());
         }
 
         report.section("received");

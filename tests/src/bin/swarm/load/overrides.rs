@@ -1,37 +1,27 @@
 //! Overrides, sent to a publisher in an open or in a closed loop.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::{cell::RefCell, collections::BTreeMap, ops::Range, rc::Rc, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use tokio::task::LocalSet;
 
-use super::Schedule;
-use crate::client::http::{Asked, Endpoint, Http, refusal, runtime};
-use crate::client::message::payload;
+use super::schedule::Schedule;
+use crate::client::{Asked, Endpoint, Http, payload, refusal, runtime};
 use crate::clock::{as_us, now_us};
-use crate::markets::Markets;
-use crate::options::Publisher;
-use crate::report::times::Times;
-use crate::report::{per_second, progress, time};
+use crate::report::{Times, per_second, progress, time};
+use crate::{markets::Markets, options::Publisher};
 
 /// The admin API of a publisher, and the markets to override in turn.
 #[derive(Clone)]
 pub(crate) struct AdminApi {
     pub(crate) endpoint: Endpoint,
-    /// With role trader.
     pub(crate) token: Option<String>,
     pub(crate) markets: Markets,
 }
 
 impl AdminApi {
-    /// As the flags say, by default at this endpoint.
     pub(crate) fn new(flags: &Publisher, default: &Endpoint, markets: Markets) -> Self {
         let endpoint = flags.publisher.as_ref().unwrap_or(default).clone();
         Self { endpoint, token: flags.admin_token.clone(), markets }
@@ -86,7 +76,6 @@ impl AdminApi {
 
 const OVERRIDE: &str = "/admin/odds/override";
 
-/// The result of one override.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Item {
@@ -103,7 +92,6 @@ impl From<Item> for Result<u64, String> {
     }
 }
 
-/// What became of the overrides.
 #[derive(Default)]
 pub(crate) struct Sent {
     /// By a schedule.
@@ -111,7 +99,7 @@ pub(crate) struct Sent {
     pub(crate) took_us: u64,
     pub(crate) accepted: u64,
     /// The others, by response or code.
-    pub(crate) failed: BTreeMap<String, u64>,
+    failed: BTreeMap<String, u64>,
     /// From request, or from when it was due, to response.
     pub(crate) responses: Times,
     /// From due to sent.
@@ -138,9 +126,12 @@ impl Sent {
         per_second(self.accepted, self.took_us)
     }
 
-    /// How many overrides were accepted with the `seq` of another override.
-    pub(crate) fn same_seq_twice(&self) -> u64 {
-        self.seqs.iter().map(Seqs::too_many).sum()
+    pub(crate) fn failures(&self) -> impl Iterator<Item = String> {
+        let twice: u64 = self.seqs.iter().map(Seqs::too_many).sum();
+        let failed = (!self.failed.is_empty()).then(|| format!("overrides failed: {:?}", self.failed));
+        let twice = (twice > 0).then(|| format!("{twice} overrides were accepted with the seq of another"));
+        let nothing = (self.accepted == 0).then(|| "no override was accepted".to_owned());
+        failed.into_iter().chain(twice).chain(nothing)
     }
 
     /// The highest accepted `seq` of each market; 0 for none.
@@ -301,10 +292,10 @@ mod tests {
     #[test]
     fn a_seq_given_twice_shows() {
         let mut sent = Sent::new(Markets::new(2, 0));
-        assert_eq!(sent.same_seq_twice(), 0);
         sent.note(1, Ok(vec![Ok(7), Ok(1), Ok(5), Err("X".into()), Ok(6)]));
-        assert_eq!((sent.same_seq_twice(), sent.accepted, sent.latest()), (0, 4, vec![1, 7]));
+        assert_eq!((sent.accepted, sent.latest()), (4, vec![1, 7]));
+        assert_eq!(sent.failures().collect::<Vec<_>>(), [r#"overrides failed: {"X": 1}"#]);
         sent.note(3, Ok(vec![Ok(6)]));
-        assert_eq!(sent.same_seq_twice(), 1);
+        assert!(sent.failures().any(|failure| failure.starts_with("1 overrides were accepted with the seq")));
     }
 }

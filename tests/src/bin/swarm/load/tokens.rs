@@ -1,7 +1,6 @@
 //! A token for every user, issued by a gateway or signed here.
 
-use std::ops::Range;
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use ::tests::tokens::{made, signed_for};
 use anyhow::{Context, Result};
@@ -9,9 +8,8 @@ use serde::Deserialize;
 use shared::settings::Secret;
 use shared::token::{Audience, Keyring, MAX_TTL_S};
 
-use crate::client::http::{Asked, Endpoint, Http, refusal, runtime};
-use crate::options::Sockets;
-use crate::report;
+use crate::client::{Asked, Endpoint, Http, refusal, runtime};
+use crate::{options::Sockets, report};
 
 /// Tokens of these users for the gateways of a bench, which have the tests' secret.
 pub(crate) fn of_users(users: Range<usize>) -> Vec<String> {
@@ -20,7 +18,7 @@ pub(crate) fn of_users(users: Range<usize>) -> Vec<String> {
 
 /// Tokens of the users of these flags, by user, that outlive a run of this length.
 pub(crate) fn for_run(sockets: &Sockets, gateways: &[Endpoint], run: Duration) -> Result<Vec<String>> {
-    let users = sockets.connections.div_ceil(sockets.per_user);
+    let users = sockets.connections().div_ceil(sockets.per_user);
     let life_s = (run.as_secs() + SLACK_S).clamp(600, MAX_TTL_S);
     match &sockets.jwt_secret {
         Some(secret) => {

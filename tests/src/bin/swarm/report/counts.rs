@@ -1,17 +1,15 @@
 //! Everything that the receiving thread counts.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
-use super::delivery_check::DeliveryCheck;
-use super::times::Times;
-use super::{Figure, Report, per_second};
+use super::figure::{Figure, per_second};
+use super::{delivery_check::DeliveryCheck, table::Report, times::Times};
 use crate::markets::Markets;
 
 /// Counts and times of all connections together.
+#[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) check: DeliveryCheck,
-    /// Updates received, of any publisher.
     pub(crate) deliveries: u64,
     /// When updates are measured.
     window_us: Range<u64>,
@@ -22,9 +20,7 @@ pub(crate) struct Counts {
     /// When the first and the last measured update came, or the first was due if that is in the window.
     measured_us: Range<u64>,
     pub(crate) snapshots: u64,
-    /// Snapshots with `conflated`.
     pub(crate) conflated: u64,
-    /// Snapshots with `reset`.
     pub(crate) resets: u64,
     /// `status` messages with `stale: true`.
     pub(crate) stale: u64,
@@ -32,9 +28,7 @@ pub(crate) struct Counts {
     pub(crate) errors: BTreeMap<String, u64>,
     /// Connections that ended, by reason.
     pub(crate) ended: BTreeMap<String, u64>,
-    /// `ping` messages received.
     pub(crate) ping_messages: u64,
-    /// Ping frames received.
     pub(crate) ping_frames: u64,
     /// Heartbeats replied to.
     pub(crate) pongs: u64,
@@ -49,26 +43,8 @@ pub(crate) struct Counts {
 impl Counts {
     /// Counts of clients that subscribe. Nothing is measured before [`Self::measure`].
     pub(crate) fn new(markets: Markets, connections: usize) -> Self {
-        Self {
-            check: DeliveryCheck::new(markets, connections, None),
-            deliveries: 0,
-            window_us: u64::MAX..u64::MAX,
-            measured: 0,
-            latency: Times::default(),
-            measured_us: 0..0,
-            snapshots: 0,
-            conflated: 0,
-            resets: 0,
-            stale: 0,
-            errors: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            ping_messages: 0,
-            ping_frames: 0,
-            pongs: 0,
-            round_trip: Times::default(),
-            handshake: Times::default(),
-            subscribe: Times::default(),
-        }
+        let check = DeliveryCheck::new(markets, connections, None);
+        Self { check, window_us: u64::MAX..u64::MAX, ..Self::default() }
     }
 
     /// Counts of clients that resume after these offsets, by market index.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use crate::markets::Markets;
 
 /// The sequences of all subscriptions of all connections, and what was wrong with them.
+#[derive(Default)]
 pub(crate) struct DeliveryCheck {
     pub(crate) markets: Markets,
     /// By market index: what clients that resume have already. `None`: they subscribe.
@@ -29,18 +30,7 @@ impl DeliveryCheck {
     /// For connections that subscribe or, with offsets by market index, resume.
     pub(crate) fn new(markets: Markets, connections: usize, offsets: Option<Vec<u64>>) -> Self {
         let sequences = vec![Sequence::default(); connections * markets.per_connection];
-        Self {
-            markets,
-            offsets,
-            sequences,
-            recovered: 0,
-            holes: 0,
-            duplicates: 0,
-            reordered: 0,
-            unexpected: 0,
-            backward: 0,
-            first: None,
-        }
+        Self { markets, offsets, sequences, ..Self::default() }
     }
 
     pub(crate) fn is_resuming(&self) -> bool {
@@ -67,7 +57,7 @@ impl DeliveryCheck {
             return self.fault(connection, market, seq, "not subscribed");
         };
         let sequence = &mut self.sequences[slot];
-        let before = sequence.last();
+        let before = sequence.last;
         match sequence.update(seq) {
             Verdict::InOrder => return,
             Verdict::Hole(skipped) => self.holes += skipped,
@@ -88,7 +78,7 @@ impl DeliveryCheck {
             self.unexpected += 1;
             return self.fault(connection, market, seq, "a snapshot, not subscribed");
         };
-        if let Some(last) = self.sequences[slot].last().filter(|&last| seq < last && !reset) {
+        if let Some(last) = self.sequences[slot].last.filter(|&last| seq < last && !reset) {
             self.backward += 1;
             self.fault(connection, market, seq, &format!("a snapshot after seq {last}"));
         }
@@ -101,7 +91,7 @@ impl DeliveryCheck {
             .flat_map(|connection| self.markets.of(connection).map(move |market| (connection, market)))
             .filter_map(|(connection, market)| {
                 let latest = *latest.get(self.markets.index(market)?)?;
-                let last = self.sequences[self.markets.slot(connection, market)?].last()?;
+                let last = self.sequences[self.markets.slot(connection, market)?].last?;
                 Some(latest.saturating_sub(last))
             })
             .sum()
@@ -125,22 +115,19 @@ impl DeliveryCheck {
 /// The updates of one subscription: `seq` must go up by exactly 1 from the ack's position, or jump through a snapshot.
 #[derive(Debug, Default, Clone)]
 struct Sequence {
+    /// The `seq` of the newest update or snapshot; `None` before the ack.
     last: Option<u64>,
     /// Skipped numbers, to tell a late update from a duplicate. Empty (and unallocated) unless something is wrong.
     missing: Vec<RangeInclusive<u64>>,
 }
 
-/// How an update's `seq` fits.
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 enum Verdict {
     InOrder,
-    /// This many updates were skipped.
     Hole(u64),
     /// It came before, or is not above the position at which the subscription started.
     Duplicate,
-    /// It was skipped before and arrives now.
     Reordered,
-    /// It arrived before the ack.
     BeforeAck,
 }
 
@@ -164,11 +151,6 @@ impl Sequence {
         Verdict::Hole(seq - last - 1)
     }
 
-    /// The `seq` of the newest update or snapshot; `None` before the ack.
-    fn last(&self) -> Option<u64> {
-        self.last
-    }
-
     fn take_missing(&mut self, seq: u64) -> bool {
         let Some(at) = self.missing.iter().position(|range| range.contains(&seq)) else { return false };
         let (start, end) = self.missing.swap_remove(at).into_inner();
@@ -180,71 +162,43 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use Verdict::{BeforeAck, Duplicate, Hole, InOrder, Reordered};
 
-    fn started_after(seq: u64) -> Sequence {
-        let mut sequence = Sequence::default();
-        sequence.start_after(seq);
-        sequence
-    }
+    use super::*;
 
     #[test]
     fn seq_goes_up_by_one_from_the_acks_position() {
-        let mut sequence = started_after(1030);
-        assert_eq!(sequence.update(1031), Verdict::InOrder);
-        assert_eq!(sequence.update(1032), Verdict::InOrder);
-        assert_eq!(sequence.last(), Some(1032));
-    }
-
-    #[test]
-    fn a_market_without_updates_starts_at_one() {
-        assert_eq!(started_after(0).update(1), Verdict::InOrder);
-    }
-
-    #[test]
-    fn an_update_before_the_ack_is_wrong() {
-        assert_eq!(Sequence::default().update(1), Verdict::BeforeAck);
-    }
-
-    #[test]
-    fn a_hole_counts_what_was_skipped_and_only_once() {
-        let mut sequence = started_after(10);
-        assert_eq!(sequence.update(14), Verdict::Hole(3));
-        assert_eq!(sequence.update(15), Verdict::InOrder);
-    }
-
-    #[test]
-    fn the_same_update_again_is_a_duplicate() {
-        let mut sequence = started_after(10);
-        assert_eq!(sequence.update(11), Verdict::InOrder);
-        assert_eq!(sequence.update(11), Verdict::Duplicate);
-        assert_eq!(sequence.update(10), Verdict::Duplicate, "what the ack's position covers was not missed");
-        assert_eq!(sequence.update(12), Verdict::InOrder);
-    }
-
-    #[test]
-    fn a_late_update_is_a_reordering_and_the_second_time_a_duplicate() {
-        let mut sequence = started_after(10);
-        assert_eq!(sequence.update(14), Verdict::Hole(3));
-        assert_eq!(sequence.update(12), Verdict::Reordered);
-        assert_eq!(sequence.update(12), Verdict::Duplicate);
-        assert_eq!(sequence.update(11), Verdict::Reordered);
-        assert_eq!(sequence.update(13), Verdict::Reordered);
-        assert_eq!(sequence.update(13), Verdict::Duplicate);
-        assert_eq!(sequence.update(15), Verdict::InOrder);
+        for (start, updates) in [
+            (None, &[(1, BeforeAck)][..]),
+            // A market without updates starts at one.
+            (Some(0), &[(1, InOrder)]),
+            (Some(1030), &[(1031, InOrder), (1032, InOrder)]),
+            // A hole counts what was skipped, and only once.
+            (Some(10), &[(14, Hole(3)), (15, InOrder)]),
+            // What the ack's position covers was not missed.
+            (Some(10), &[(11, InOrder), (11, Duplicate), (10, Duplicate), (12, InOrder)]),
+            // A late update is a reordering, and the second time a duplicate.
+            (Some(10), &[(14, Hole(3)), (12, Reordered), (12, Duplicate), (11, Reordered), (13, Reordered)]),
+            (Some(10), &[(12, Hole(1)), (11, Reordered), (11, Duplicate), (13, InOrder)]),
+        ] {
+            let mut sequence = Sequence { last: start, missing: Vec::new() };
+            for &(seq, verdict) in updates {
+                assert_eq!(sequence.update(seq), verdict, "{seq} in {updates:?} after {start:?}");
+            }
+        }
     }
 
     #[test]
     fn a_snapshot_jumps_and_delivery_goes_on_from_there() {
-        let mut sequence = started_after(10);
+        let mut sequence = Sequence::default();
+        sequence.start_after(10);
         sequence.start_after(500);
-        assert_eq!(sequence.update(501), Verdict::InOrder);
-        assert_eq!(sequence.update(500), Verdict::Duplicate);
+        assert_eq!([sequence.update(501), sequence.update(500)], [InOrder, Duplicate]);
     }
 
+    /// Two connections with two of four markets each, at seq 10.
     fn check() -> DeliveryCheck {
-        let markets = Markets { first: 1, ..Markets::new(4, 2) };
-        let mut check = DeliveryCheck::new(markets, 2, None);
+        let mut check = DeliveryCheck::new(Markets { first: 1, ..Markets::new(4, 2) }, 2, None);
         for (connection, market) in [(0, 1), (0, 2), (1, 3), (1, 4)] {
             assert!(check.start(connection, market, 10, false));
         }
@@ -254,9 +208,9 @@ mod tests {
     #[test]
     fn connections_and_markets_are_checked_apart() {
         let mut check = check();
-        check.update(0, 1, 11);
-        check.update(0, 2, 11);
-        check.update(1, 3, 11);
+        for (connection, market) in [(0, 1), (0, 2), (1, 3)] {
+            check.update(connection, market, 11);
+        }
         assert_eq!(check.broken(), 0);
     }
 
@@ -266,11 +220,11 @@ mod tests {
         let mut check = DeliveryCheck::new(markets, 1, Some(vec![8, 8]));
         check.start(0, 1, 10, true);
         check.start(0, 2, 10, false);
-        assert_eq!((check.recovered, check.undelivered([0].into_iter(), &[10, 10])), (1, 2));
-        check.update(0, 1, 9);
-        check.update(0, 1, 10);
-        check.update(0, 2, 11);
-        assert_eq!((check.broken(), check.undelivered([0].into_iter(), &[10, 11])), (0, 0));
+        assert_eq!((check.recovered, check.undelivered(0..1, &[10, 10])), (1, 2));
+        for (market, seq) in [(1, 9), (1, 10), (2, 11)] {
+            check.update(0, market, seq);
+        }
+        assert_eq!((check.broken(), check.undelivered(0..1, &[10, 11])), (0, 0));
     }
 
     #[test]
@@ -295,10 +249,9 @@ mod tests {
     fn what_never_arrived_is_counted_against_what_was_published() {
         let mut check = check();
         check.update(0, 1, 11);
-        assert_eq!(check.undelivered([0, 1].into_iter(), &[12, 10, 15, 0]), 1 + 5);
+        assert_eq!(check.undelivered(0..2, &[12, 10, 15, 0]), 1 + 5);
         check.snapshot(1, 3, 15, false);
-        assert_eq!(check.undelivered([0, 1].into_iter(), &[12, 10, 15, 0]), 1);
-        assert_eq!(check.broken(), 0);
+        assert_eq!((check.undelivered(0..2, &[12, 10, 15, 0]), check.broken()), (1, 0));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use serde::Serialize;
 #[serde(untagged)]
 pub(crate) enum Figure {
     Count(u64),
-    /// In microseconds.
     Time(u64),
     Bytes(u64),
     /// Of 1; the table shows percent.

@@ -15,7 +15,6 @@ impl Times {
         self.0.saturating_record(us);
     }
 
-    /// Adds all of another's times.
     pub(crate) fn add(&mut self, other: &Self) {
         self.0.add(&other.0).expect("all have the same bounds");
     }

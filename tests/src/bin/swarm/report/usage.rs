@@ -1,8 +1,6 @@
 //! What Linux says about processes: their CPU and memory, the kernel's memory, and this process's open-file limit.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::{collections::BTreeSet, fs, net::SocketAddr};
 
 use ::tests::process::memory_bytes;
 use anyhow::{Context, Result, bail};
@@ -13,7 +11,6 @@ use super::figure::Figure;
 /// What processes have used up to one moment.
 pub(crate) struct Usage(Vec<Used>);
 
-/// What one process used.
 #[derive(Debug, Clone)]
 pub(crate) struct Used {
     pub(crate) role: &'static str,
@@ -85,7 +82,6 @@ fn thread_cpu_ns(path: &str) -> Result<u64> {
     text.split(' ').next().and_then(|ns| ns.parse().ok()).with_context(|| format!("{path}: {text}"))
 }
 
-/// Resident memory of a process.
 pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
     memory_bytes(pid).with_context(|| format!("process {pid} has ended"))
 }
@@ -93,7 +89,6 @@ pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
 /// Memory that the kernel holds for the whole machine, so for both ends of every local connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kernel {
-    /// Buffers of TCP sockets.
     pub(crate) tcp_bytes: u64,
     /// All slabs: sockets, files and epoll items among others.
     pub(crate) slab_bytes: u64,
@@ -139,7 +134,8 @@ pub(crate) fn listening_on(address: SocketAddr) -> Option<u32> {
         return None;
     }
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| fs::read_to_string(path).unwrap_or_default());
-    let inodes = tables.iter().flat_map(|table| table.lines()).filter_map(|line| listener(line, address));
+    let inodes =
+        tables.iter().flat_map(|table| table.lines()).filter_map(|line| listener(line, address.port()));
     let sockets: BTreeSet<String> = inodes.map(|inode| format!("socket:[{inode}]")).collect();
     let mut pids =
         fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -153,24 +149,16 @@ pub(crate) fn listening_on(address: SocketAddr) -> Option<u32> {
 /// A listener's state in `/proc/net/tcp`.
 pub(crate) const LISTEN: &str = "0A";
 
-/// The inode of a line of `/proc/net/tcp` that is a listener for this address, or for all addresses, on its port.
-fn listener(line: &str, address: SocketAddr) -> Option<&str> {
-    let mut fields = line.split_ascii_whitespace().skip(1);
-    let (ip, port) = fields.next()?.split_once(':')?;
-    if u16::from_str_radix(port, 16).ok()? != address.port() || fields.nth(1)? != LISTEN {
-        return None;
-    }
-    let own = match address.ip() {
-        IpAddr::V4(ip) => format!("{:08X}", u32::from_ne_bytes(ip.octets())),
-        IpAddr::V6(_) => "00000000000000000000000001000000".to_owned(),
-    };
-    (ip == own || ip.bytes().all(|digit| digit == b'0')).then(|| fields.nth(5)).flatten()
+/// The inode of a line of `/proc/net/tcp` that is a listener on this port.
+fn listener(line: &str, port: u16) -> Option<&str> {
+    let fields: Vec<_> = line.split_ascii_whitespace().collect();
+    let [_, local, _, state, _, _, _, _, _, inode, ..] = fields[..] else { return None };
+    (local.ends_with(&format!(":{port:04X}")) && state == LISTEN).then_some(inode)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-    use std::process;
+    use std::{net::TcpListener, process};
 
     use super::*;
 

@@ -1,33 +1,25 @@
 //! The usual design: axum's HTTP, tungstenite's WebSocket, a task per socket, and a broadcast channel between.
 
-use std::collections::HashMap;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use ::tests::raw::ACCEPT;
 use anyhow::{Context, Result};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
 use axum::response::{IntoResponse, Json};
 use axum::routing::{get, post};
-use axum::{Router, serve::ListenerExt};
+use axum::{Router, http::StatusCode, serve::ListenerExt};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::{OnUpgrade, on};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
-use tokio::sync::broadcast::{self, error::RecvError};
-use tokio::time::sleep;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, protocol::Role};
+use tokio::{net::TcpListener, sync::broadcast, sync::broadcast::error::RecvError, time::sleep};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
 use super::protocol::{RUN, Run, ack, announce, subscribed, update};
-use crate::client::http::runtime;
-use crate::clock::now_us;
+use crate::{client::runtime, clock::now_us};
 
-/// Serves until the process ends.
 pub(super) fn serve() -> Result<()> {
     runtime()?.block_on(async {
         let feed = Arc::new(Feed {
@@ -46,7 +38,6 @@ pub(super) fn serve() -> Result<()> {
 /// Updates that a socket may be behind before it loses some.
 const KEPT: usize = 1024;
 
-/// One market's updates.
 struct Feed {
     market: AtomicU64,
     seq: AtomicU64,

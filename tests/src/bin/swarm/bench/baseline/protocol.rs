@@ -5,9 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use shared::time::unix_ms;
 
-use crate::client::message::payload;
-use crate::clock::now_us;
-use crate::load::Schedule;
+use crate::{client::payload, clock::now_us, load::Schedule};
 
 /// Before the address that a baseline prints.
 pub(super) const LISTENING: &str = "listening on ";
@@ -20,7 +18,6 @@ pub(super) fn announce(address: SocketAddr) {
 /// The path of the request that runs a schedule.
 pub(super) const RUN: &str = "/run";
 
-/// The body of that request.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Clone, Copy)]
 pub(super) struct Run {
     pub(super) schedule: Schedule,
@@ -37,7 +34,6 @@ impl Run {
     }
 }
 
-/// An `odds_update` message.
 pub(super) fn update(market: u64, seq: u64, payload: &str) -> String {
     let ts = unix_ms();
     format!(r#"{{"type":"odds_update","marketId":{market},"seq":{seq},"ts":{ts},"payload":{payload}}}"#)

@@ -1,11 +1,7 @@
 //! The bare loop of send(2).
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::rc::Rc;
-use std::thread;
+use std::{cell::RefCell, collections::HashMap, io::ErrorKind, rc::Rc, thread};
 
 use ::tests::frame::{Side, last, opcode, parse, unmasked_frame};
 use ::tests::raw::ACCEPT;
@@ -16,10 +12,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::protocol::{RUN, Run, ack, announce, subscribed, update};
-use crate::client::http::runtime;
-use crate::clock::sleep_until;
+use crate::{client::runtime, clock::sleep_until};
 
-/// By id.
 type Markets = Rc<RefCell<HashMap<u64, Market>>>;
 
 #[derive(Default)]
@@ -33,7 +27,6 @@ const BACKLOG: u32 = 4096;
 
 const TEXT: u8 = last(opcode::TEXT);
 
-/// Serves until the process ends.
 pub(super) fn serve() -> Result<()> {
     LocalSet::new().block_on(&runtime()?, async {
         let socket = TcpSocket::new_v4()?;
@@ -98,7 +91,6 @@ async fn receive<T>(
     }
 }
 
-/// The loop itself.
 fn follow(run: Run, markets: &Markets) {
     let mut markets = markets.borrow_mut();
     let ids: Vec<u64> = markets.keys().copied().collect();
@@ -145,8 +137,7 @@ fn subscribe(bytes: &[u8]) -> Option<(Vec<u64>, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use ::tests::frame::frame;
-    use ::tests::raw::upgrade_request;
+    use ::tests::{frame::frame, raw::upgrade_request};
 
     use super::*;
     use crate::load::Schedule;
