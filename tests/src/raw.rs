@@ -1,4 +1,4 @@
-//! A WebSocket client of single frames: for frames that no library would send, for clients that do not answer, and
+//! A WebSocket client of single frames: for frames that no library would send, for clients that send no pongs, and
 //! for very many clients.
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! The light client: many connections in one thread, each of which checks every message.
+//! The light client: many connections in one thread. It checks every message.
 
 mod connection;
 mod http;

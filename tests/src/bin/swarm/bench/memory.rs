@@ -43,8 +43,8 @@ pub(crate) struct Options {
 
 const EXAMPLES: &str = "\
 Starts a redis-server and, on a core of its own, a gateway with WORKERS=1. 100 connections come and go first: what the
-gateway has then is what it starts with. A connection's share is the slope between the two numbers of connections, that
-come 64 at a time. When they have gone, as many come at once, and go. Every figure but the last one's is read after 10 s
+gateway has then is what it starts with. A connection's share is the slope between the two numbers of connections, which come
+64 at a time. When they have gone, as many come at once, and go. Every figure but the last one's is read after 10 s
 of rest. Kernel memory is that of the whole machine, both ends of every connection.
 
 With --gateway it loads a running gateway instead, and nothing is said about how much is too much. Take one that was just

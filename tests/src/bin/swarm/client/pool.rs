@@ -69,7 +69,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// A client for each token, none of which waits for another.
+    /// A client for each token. No client waits for another.
     pub(crate) fn all_at_once(gateways: Vec<Endpoint>, tokens: Vec<String>) -> Self {
         Self { in_flight: tokens.len(), gateways, tokens, per_user: 1, ..Self::default() }
     }
@@ -115,7 +115,7 @@ impl ClientPool {
         })
     }
 
-    /// Opens all clients of a plan with one connection per user, each of which must become live.
+    /// Opens all clients of a plan with one connection per user. Fails unless all become live.
     pub(crate) fn connect(plan: Plan, markets: Markets) -> Result<Self> {
         let connections = plan.tokens.len();
         let mut pool = Self::new(plan, connections, Counts::new(markets, connections))?;
@@ -161,7 +161,7 @@ impl ClientPool {
         Ok(now_us() - began_us)
     }
 
-    /// Opens clients up to this number, each of which must become live.
+    /// Opens clients up to this number. Fails unless all become live.
     pub(crate) fn ramp_whole(&mut self, connections: usize) -> Result<u64> {
         let took_us = self.ramp_to(connections)?;
         ensure!(self.live == connections, "only {} of {connections} connections could subscribe", self.live);

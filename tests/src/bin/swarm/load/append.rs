@@ -13,7 +13,7 @@ use super::schedule::Schedule;
 use crate::client::{TIMEOUT, payload};
 use crate::{clock::now_us, markets::Markets, report::Times};
 
-/// Appends to random markets, each of which has a log.
+/// Appends to random markets that have a log.
 pub(crate) struct Appender {
     port: u16,
     script: Script,

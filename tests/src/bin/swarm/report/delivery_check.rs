@@ -1,4 +1,4 @@
-//! Checks that every connection gets every update of its markets once and in order (docs/protocol.md#delivery).
+//! Checks that every connection gets every update of its markets once and in order (docs/protocol.md#rules).
 
 use std::ops::RangeInclusive;
 
