@@ -45,9 +45,9 @@ struct Cli {
 enum Command {
     /// Publish on a schedule, receive on many connections, check every update, measure the way between
     Deliver(deliver::Options),
-    /// Overrides per second against the bare append script, or to a running publisher
+    /// Overrides per second against the bare append script; also of a running publisher
     Publisher(publisher::Options),
-    /// What connections that wait cost in memory and CPU, and whether they stay alive; also with a running gateway
+    /// Memory and CPU of waiting connections, and whether they stay alive; also of a running gateway
     Memory(memory::Options),
     /// Updates of one market to many connections, against a bare send(2) loop
     FanOut(fan_out::Options),
@@ -57,7 +57,7 @@ enum Command {
     Stalled(stalled::Options),
     /// Handshakes with token and subscribe per second of CPU
     Handshakes(handshakes::Options),
-    /// What it costs Redis to be followed by gateways
+    /// The cost to Redis of gateways that follow it
     Tail(tail::Options),
     /// Many clients that come back at once and resume
     Storm(storm::Options),

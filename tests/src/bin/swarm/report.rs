@@ -10,7 +10,7 @@ mod usage;
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub(crate) use self::counts::Counts;
-pub(crate) use self::figure::{Figure, as_f64, median, per_second, ratio, time};
+pub(crate) use self::figure::{Figure, Labelled, as_f64, median, per_second, ratio, time};
 pub(crate) use self::table::{Bound, Report};
 pub(crate) use self::times::Times;
 pub(crate) use self::usage::{

@@ -1,4 +1,4 @@
-//! What a bench starts its services in: the binaries, the division of the cores, the services' metrics.
+//! The environment of a bench: the binaries, the division of the cores, the services' metrics.
 
 use std::{panic, process, time::Duration};
 
@@ -26,7 +26,7 @@ pub(crate) fn prepare() {
     }
 }
 
-/// The first core for what is measured, the others for what loads it. A single core is shared.
+/// The first core is for the measured service, the others are for its load. A single core is shared.
 pub(crate) struct Cores {
     measured: CpuSet,
     loading: CpuSet,
@@ -34,7 +34,7 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// Divides them. This thread, and what it starts from then on, is on those that load.
+    /// Divides the cores. This thread, and what it starts from then on, stays on those for the load.
     pub(crate) fn divide() -> Result<Self> {
         let all = sched_getaffinity(None).context("which cores there are")?;
         let (mut measured, mut loading) = (CpuSet::new(), CpuSet::new());
@@ -49,12 +49,12 @@ impl Cores {
         Ok(cores)
     }
 
-    /// Runs `start`, whose children stay on the core for what is measured.
+    /// Runs `start`. The processes that it starts stay on the measured core.
     pub(crate) fn measured<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
         self.on(&self.measured, start)
     }
 
-    /// Runs `start`, whose children may use every core.
+    /// Runs `start`. The processes that it starts may use every core.
     pub(crate) fn all<T>(&self, start: impl FnOnce() -> T) -> Result<T> {
         self.on(&self.all, start)
     }
@@ -67,7 +67,7 @@ impl Cores {
     }
 }
 
-/// Starts a Redis, and a gateway with one worker on the core for what is measured.
+/// Starts a gateway with one worker on the measured core.
 pub(crate) fn gateway_on_core(cores: &Cores, redis: &Redis) -> Result<Service> {
     cores.measured(|| ::tests::Launch::gateway(redis).env("WORKERS", "1").start())
 }

@@ -1,4 +1,4 @@
-//! `swarm fan-out`: one market to many connections, and what a delivery costs.
+//! `swarm fan-out`: one market to many connections, and the cost of a delivery.
 
 use ::tests::Launch;
 use anyhow::{Result, ensure};
@@ -39,9 +39,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a gateway with WORKERS=1 and the baseline on a core of their own. The clients, Redis and the appender share the
-other cores; a baseline makes its updates itself. The figure that counts is deliveries per second of CPU of the server's
-process: all its threads and system calls included, Redis not.
+Gateway (WORKERS=1) and baseline have a core of their own. Clients, Redis and appender share the others; a baseline makes its
+updates itself. CPU is that of the server's process: all its threads and system calls included, Redis not.
 
 Examples:
   swarm fan-out

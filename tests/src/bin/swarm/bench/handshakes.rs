@@ -1,4 +1,4 @@
-//! `swarm handshakes`: what it costs to accept a client.
+//! `swarm handshakes`: the cost of accepting a client.
 
 use std::net::SocketAddr;
 
@@ -28,10 +28,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a gateway with WORKERS=1 and the baseline on a core of their own, Redis and the clients on the others. All clients
-come at once, each with a token of its own, and subscribe to one market that is followed already. The baseline responds
-to the same requests and checks nothing. The figure is CPU of the server's process, from the first connect to the last
-ack.
+Gateway (WORKERS=1) and baseline have a core of their own. All clients come at once, each with its own token, and subscribe to
+one market that is followed already. The baseline checks nothing. CPU is that of the server's process until the last ack.
 
 Examples:
   swarm handshakes

@@ -1,4 +1,4 @@
-//! `swarm memory`: what connections that wait cost, whether they stay alive, and what is left of them.
+//! `swarm memory`: the memory and CPU of waiting connections, whether they stay alive, and the memory after they have gone.
 
 use std::{thread, time::Duration};
 
@@ -13,7 +13,8 @@ use crate::load::{Appender, tokens};
 use crate::markets::Markets;
 use crate::options::{Sockets, Watched, counted, duration};
 use crate::report::{
-    Bound, Counts, Figure, Kernel, Report, Usage, Used, allow_open_files, as_f64, progress, ratio, time,
+    Bound, Counts, Figure, Kernel, Labelled, Report, Usage, Used, allow_open_files, as_f64, progress, ratio,
+    time,
 };
 
 #[derive(Args)]
@@ -42,13 +43,10 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a redis-server and, on a core of its own, a gateway with WORKERS=1. 100 connections come and go first: what the
-gateway has then is what it starts with. A connection's share is the slope between the two numbers of connections, which come
-64 at a time. When they have gone, as many come at once, and go. Every figure but the last one's is read after 10 s
-of rest. Kernel memory is that of the whole machine, both ends of every connection.
-
-With --gateway it loads a running gateway instead, and nothing is said about how much is too much. Take one that was just
-started: memory that it has used before is used again.
+The gateway (WORKERS=1) has a core of its own. 100 connections come and go before the start. A connection's share is the slope
+between the two numbers of connections. When they have gone, as many come at once, and go. Memory is read after 10 s of rest,
+except in that storm. Kernel memory is that of the whole machine, both ends of every connection. With --gateway no bound has
+to hold. Use a freshly started gateway, since memory that it has used before is used again.
 
 Examples:
   swarm memory
@@ -219,7 +217,7 @@ impl Target {
 }
 
 impl Memory {
-    fn figures(&self) -> [(&'static str, Figure); 4] {
+    fn figures(&self) -> [Labelled; 4] {
         [
             ("connections", self.connections.into()),
             ("RSS", Figure::Bytes(self.usage.rss_bytes())),

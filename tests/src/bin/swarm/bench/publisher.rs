@@ -68,12 +68,9 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-A closed loop: each connection sends its next request when it has the response to the last.
-
-Starts a redis-server on the first core and a publisher on any; the clients, and redis-benchmark in its turn, have the
-others. redis-benchmark calls the publisher's append script with the same kind of arguments, 16 calls in a pipeline.
-With --postgres also another publisher, with a redis-server on the first core and a PostgreSQL on any. With --publisher
-it only loads a running publisher.
+A closed loop: each connection sends its next request when it has the response to the last. Redis has the first core, the
+publisher and PostgreSQL any, the clients the others. redis-benchmark calls the publisher's append script, 16 calls in a
+pipeline. With --publisher it only loads a running publisher.
 
 Examples:
   swarm publisher

@@ -1,4 +1,4 @@
-//! A service under test on the core for what is measured, with its clients, and what a delivery costs it.
+//! A service under test on the measured core, with its clients, and the cost of a delivery.
 
 use std::{iter, net::SocketAddr, sync::OnceLock, sync::atomic::AtomicU64, time::Duration};
 
@@ -12,7 +12,7 @@ use super::environment::Cores;
 use crate::client::{ClientPool, End, Endpoint, Plan, Seen, payload_bytes};
 use crate::load::{Appender, Way, Window, measure, tokens};
 use crate::options::{counted, duration};
-use crate::report::{Figure, Report, Times, as_f64, cpu_ns, median, per_second, ratio, rss_bytes};
+use crate::report::{Figure, Labelled, Report, Times, as_f64, cpu_ns, median, per_second, ratio, rss_bytes};
 use crate::{clock::now_us, markets::Markets};
 
 pub(crate) struct ServiceUnderTest {
@@ -74,7 +74,7 @@ impl Measured {
         as_f64(self.seen.latency.p99_us())
     }
 
-    pub(crate) fn figures(&self) -> Vec<(&'static str, Figure)> {
+    pub(crate) fn figures(&self) -> Vec<Labelled> {
         let mut figures = vec![
             ("per CPU-second", self.per_cpu_second().into()),
             ("per second", per_second(self.deliveries, self.took_us).into()),

@@ -1,4 +1,4 @@
-//! `swarm spread`: many markets with each connection on some of them, and what it gains to collect updates before a write.
+//! `swarm spread`: many markets with each connection on some of them, and the gain of collecting updates before a write.
 
 use ::tests::Launch;
 use anyhow::{Result, ensure};
@@ -29,9 +29,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts two gateways with WORKERS=1, one of them with FLUSH_INTERVAL=5ms, and a bare send(2) loop as the baseline, on a
-core of their own. The clients, Redis and the appender share the other cores. 1000 connections on 50 of 200 markets each
-are 250 deliveries per update.
+Two gateways (WORKERS=1), one with FLUSH_INTERVAL=5ms, and a bare send(2) loop as the baseline have a core of their own.
+1000 connections on 50 of 200 markets each are 250 deliveries per update.
 
 Examples:
   swarm spread

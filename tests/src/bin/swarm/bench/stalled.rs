@@ -34,9 +34,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a redis-server and, on a core of its own, a gateway with WORKERS=1. All connections are on one market. Each round
-measures the healthy ones alone. Then the others come, with small receive buffers, and updates are published until their
-sockets are full. Then the healthy ones are measured again, and the stalled ones go.
+The gateway (WORKERS=1) has a core of its own. Each round measures the healthy ones alone. Then the others come, with small
+receive buffers, updates fill their sockets, and the healthy ones are measured again.
 
 Examples:
   swarm stalled

@@ -40,9 +40,8 @@ pub(crate) struct Options {
 }
 
 const EXAMPLES: &str = "\
-Starts a redis-server, appends as a publisher does, and starts gateways. Then all clients connect at once, twice: first to
-subscribe, and after a restart of the gateways, so that they remember nothing, to resume. Each must get exactly the
-updates that it has missed, in order.
+All clients connect at once, twice: first to subscribe, and to resume at gateways that were just started. Each must get
+exactly the updates that it has missed, in order.
 
 Examples:
   swarm storm
@@ -151,8 +150,8 @@ impl Storm {
             ];
             report.row("replayed", replayed);
         }
-        let reads = READS.map(|name| (name, self.redis.of(name).calls.into()));
-        report.row("commands to Redis", reads.into_iter().chain([("markets loaded", self.loads.into())]));
+        report.row("commands to Redis", READS.map(|name| (name, self.redis.of(name).calls.into())));
+        report.row("markets loaded", [("", self.loads.into())]);
         report.processes(&self.used);
 
         let (deliveries, recovered, snapshots) =

@@ -1,4 +1,4 @@
-//! `swarm tail`: what it costs Redis to be followed.
+//! `swarm tail`: the cost to Redis of gateways that follow it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
@@ -14,7 +14,7 @@ use super::service::Measuring;
 use crate::client::{ClientPool, End, Endpoint, Plan, Seen, due_us};
 use crate::load::{Appender, Way, Window, measure, tokens};
 use crate::options::{counted, rate};
-use crate::report::{Bound, Figure, Report, Times, main_thread_cpu_ns, per_second, ratio};
+use crate::report::{Bound, Figure, Labelled, Report, Times, main_thread_cpu_ns, per_second, ratio};
 use crate::{clock::now_us, markets::Markets};
 
 #[derive(Args)]
@@ -44,10 +44,8 @@ const DURATION: &str =
     "How long each measurement takes; a multiple of 3s has as many of the tail's sweeps as any other";
 
 const EXAMPLES: &str = "\
-Starts a redis-server on a core of its own, and gateways on the others. Every market has a log, and every gateway has
-subscribers of all of them. Updates are appended with bare XADDs when they are due, to markets at random, while the CPU
-time of Redis is read from the scheduler. The cost of followers is compared with the same XADDs without followers, just
-before and after.
+Redis has a core of its own. Every gateway has subscribers of all markets. Updates are appended with bare XADDs when they are
+due, to markets at random. The CPU of Redis is compared with the same XADDs without followers, just before and after.
 
 Examples:
   swarm tail
@@ -379,7 +377,7 @@ impl Row {
         self.measured.redis_us_per_update / self.bare_us_per_update
     }
 
-    fn figures(&self) -> Vec<(&'static str, Figure)> {
+    fn figures(&self) -> Vec<Labelled> {
         let measured = &self.measured;
         let mut figures = vec![
             ("×", self.times_bare().into()),

@@ -65,7 +65,7 @@ impl AdminApi {
         if items.len() != wanted {
             return Err(format!("{} results for {wanted} overrides", items.len()));
         }
-        Ok(items.into_iter().map(Into::into).collect())
+        Ok(items.into_iter().map(Item::result).collect())
     }
 
     fn body(&self, index: usize, due_us: u64, payload_bytes: usize) -> String {
@@ -76,19 +76,16 @@ impl AdminApi {
 
 const OVERRIDE: &str = "/admin/odds/override";
 
+/// The result of one override: the `seq` of an accepted one or the `code` of a refused one.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Item {
-    Accepted { seq: u64 },
-    Refused { code: String },
+struct Item {
+    seq: Option<u64>,
+    code: Option<String>,
 }
 
-impl From<Item> for Result<u64, String> {
-    fn from(item: Item) -> Self {
-        match item {
-            Item::Accepted { seq } => Ok(seq),
-            Item::Refused { code } => Err(code),
-        }
+impl Item {
+    fn result(self) -> Result<u64, String> {
+        self.seq.ok_or(self.code.unwrap_or_default())
     }
 }
 
@@ -285,7 +282,7 @@ mod tests {
     fn a_batch_has_a_result_for_each_item() {
         let body = r#"[{"ok":true,"marketId":1,"epoch":2,"seq":3,"ts":4,"auditId":"a"},
                        {"ok":false,"code":"UNPROCESSABLE","message":"m"}]"#;
-        let items = serde_json::from_str::<Vec<Item>>(body).unwrap().into_iter().map(Result::from);
+        let items = serde_json::from_str::<Vec<Item>>(body).unwrap().into_iter().map(Item::result);
         assert_eq!(items.collect::<Vec<_>>(), [Ok(3), Err("UNPROCESSABLE".into())]);
     }
 

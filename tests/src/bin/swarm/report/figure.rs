@@ -5,6 +5,9 @@ use std::fmt::{self, Display};
 
 use serde::Serialize;
 
+/// A value with its label.
+pub(crate) type Labelled = (&'static str, Figure);
+
 /// A value of a row. JSON has the bare number.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]

@@ -1,12 +1,12 @@
 //! What a run prints: sections of rows of figures, and the verdict. As a table, or as one JSON object.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
+use std::fmt::{self, Display, Write as _};
 
 use serde::{Serialize, Serializer};
 
-use super::{figure::Figure, times::Times, usage::Used};
-use std::fmt::Write as _;
+use super::figure::{Figure, Labelled};
+use super::{times::Times, usage::Used};
 
 /// The result of a run, in the order in which it is printed.
 #[derive(Default, Serialize)]
@@ -27,7 +27,7 @@ struct Section {
 struct Row {
     name: String,
     #[serde(serialize_with = "as_map")]
-    figures: Vec<(&'static str, Figure)>,
+    figures: Vec<Labelled>,
     /// Only JSON has it.
     #[serde(skip)]
     is_detail: bool,
@@ -45,24 +45,18 @@ impl Report {
     }
 
     /// Adds a row of labelled figures to the last section.
-    pub(crate) fn row(
-        &mut self,
-        name: impl Into<String>,
-        figures: impl IntoIterator<Item = (&'static str, Figure)>,
-    ) {
-        let row = Row { name: name.into(), figures: figures.into_iter().collect(), is_detail: false };
-        self.sections.last_mut().expect("a report begins with a section").rows.push(row);
+    pub(crate) fn row(&mut self, name: impl Into<String>, figures: impl Into<Vec<Labelled>>) {
+        self.add(name.into(), figures.into(), false);
     }
 
     /// Like [`Self::row`], but for JSON only.
-    pub(crate) fn detail(
-        &mut self,
-        name: impl Into<String>,
-        figures: impl IntoIterator<Item = (&'static str, Figure)>,
-    ) {
-        self.row(name, figures);
-        let row = self.sections.last_mut().and_then(|section| section.rows.last_mut());
-        row.expect("a row was added").is_detail = true;
+    pub(crate) fn detail(&mut self, name: impl Into<String>, figures: impl Into<Vec<Labelled>>) {
+        self.add(name.into(), figures.into(), true);
+    }
+
+    fn add(&mut self, name: String, figures: Vec<Labelled>, is_detail: bool) {
+        let section = self.sections.last_mut().expect("a report begins with a section");
+        section.rows.push(Row { name, figures, is_detail });
     }
 
     pub(crate) fn times(&mut self, name: &str, times: &Times) {
@@ -150,7 +144,7 @@ impl Display for Report {
     }
 }
 
-fn as_map<S: Serializer>(figures: &[(&'static str, Figure)], serializer: S) -> Result<S::Ok, S::Error> {
+fn as_map<S: Serializer>(figures: &[Labelled], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(figures.iter().map(|(label, figure)| (*label, figure)))
 }
 

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-use super::figure::Figure;
+use super::figure::{Figure, Labelled};
 
 /// A histogram of three significant digits that reaches ten minutes.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ impl Times {
         self.0.value_at_quantile(0.99)
     }
 
-    pub(crate) fn figures(&self) -> Vec<(&'static str, Figure)> {
+    pub(crate) fn figures(&self) -> Vec<Labelled> {
         if self.count() == 0 {
             return vec![("", "nothing measured".into())];
         }

@@ -6,7 +6,7 @@ use ::tests::process::memory_bytes;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::figure::Figure;
+use super::figure::{Figure, Labelled};
 
 /// What processes have used up to one moment.
 pub(crate) struct Usage(Vec<Used>);
@@ -50,7 +50,7 @@ impl Usage {
 }
 
 impl Used {
-    pub(crate) fn figures(&self) -> [(&'static str, Figure); 5] {
+    pub(crate) fn figures(&self) -> [Labelled; 5] {
         [
             ("", Figure::Text(self.name.clone())),
             ("pid", Figure::Count(self.pid.into())),
