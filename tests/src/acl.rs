@@ -1,4 +1,4 @@
-//! The users of Redis that the project ships (`docker/redis/users.acl`), with a password each.
+//! The users of Redis that the project ships (`docker/redis/users.acl`), each with a password.
 
 use std::{fs, path::PathBuf};
 
@@ -6,21 +6,21 @@ use tempfile::TempDir;
 
 use crate::redis::directory;
 
-/// The file as it is shipped: without passwords, so that nobody is let in.
+/// The shipped file. It has no passwords, so Redis refuses every user.
 pub const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker/redis/users.acl");
 
-/// Everybody's password.
+/// The password of every user.
 pub const PASSWORD: &str = "the-tests-password";
 
-/// A file of users for `redis-server --aclfile`: those that are shipped, with a password, and `default`, who is the
-/// test itself and may do everything.
+/// A file of users for `redis-server --aclfile`: the shipped users with a password, and `default` with every
+/// permission, for the test itself.
 #[derive(Debug)]
 pub struct Users {
     dir: TempDir,
 }
 
 impl Users {
-    /// Writes it.
+    /// Writes the file.
     #[must_use]
     pub fn make() -> Self {
         let users = Self { dir: directory() };
@@ -34,7 +34,7 @@ impl Users {
         users
     }
 
-    /// What a `redis-server` is started with: replicas are users too.
+    /// The arguments of a `redis-server` with these users, and with the user as which it replicates.
     #[must_use]
     pub fn args(&self) -> [String; 6] {
         let file = self.path().display().to_string();
@@ -46,7 +46,7 @@ impl Users {
     }
 }
 
-/// `url` as this user gets there.
+/// Returns `url` with this user and the password.
 #[must_use]
 pub fn as_user(url: &str, user: &str) -> String {
     let (scheme, rest) = url.split_once("://").expect("a URL");

@@ -1,4 +1,4 @@
-//! The desk: a client of the admin API.
+//! A client of the admin API.
 
 use std::cell::Cell;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use service::token::Role;
 
 use crate::{
-    http::{Answer, Http},
+    http::{Http, Response},
     tokens,
 };
 
@@ -19,21 +19,21 @@ pub struct Admin {
     authorization: String,
 }
 
-/// `200` to an override.
+/// The 200 response to an override.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Accepted {
-    /// Which market.
+    /// The market.
     pub market_id: u64,
-    /// Which history.
+    /// The epoch.
     pub epoch: u64,
-    /// The update's number.
+    /// The update's seq.
     pub seq: u64,
-    /// When it was accepted, Unix milliseconds.
+    /// When the publisher accepted it, in Unix milliseconds.
     pub ts: u64,
-    /// Its audit entry.
+    /// The id of its audit entry.
     pub audit_id: String,
-    /// Who has it.
+    /// How durable the update is.
     pub durability: String,
 }
 
@@ -41,21 +41,21 @@ pub struct Accepted {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AuditPage {
-    /// Whose; 0 of all markets.
+    /// The market; 0 for all markets.
     #[serde(default)]
     pub market_id: u64,
-    /// Newest first.
+    /// The newest entry first.
     pub entries: Vec<AuditEntry>,
-    /// Whether there are older ones.
+    /// Whether older entries exist.
     pub has_more: bool,
-    /// Where they go on.
+    /// The `before` of the next page.
     pub before: Option<String>,
 }
 
 /// One entry of the audit.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[expect(missing_docs, reason = "contract, section 5, names them")]
+#[expect(missing_docs, reason = "docs/protocol.md#admin-api describes them")]
 pub struct AuditEntry {
     pub audit_id: String,
     pub market_id: u64,
@@ -70,7 +70,7 @@ pub struct AuditEntry {
 }
 
 impl Admin {
-    /// A client of the admin API at `base` (`http://ADDRESS`), as a trader.
+    /// A trader's client of the admin API at `base` (`http://ADDRESS`).
     #[must_use]
     pub fn new(base: String) -> Self {
         Self::with_token(base, &tokens::admin(Role::Trader))
@@ -82,12 +82,12 @@ impl Admin {
         Self { http: Http::default(), base, authorization: format!("Bearer {token}") }
     }
 
-    /// Publishes `payload` (JSON text), which must be accepted.
+    /// Publishes `payload` (JSON text). Panics unless the publisher accepts it.
     pub async fn publish(&self, market: u64, payload: &str) -> Accepted {
         self.send(&override_body(market, payload)).await.ok()
     }
 
-    /// Publishes `count` updates, one batch for each thousand, each setting the line `win` to its own seq; the market
+    /// Publishes `count` updates in batches of a thousand. Each sets the line `win` to its own seq, so the market
     /// must be at `from`.
     pub async fn publish_many(&self, market: u64, from: u64, count: u64) {
         let seqs: Vec<u64> = (from + 1..=from + count).collect();
@@ -101,7 +101,7 @@ impl Admin {
         }
     }
 
-    /// Publishes one update after the other ([`numbered`], from `*next` on) until `until` is done.
+    /// Publishes one update after the other ([`numbered`], from `*next` on) until `until` completes.
     pub async fn keep_publishing<T>(&self, market: u64, next: &mut u64, until: impl Future<Output = T>) -> T {
         let done = Cell::new(false);
         let waiting = async {
@@ -119,17 +119,17 @@ impl Admin {
         tokio::join!(waiting, publishing).0
     }
 
-    /// Publishes `payload`; `None` when the publisher is gone before it has answered.
+    /// Publishes `payload`. Returns `None` if the connection breaks before the response.
     pub async fn try_publish(&self, market: u64, payload: &str) -> Option<Accepted> {
         Some(self.try_send(&[], &override_body(market, payload)).await?.ok())
     }
 
-    /// [`Self::send_with_key`]; `None` when the publisher is gone before it has answered.
-    pub async fn try_send_with_key(&self, key: &str, body: &str) -> Option<Answer> {
+    /// Like [`Self::send_with_key`], but returns `None` if the connection breaks before the response.
+    pub async fn try_send_with_key(&self, key: &str, body: &str) -> Option<Response> {
         self.try_send(&[("idempotency-key", key)], body).await
     }
 
-    async fn try_send(&self, headers: &[(&str, &str)], body: &str) -> Option<Answer> {
+    async fn try_send(&self, headers: &[(&str, &str)], body: &str) -> Option<Response> {
         let mut all =
             vec![("authorization", self.authorization.as_str()), ("content-type", "application/json")];
         all.extend(headers);
@@ -137,22 +137,22 @@ impl Admin {
     }
 
     /// `POST /admin/odds/override` with this body.
-    pub async fn send(&self, body: &str) -> Answer {
+    pub async fn send(&self, body: &str) -> Response {
         self.post("/admin/odds/override", &[], body).await
     }
 
     /// `POST /admin/odds/override` with this body and `Idempotency-Key`.
-    pub async fn send_with_key(&self, key: &str, body: &str) -> Answer {
+    pub async fn send_with_key(&self, key: &str, body: &str) -> Response {
         self.post("/admin/odds/override", &[("idempotency-key", key)], body).await
     }
 
     /// `POST /admin/odds/batch` with this JSON array.
-    pub async fn batch(&self, body: &str) -> Answer {
+    pub async fn batch(&self, body: &str) -> Response {
         self.post("/admin/odds/batch", &[], body).await
     }
 
-    /// `POST` JSON, or what a `content-type` among `headers` says.
-    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    /// `POST` with these headers; the body is JSON unless a `content-type` is among them.
+    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
         let mut all = vec![("authorization", self.authorization.as_str())];
         if !headers.iter().any(|(name, _)| *name == "content-type") {
             all.push(("content-type", "application/json"));
@@ -162,28 +162,28 @@ impl Admin {
     }
 
     /// `POST /admin/tokens/revoke` with this body.
-    pub async fn revoke(&self, body: &str) -> Answer {
+    pub async fn revoke(&self, body: &str) -> Response {
         self.post("/admin/tokens/revoke", &[], body).await
     }
 
     /// `GET /admin/audit?query`.
-    pub async fn audit(&self, query: &str) -> Answer {
+    pub async fn audit(&self, query: &str) -> Response {
         self.get(&format!("/admin/audit?{query}")).await
     }
 
     /// `GET` a path with its query.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Response {
         self.http.get_with(&format!("{}{path}", self.base), &[("authorization", &self.authorization)]).await
     }
 }
 
-/// The body of an override.
+/// Returns the body of an override.
 #[must_use]
 pub fn override_body(market: u64, payload: &str) -> String {
     format!(r#"{{"marketId":{market},"payload":{payload},"reason":"test"}}"#)
 }
 
-/// A payload that says which seq it has, with a trailing zero that a float would lose.
+/// Returns a payload that contains its seq, with a trailing zero that a float would lose.
 #[must_use]
 pub fn numbered(seq: u64) -> String {
     format!(r#"{{"win":{{"n":{seq}.0}}}}"#)

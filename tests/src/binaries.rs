@@ -1,4 +1,4 @@
-//! The binaries under test, built once per run with the profile of what runs them: the tests, or `swarm`.
+//! The binaries under test, built once per run with the profile of the program that runs them: the tests, or `swarm`.
 
 use std::{
     env,
@@ -7,11 +7,13 @@ use std::{
     sync::OnceLock,
 };
 
-/// Where to take the binaries from instead of building them.
+/// Names a directory to take the binaries from instead of building them.
 pub const BIN_DIR_VARIABLE: &str = "KMARKET_BIN_DIR";
 
-/// How the variables begin in which cargo describes a package to what it runs.
-const OF_THIS_PACKAGE: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+/// Variables with these prefixes describe a package; cargo sets them for the programs it runs.
+const PACKAGE_PREFIXES: [&str; 2] = ["CARGO_MANIFEST_", "CARGO_PKG_"];
+/// rustup's choice of a toolchain, which overrides every `rust-toolchain` file.
+const TOOLCHAIN_VARIABLE: &str = "RUSTUP_TOOLCHAIN";
 
 /// The path of `gateway` or `publisher`.
 #[must_use]
@@ -20,43 +22,23 @@ pub fn path(name: &str) -> PathBuf {
     let given = || env::var_os(BIN_DIR_VARIABLE).map(PathBuf::from);
     let dir = DIR.get_or_init(|| given().map_or_else(build, Ok));
     let path = dir.as_ref().unwrap_or_else(|problem| panic!("{problem}")).join(name);
-    assert!(path.is_file(), "{} is not there", path.display());
+    assert!(path.is_file(), "{} does not exist", path.display());
     path
 }
 
-/// Builds both binaries into the target directory that this binary lies in.
+/// Builds both binaries into the target directory of this binary.
 fn build() -> Result<PathBuf, String> {
     let this = env::current_exe().expect("a binary knows its path");
     let dir = profile_dir(&this).expect("target/PROFILE/swarm or target/PROFILE/deps/it-HASH").to_owned();
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(profile) => profile,
-        None => panic!("{} does not lie in target/PROFILE", this.display()),
+        None => panic!("{} is not in target/PROFILE", this.display()),
     };
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
-    let mut cargo = Command::new(env!("CARGO"));
-    // What the cargo that runs this says of the package is not true of those to be built, and ring is compiled anew, with
-    // all that uses it, whenever it differs from what the last cargo said.
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|name| OF_THIS_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
-            cargo.env_remove(name);
-        }
-    }
-    let output = cargo
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "gateway",
-            "--package",
-            "publisher",
-            "--bins",
-            "--profile",
-            profile,
-        ])
-        .arg("--target-dir")
+    let output = cargo(toolchain())
+        .args(["build", "--quiet", "--package", "gateway", "--package", "publisher", "--bins"])
+        .args(["--profile", profile, "--target-dir"])
         .arg(dir.parent().expect("target/PROFILE"))
-        .current_dir(manifest)
         .output()
         .expect("cargo, which built this test, runs");
     if output.status.success() {
@@ -66,7 +48,32 @@ fn build() -> Result<PathBuf, String> {
     }
 }
 
-/// `target/PROFILE` of a binary, which is there itself or, when it is a test, in `deps`.
+/// The cargo that built this binary, in the workspace's root, with the toolchain that built this binary.
+///
+/// Cargo starts `rustc` in each dependency's own directory. Without the variable, rustup's `rustc` obeys a
+/// `rust-toolchain` file there and looks for a toolchain that is not installed.
+fn cargo(toolchain: Option<String>) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the workspace"));
+    if let Some(toolchain) = toolchain {
+        cargo.env(TOOLCHAIN_VARIABLE, toolchain);
+    }
+    // They describe this package, not those to be built. `ring`, and all that uses it, would be recompiled whenever
+    // they differ from the last build.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| PACKAGE_PREFIXES.iter().any(|prefix| name.starts_with(prefix))) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
+
+/// rustup's name of the toolchain that built this binary; `None` without rustup.
+fn toolchain() -> Option<String> {
+    option_env!("RUSTUP_TOOLCHAIN").map(str::to_owned).or_else(|| env::var(TOOLCHAIN_VARIABLE).ok())
+}
+
+/// The `target/PROFILE` of a binary in it, or of a test in `deps`.
 fn profile_dir(binary: &Path) -> Option<&Path> {
     let dir = binary.parent()?;
     if dir.ends_with("deps") { dir.parent() } else { Some(dir) }
@@ -74,12 +81,27 @@ fn profile_dir(binary: &Path) -> Option<&Path> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
     fn tests_and_the_load_tool_find_the_profile_they_were_built_with() {
         for binary in ["/w/target/release/swarm", "/w/target/release/deps/it-0a1b"] {
             assert_eq!(profile_dir(Path::new(binary)), Some(Path::new("/w/target/release")));
+        }
+    }
+
+    #[test]
+    fn a_nested_cargo_runs_in_the_workspace_with_the_toolchain_that_built_this() {
+        let cargo = cargo(Some("nightly".to_owned()));
+        assert!(cargo.get_current_dir().unwrap().join("Cargo.lock").is_file());
+        let variable =
+            |name: &str| cargo.get_envs().find(|(found, _)| *found == name).map(|(_, value)| value);
+        assert_eq!(variable("RUSTUP_TOOLCHAIN"), Some(Some(OsStr::new("nightly"))));
+        assert!(env::var_os("CARGO_PKG_NAME").is_none() || variable("CARGO_PKG_NAME") == Some(None));
+        if env!("CARGO").contains("/toolchains/") {
+            assert!(toolchain().is_some(), "rustup chose {}", env!("CARGO"));
         }
     }
 }

@@ -12,14 +12,14 @@ use crate::redis::directory;
 const CERTIFICATE: &str = "server.crt";
 const KEY: &str = "server.key";
 
-/// A certificate of 127.0.0.1, and the authority of its own that signed it.
+/// A certificate for 127.0.0.1, and the authority that signed it.
 #[derive(Debug)]
 pub struct Certificates {
     dir: TempDir,
 }
 
 impl Certificates {
-    /// Makes them, with the openssl command.
+    /// Creates both with the `openssl` command.
     #[must_use]
     pub fn make() -> Self {
         let dir = directory();
@@ -31,13 +31,13 @@ impl Certificates {
         Self { dir }
     }
 
-    /// The authority's certificate.
+    /// The file with the authority's certificate.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
         self.file("ca.crt")
     }
 
-    /// Settings of a Redis or a sentinel that speaks TLS only, to clients and to others of its set.
+    /// The settings of a Redis node or a sentinel that speaks only TLS, to clients and to other nodes.
     #[must_use]
     pub fn settings(&self) -> [(&'static str, String); 6] {
         let file = |name: &str| self.file(name).display().to_string();
@@ -51,7 +51,7 @@ impl Certificates {
         ]
     }
 
-    /// The server's certificate and its key.
+    /// The files with the server's certificate and with its key.
     #[must_use]
     pub fn server_files(&self) -> [PathBuf; 2] {
         [self.file(CERTIFICATE), self.file(KEY)]

@@ -1,4 +1,4 @@
-//! A TCP proxy that misbehaves on request, for between the services and Redis, or between clients and gateways.
+//! A TCP proxy that misbehaves on request, between the services and Redis or between clients and gateways.
 
 use std::{
     io::{self, Read, Write},
@@ -10,12 +10,12 @@ use std::{
 
 use crate::redis::{Access, Redis};
 
-/// Bytes forwarded at once.
+/// The most bytes that are forwarded at once.
 const CHUNK: usize = 16 * 1024;
-/// Bytes forwarded at once while it trickles.
+/// The same under [`Weather::Trickle`].
 const DRIP: usize = 7;
 
-/// Forwards what comes to a port of its own; ends with its handle.
+/// A proxy on a port of its own. Dropping the handle stops it.
 #[derive(Debug)]
 pub struct Chaos {
     address: SocketAddr,
@@ -25,31 +25,31 @@ pub struct Chaos {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// The weather is another one, or it is all over.
+    /// Notified when `weather` or `over` changes.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    /// `None`: nobody is let in.
+    /// `None`: every connection is closed at once.
     upstream: Option<SocketAddr>,
     weather: Weather,
-    /// How many replies are still to be cut in the middle.
+    /// How many replies to cut in the middle.
     cuts: usize,
     links: Vec<Arc<Link>>,
     over: bool,
 }
 
-/// What happens to every piece that is forwarded.
+/// How the proxy treats every piece that it forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
-    /// Nothing.
+    /// Forwards it at once.
     Fair,
-    /// It waits this long first.
+    /// Forwards it after this delay.
     Slow(Duration),
-    /// It comes a few bytes at a time, this long apart.
+    /// Forwards a few bytes at a time, with this delay between them.
     Trickle(Duration),
-    /// What the server says waits until the weather is another one; what it is told still reaches it.
+    /// Holds the server's replies until the weather changes. Requests still reach the server.
     Held,
 }
 
@@ -58,30 +58,30 @@ pub enum Weather {
 struct Link {
     client: TcpStream,
     server: TcpStream,
-    /// Nothing is forwarded any more, and nobody is told.
+    /// Half-open: the proxy discards what either side sends.
     swallowed: Mutex<bool>,
 }
 
 impl Chaos {
-    /// Its port on 127.0.0.1.
+    /// The proxy's port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.address.port()
     }
 
-    /// Where it listens.
+    /// The proxy's address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// In front of this Redis, in fair weather.
+    /// Starts a proxy in front of this Redis, in fair weather.
     #[must_use]
     pub fn before(redis: &Redis) -> Self {
         Self::before_address(Some(upstream(redis)))
     }
 
-    /// In front of whatever listens there, in fair weather; `None`: nobody is let in yet.
+    /// Starts a proxy in front of this address, in fair weather. With `None` it closes every connection at once.
     #[must_use]
     pub fn before_address(upstream: Option<SocketAddr>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -94,56 +94,57 @@ impl Chaos {
                 if accepting.lock().over {
                     break;
                 }
-                // A Redis that is down: the client finds its connection closed.
+                // Redis is down: the client's connection closes.
                 let _ = accepting.link(client);
             }
         });
         Self { address, shared }
     }
 
-    /// From now on.
+    /// Changes how the proxy treats what it forwards.
     pub fn set(&self, weather: Weather) {
         self.shared.lock().weather = weather;
         self.shared.changed.notify_all();
     }
 
-    /// Cuts every connection there is now.
+    /// Closes every present connection.
     pub fn cut(&self) {
         for link in std::mem::take(&mut self.shared.lock().links) {
             link.cut();
         }
     }
 
-    /// The next `count` replies end in the middle, and their connection with them.
+    /// Cuts the next `count` replies in the middle, and closes their connections.
     pub fn cut_replies(&self, count: usize) {
         self.shared.lock().cuts = count;
     }
 
-    /// Whether every reply that was to be cut has been.
+    /// Returns true once all replies of [`Self::cut_replies`] have been cut.
     #[must_use]
     pub fn has_cut_replies(&self) -> bool {
         self.shared.lock().cuts == 0
     }
 
-    /// Every connection there is now goes half-open: what is sent on it is accepted and goes nowhere. New ones work.
+    /// Makes every present connection half-open: the proxy accepts what is sent and discards it. New connections
+    /// work.
     pub fn swallow(&self) {
         for link in &self.shared.lock().links {
             *link.swallowed.lock().unwrap_or_else(PoisonError::into_inner) = true;
         }
     }
 
-    /// Cuts every connection and leads new ones to this Redis.
+    /// Closes every connection and directs new ones to this Redis.
     pub fn lead_to(&self, redis: &Redis) {
         self.lead_to_address(Some(upstream(redis)));
     }
 
-    /// Cuts every connection and leads new ones there; `None`: lets nobody in.
+    /// Closes every connection and directs new ones to this address; with `None` it closes them at once.
     pub fn lead_to_address(&self, upstream: Option<SocketAddr>) {
         self.lead_new_to(upstream);
         self.cut();
     }
 
-    /// Leads new connections there; those that there are stay where they are.
+    /// Directs new connections to this address. Present connections stay.
     pub fn lead_new_to(&self, upstream: Option<SocketAddr>) {
         self.shared.lock().upstream = upstream;
     }
@@ -160,7 +161,7 @@ impl Drop for Chaos {
         self.shared.lock().over = true;
         self.shared.changed.notify_all();
         self.cut();
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -186,7 +187,7 @@ impl Shared {
         for is_reply in [false, true] {
             let (shared, link) = (Arc::clone(self), Arc::clone(&link));
             thread::spawn(move || {
-                // An error is the end of the connection, like any other.
+                // An error ends the connection as a close does.
                 let _ = shared.forward(&link, is_reply);
                 link.cut();
                 shared.lock().links.retain(|other| !Arc::ptr_eq(other, &link));
@@ -228,7 +229,7 @@ impl Shared {
         }
     }
 
-    /// Waits while replies are held.
+    /// Waits while replies are held, and returns the weather after that.
     fn weather_for_replies(&self) -> Weather {
         let is_held = |state: &mut State| state.weather == Weather::Held && !state.over;
         self.changed.wait_while(self.lock(), is_held).unwrap_or_else(PoisonError::into_inner).weather
@@ -249,7 +250,7 @@ impl Link {
 
     fn cut(&self) {
         for stream in [&self.client, &self.server] {
-            // Fails when it is closed already.
+            // Fails if it is already closed.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

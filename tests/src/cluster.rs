@@ -7,40 +7,41 @@ use ::redis::{FromRedisValue, RedisResult, Value};
 use crate::{
     acl::Users,
     certificates::Certificates,
-    redis::{Access, Redis, until},
+    redis::{Access, Redis},
     stack::fresh_market,
+    wait::until,
 };
 
-/// Primaries, and replicas: the replica of node `n` is node `n + PRIMARIES`.
+/// How many primaries there are. The replica of node `n` is node `n + PRIMARIES`.
 pub const PRIMARIES: usize = 3;
-/// The slots of each primary at the start.
+/// The slots that each primary starts with.
 const SLOTS: [(u16, u16); PRIMARIES] = [(0, 5460), (5461, 10922), (10923, 16383)];
 
-/// Without full coverage required, the loss of one primary leaves the others' slots in service.
+/// Full coverage is not required, so that the other slots stay in service when a primary is lost.
 const ARGS: &str = "--cluster-enabled yes --cluster-node-timeout 1000 --cluster-require-full-coverage no \
                     --repl-ping-replica-period 1 --repl-timeout 4";
 
-/// Six nodes; killed on drop.
+/// A cluster of six nodes, killed on drop.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Redis>,
 }
 
 impl Cluster {
-    /// Starts one and waits until every node knows it whole.
+    /// Starts a cluster and waits until every node knows all others.
     #[must_use]
     pub fn start() -> Self {
         Self::launch(|args| Redis::in_set(args, None))
     }
 
-    /// Starts one with the users that the project ships.
+    /// Starts a cluster with the users that the project ships.
     #[must_use]
     pub fn with_shipped_users() -> Self {
         let users = Arc::new(Users::make());
         Self::launch(|args| Redis::in_set_with_users(args, &users))
     }
 
-    /// Starts one that speaks TLS only.
+    /// Starts a cluster that speaks only TLS.
     #[must_use]
     pub fn with_tls() -> Self {
         let certificates = Arc::new(Certificates::make());
@@ -77,7 +78,7 @@ impl Cluster {
                 until("the replica follows its primary", || {
                     (node.info("master_link_status")? == "up").then_some(())
                 });
-                // Every node must know it for a replica, or nobody votes for it.
+                // Nodes that do not know it as a replica would not vote for it.
                 let id: String = node.tell("CLUSTER MYID");
                 until("every node knows the replica", || {
                     cluster.nodes.iter().all(|other| knows_as_replica(other, &id)).then_some(())
@@ -87,19 +88,19 @@ impl Cluster {
         cluster
     }
 
-    /// One of the nodes: first the primaries of the start, then their replicas.
+    /// A node: the initial primaries come first, then their replicas.
     #[must_use]
     pub fn node(&self, index: usize) -> &Redis {
         &self.nodes[index]
     }
 
-    /// Kills one of the nodes if it lives and starts it again; it finds out what it is now.
+    /// Restarts a node, which is killed first if it runs. It learns its role from the others.
     pub fn restart(&mut self, index: usize) {
         self.nodes[index].restart();
     }
 
-    /// Puts a proxy before one of the nodes: from now on that is its address, for clients and replicas. Blocks the
-    /// thread.
+    /// Puts a proxy in front of a node. Clients and replicas know the node by the proxy's address from then on.
+    /// Blocks the thread.
     pub fn put_chaos_before(&mut self, index: usize) {
         self.nodes[index].put_behind_chaos("cluster-announce-port");
         let name = format!("127.0.0.1:{}@", self.node(index).named_port());
@@ -109,10 +110,10 @@ impl Cluster {
         });
     }
 
-    /// The node that holds `market` now, as the living ones agree. Blocks the thread.
+    /// Waits until all running nodes agree which node holds `market`, and returns it. Blocks the thread.
     #[must_use]
     pub fn holder_of(&self, market: u64) -> usize {
-        until("the nodes agree who holds the market", || {
+        until("the nodes agree which node holds the market", || {
             let views: Vec<Option<u16>> =
                 self.nodes.iter().filter_map(|node| holder_port(node, market).ok()).collect();
             let port = (*views.first()?)?;
@@ -123,7 +124,7 @@ impl Cluster {
         })
     }
 
-    /// A market that no other test uses, held by this primary of the start.
+    /// A market that no other test uses, in a slot of this initial primary.
     #[must_use]
     pub fn fresh_market_at(&self, primary: usize) -> u64 {
         let (first, last) = SLOTS[primary];
@@ -142,7 +143,7 @@ impl Cluster {
         living.expect("some node lives")
     }
 
-    /// Moves the slot of `market` with all its keys from one living primary to another, as `redis-cli --cluster
+    /// Moves the slot of `market` with all its keys from one running primary to another, as `redis-cli --cluster
     /// reshard` does. Blocks the thread.
     pub fn move_slot_of(&self, market: u64, from: usize, to: usize) {
         let slot = self.slot_of(market);
@@ -181,7 +182,7 @@ fn knows_as_replica(node: &Redis, id: &str) -> bool {
     nodes.lines().any(|line| line.starts_with(id) && line.contains("slave") && !line.contains("fail"))
 }
 
-/// The port of the primary that `node` believes to hold `market`.
+/// The port of the primary that holds `market`, according to `node`.
 fn holder_port(node: &Redis, market: u64) -> RedisResult<Option<u16>> {
     let slot: u16 = node.ask(&format!("CLUSTER KEYSLOT odds:log:{{{market}}}"))?;
     let rows: Vec<Vec<Value>> = node.ask("CLUSTER SLOTS")?;

@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector: takes traces over HTTP and keeps them.
+//! An OpenTelemetry collector that keeps the traces that it receives over HTTP.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::wait::eventually;
 
-/// A collector on a port of its own, until it is dropped.
+/// A collector on a port of its own. Dropping it stops it.
 #[derive(Debug)]
 pub struct Collector {
     port: u16,
@@ -36,46 +36,46 @@ struct Received {
     bodies: Vec<Bytes>,
 }
 
-/// A span, as it was received.
+/// A span, as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Which service sent it.
+    /// The service that sent it.
     pub service: String,
-    /// Its trace's id, hexadecimal.
+    /// The id of its trace, in hexadecimal.
     pub trace: String,
-    /// Its own.
+    /// Its own id, in hexadecimal.
     pub id: String,
-    /// Its parent's; empty when it has none.
+    /// The id of its parent span; empty without a parent.
     pub parent: String,
-    /// What it is.
+    /// The span's name.
     pub name: String,
-    /// What is known of it.
+    /// The span's attributes.
     pub attributes: BTreeMap<String, String>,
-    /// When it began and ended, Unix nanoseconds.
+    /// When it began and when it ended, in Unix nanoseconds.
     pub time_ns: (u64, u64),
-    /// It says that what it stands for went wrong.
+    /// Whether its status is an error.
     pub failed: bool,
 }
 
 impl Collector {
-    /// One on a free port.
+    /// Starts a collector on a free port.
     pub async fn start() -> Self {
         Self::at(0).await
     }
 
-    /// One on this port.
+    /// Starts a collector on this port.
     pub async fn at(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port to collect traces on");
         let port = listener.local_addr().expect("it is bound").port();
         let received = Arc::<Mutex<Received>>::default();
         let routes = Router::new().route("/v1/traces", post(take)).with_state(Arc::clone(&received));
         let serving = tokio::spawn(async move {
-            axum::serve(listener, routes).await.expect("it serves for as long as it is wanted");
+            axum::serve(listener, routes).await.expect("serving does not fail");
         });
         Self { port, received, serving }
     }
 
-    /// What `OTLP_ENDPOINT` has to be.
+    /// The value of `OTLP_ENDPOINT` for this collector.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
@@ -87,7 +87,7 @@ impl Collector {
         lock(&self.received).spans.clone()
     }
 
-    /// Waits until the trace has as many spans of these names, and gives them in the order of the names.
+    /// Waits until the trace has a span for each of these names, and returns them in this order.
     pub async fn trace<const N: usize>(&self, trace: &str, names: [&str; N]) -> [Span; N] {
         eventually(&format!("the spans {names:?} of {trace}"), async || {
             let mut spans = self.spans();
@@ -102,7 +102,7 @@ impl Collector {
         .await
     }
 
-    /// Everything received, as text, as far as it is some.
+    /// Everything received so far, as text.
     #[must_use]
     pub fn said(&self) -> String {
         lock(&self.received).bodies.iter().map(|body| String::from_utf8_lossy(body).into_owned()).collect()
@@ -121,7 +121,8 @@ async fn take(State(received): State<Arc<Mutex<Received>>>, headers: HeaderMap, 
     let mut received = lock(&received);
     received.bodies.push(body);
     for of_resource in request.resource_spans {
-        let resource = attributes(of_resource.resource.expect("who sends").attributes);
+        let resource =
+            attributes(of_resource.resource.expect("a resource with the service's name").attributes);
         for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             received.spans.push(read(resource["service.name"].clone(), span));
         }

@@ -1,4 +1,4 @@
-//! What Redis was asked, as it counts it itself.
+//! The commands that Redis has executed, by its own count.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::redis::Redis;
 
-/// How often Redis was asked what.
+/// The calls of each command.
 #[derive(Debug, Default, Clone, Serialize)]
 #[serde(transparent)]
 pub struct Commands(BTreeMap<String, Calls>);
@@ -15,22 +15,22 @@ pub struct Commands(BTreeMap<String, Calls>);
 /// Calls of one command.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Calls {
-    /// How many.
+    /// The number of calls.
     pub calls: u64,
-    /// How long they took Redis, without reading them and writing their answers.
+    /// How long Redis took to execute them, in microseconds; reading commands and writing replies are not included.
     pub usec: u64,
 }
 
 impl Commands {
-    /// All since Redis started. Blocks the thread.
+    /// All commands since Redis started. Blocks the thread.
     ///
     /// # Errors
-    /// When Redis does not answer.
+    /// When Redis does not reply.
     pub fn so_far(redis: &Redis) -> RedisResult<Self> {
         Ok(Self::parse(&redis.ask::<String>("INFO commandstats")?))
     }
 
-    /// Those since `earlier`.
+    /// The commands since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let since = |(name, now): (&String, &Calls)| {
@@ -40,7 +40,7 @@ impl Commands {
         Self(self.0.iter().map(since).filter(|(_, calls)| calls.calls > 0).collect())
     }
 
-    /// Calls of one command, by its name in small letters.
+    /// Calls of one command, by its name in lower case.
     #[must_use]
     pub fn of(&self, name: &str) -> Calls {
         self.0.get(name).copied().unwrap_or_default()

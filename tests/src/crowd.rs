@@ -1,4 +1,4 @@
-//! Very many clients, each of which follows a market wherever pods take it.
+//! Very many clients. Each follows a market across reconnects to any pod.
 
 use std::{
     collections::BTreeMap,
@@ -21,33 +21,34 @@ use crate::{
     wait::within,
 };
 
-/// Handshakes at once.
+/// Handshakes at the same time.
 const IN_FLIGHT: usize = 200;
-/// Before a client that no pod took asks again.
+/// How long a refused client waits before it tries again.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// Clients that run, and do what the contract asks of a client when they are sent away. Each panics at a hole, a
-/// duplicate, a reordering or a snapshot: nothing is lost behind them.
+/// Running clients that reconnect as docs/protocol.md#how-to-write-a-client asks. Each panics at a hole, a duplicate,
+/// a reordering or a snapshot, since no history is lost behind them.
 #[derive(Debug)]
 pub struct Crowd {
     shared: Arc<Shared>,
     clients: JoinSet<Story>,
     subscribed: mpsc::UnboundedReceiver<()>,
-    tops: watch::Sender<Option<BTreeMap<u64, u64>>>,
+    /// By market, the latest seq, at which clients end.
+    ends: watch::Sender<Option<BTreeMap<u64, u64>>>,
 }
 
-/// What became of a client.
+/// What a client has been through.
 #[derive(Clone, Debug, Default)]
 pub struct Story {
-    /// What it was told each time that it was sent away.
+    /// Every `bye` that it received.
     pub byes: Vec<Bye>,
-    /// How often it was refused.
+    /// How often a pod refused its handshake.
     pub refusals: usize,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// Where the balancer sends clients.
+    /// The pods to which the balancer sends clients.
     pods: Mutex<Vec<SocketAddr>>,
     handshakes: Semaphore,
     subscribed: mpsc::UnboundedSender<()>,
@@ -56,7 +57,7 @@ struct Shared {
 struct Client {
     shared: Arc<Shared>,
     token: String,
-    /// Whose turn it is.
+    /// Counts attempts; chooses the next pod.
     turn: usize,
     market: u64,
     position: Option<AckPosition>,
@@ -64,11 +65,11 @@ struct Client {
 }
 
 impl Crowd {
-    /// Starts `count` clients, each on one of `markets`, all of which have been published; returns when all are
-    /// subscribed at one of `pods`.
+    /// Starts `count` clients, each on one of `markets`, and waits until all are subscribed at one of `pods`. Every
+    /// market must have an update.
     pub async fn start(count: usize, markets: &[u64], pods: &[SocketAddr]) -> Self {
         let (sender, subscribed) = mpsc::unbounded_channel();
-        let (tops, reach) = watch::channel(None);
+        let (ends, latest) = watch::channel(None);
         let shared = Arc::new(Shared {
             pods: Mutex::new(pods.to_vec()),
             handshakes: Semaphore::new(IN_FLIGHT),
@@ -84,14 +85,14 @@ impl Crowd {
                 position: None,
                 story: Story::default(),
             };
-            clients.spawn(client.live(reach.clone()));
+            clients.spawn(client.live(latest.clone()));
         }
-        let mut crowd = Self { shared, clients, subscribed, tops };
+        let mut crowd = Self { shared, clients, subscribed, ends };
         crowd.expect_subscribed(count).await;
         crowd
     }
 
-    /// Sends those who come from now on to these pods.
+    /// Sends clients that connect from now on to these pods.
     pub fn send_to(&self, pods: &[SocketAddr]) {
         pods.clone_into(&mut self.shared.pods());
     }
@@ -107,9 +108,9 @@ impl Crowd {
         }
     }
 
-    /// Waits until each has its market's update with this number, and nothing beyond it, and goes.
-    pub async fn leave_at(mut self, tops: BTreeMap<u64, u64>) -> Vec<Story> {
-        self.tops.send_replace(Some(tops));
+    /// Waits until each client has its market's latest seq, and ends the clients. Panics if one gets a later seq.
+    pub async fn leave_at(mut self, latest: BTreeMap<u64, u64>) -> Vec<Story> {
+        self.ends.send_replace(Some(latest));
         let mut stories = Vec::new();
         while let Some(ended) = within("another client's last update", self.clients.join_next()).await {
             stories.push(ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
@@ -125,15 +126,15 @@ impl Shared {
 }
 
 impl Client {
-    async fn live(mut self, mut tops: watch::Receiver<Option<BTreeMap<u64, u64>>>) -> Story {
+    async fn live(mut self, mut latest: watch::Receiver<Option<BTreeMap<u64, u64>>>) -> Story {
         loop {
             let mut socket = self.connect().await;
             if !self.subscribe(&mut socket).await {
                 continue;
             }
-            // A client's patience has no end here: what must not fail to come is waited for by the crowd.
+            // No deadline here: the crowd waits with one.
             let bye = loop {
-                if self.has_all(tops.borrow().as_ref()) {
+                if self.has_all(latest.borrow().as_ref()) {
                     return self.story;
                 }
                 tokio::select! {
@@ -143,7 +144,7 @@ impl Client {
                         None => break None,
                         other => panic!("updates only, not {other:?}"),
                     },
-                    changed = tops.changed() => changed.expect("the crowd lasts longer"),
+                    changed = latest.changed() => changed.expect("the crowd lasts longer"),
                 }
             };
             if let Some(bye) = bye {
@@ -165,8 +166,8 @@ impl Client {
             };
             match RawSocket::try_connect(pod, &self.token).await {
                 Ok(socket) => return socket,
-                Err(answer) => {
-                    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503 "), "{answer}");
+                Err(response) => {
+                    assert!(response.is_empty() || response.starts_with("HTTP/1.1 503 "), "{response}");
                     self.turn += 1;
                     self.story.refusals += 1;
                 }
@@ -175,7 +176,7 @@ impl Client {
         }
     }
 
-    /// Whether the pod was there for it.
+    /// Returns false if the pod closed the connection instead.
     async fn subscribe(&mut self, socket: &mut RawSocket) -> bool {
         let market = self.market;
         let request = match &self.position {
@@ -191,15 +192,15 @@ impl Client {
             other => panic!("an ack, not {other:?}"),
         };
         assert!(ack.ok, "{ack:?}");
-        let top = ack.position(market);
+        let latest = ack.position(market);
         match self.position {
-            None => self.position = Some(top),
+            None => self.position = Some(latest),
             Some(here) => assert!(
-                top.recovered == Some(true) && top.epoch == here.epoch && top.seq >= here.seq,
-                "{top:?} after {here:?}"
+                latest.recovered == Some(true) && latest.epoch == here.epoch && latest.seq >= here.seq,
+                "{latest:?} after {here:?}"
             ),
         }
-        // Nobody listens any more once all is over.
+        // Fails once the crowd has ended.
         let _ = self.shared.subscribed.send(());
         true
     }
@@ -210,9 +211,9 @@ impl Client {
         here.seq = seq;
     }
 
-    fn has_all(&self, tops: Option<&BTreeMap<u64, u64>>) -> bool {
-        let (Some(tops), Some(here)) = (tops, self.position) else { return false };
-        assert!(here.seq <= tops[&self.market], "nothing beyond what was published");
-        here.seq == tops[&self.market]
+    fn has_all(&self, latest: Option<&BTreeMap<u64, u64>>) -> bool {
+        let (Some(latest), Some(here)) = (latest, self.position) else { return false };
+        assert!(here.seq <= latest[&self.market], "nothing beyond what was published");
+        here.seq == latest[&self.market]
     }
 }

@@ -1,4 +1,4 @@
-//! A desk that does not give up.
+//! A trading desk that retries until its overrides are accepted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +13,14 @@ use crate::{
     wait::{eventually, within},
 };
 
-/// Between two attempts.
+/// The pause between two attempts.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// Sends overrides with an idempotency key each until they are accepted, and remembers what was.
+/// Sends overrides, each with an idempotency key, until they are accepted, and remembers them.
 #[derive(Debug)]
 pub struct Desk {
     admins: Vec<Admin>,
-    /// Whose turn it is.
+    /// Counts attempts; chooses the next publisher.
     turn: usize,
     sent: u64,
     accepted: Vec<(u64, (u64, u64), String)>,
@@ -28,25 +28,25 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// At this publisher; the only desk of its markets.
+    /// A desk at this publisher. It must be the only one that overrides its markets.
     #[must_use]
     pub fn new(admin: Admin) -> Self {
         Self::at(vec![admin])
     }
 
-    /// At these publishers in turn.
+    /// A desk at these publishers in turn.
     #[must_use]
     pub fn at(admins: Vec<Admin>) -> Self {
         Self { admins, turn: 0, sent: 0, accepted: Vec::new(), last: BTreeMap::new() }
     }
 
-    /// Publishes an update of its own kind. The market's seq goes up by one, come what may; when history was lost, to
-    /// above all that was accepted.
+    /// Publishes the next update. Panics unless the market's seq goes up by one, or, if history was lost, above every
+    /// accepted seq.
     pub async fn publish(&mut self, market: u64) -> Accepted {
         within("an accepted override", self.persist(market)).await
     }
 
-    /// The same, however long it takes.
+    /// Like [`Self::publish`], but without a deadline.
     pub async fn persist(&mut self, market: u64) -> Accepted {
         self.sent += 1;
         let (key, payload) = (format!("desk-{}", self.sent), numbered(self.sent));
@@ -54,8 +54,8 @@ impl Desk {
         let accepted: Accepted = loop {
             self.turn = (self.turn + 1) % self.admins.len();
             match self.admins[self.turn].try_send_with_key(&key, &body).await {
-                Some(answer) if answer.status == 200 => break answer.ok(),
-                Some(answer) => assert_eq!(answer.status, 503, "{answer:?}"),
+                Some(response) if response.status == 200 => break response.ok(),
+                Some(response) => assert_eq!(response.status, 503, "{response:?}"),
                 None => {}
             }
             sleep(AGAIN_AFTER).await;
@@ -69,29 +69,29 @@ impl Desk {
         accepted
     }
 
-    /// The last override again, with the same key: the first answer again, and nothing is appended.
+    /// Sends the last override again with the same key. Panics unless the response is the first one again.
     pub async fn expect_last_is_replayed(&mut self, market: u64) {
         let (key, body) = (format!("desk-{}", self.sent), override_body(market, &numbered(self.sent)));
         for admin in &self.admins {
-            let answer = eventually("the first answer", async || {
-                let answer = admin.try_send_with_key(&key, &body).await?;
-                (answer.status != 503).then_some(answer)
+            let response = eventually("the first response", async || {
+                let response = admin.try_send_with_key(&key, &body).await?;
+                (response.status != 503).then_some(response)
             })
             .await;
-            assert_eq!(answer.header("idempotent-replayed"), Some("true"), "{answer:?}");
-            let accepted: Accepted = answer.ok();
+            assert_eq!(response.header("idempotent-replayed"), Some("true"), "{response:?}");
+            let accepted: Accepted = response.ok();
             assert_eq!((accepted.epoch, accepted.seq), self.last[&market]);
         }
     }
 
-    /// Publishes `count` updates, one after the other.
+    /// Publishes `count` updates one after the other.
     pub async fn publish_many(&mut self, market: u64, count: usize) {
         for _ in 0..count {
             self.publish(market).await;
         }
     }
 
-    /// Panics unless the market's log has everything that was accepted in this epoch and later ones, and nothing twice.
+    /// Panics unless the market's log has every update that was accepted in this or a later epoch, exactly once.
     /// Blocks the thread.
     pub fn expect_all_in(&self, redis: &Redis, market: u64, epoch: u64) {
         let log: Vec<(String, BTreeMap<String, String>)> =
@@ -107,13 +107,13 @@ impl Desk {
         }
     }
 
-    /// Market, epoch and seq, and payload of all that was accepted.
+    /// Every accepted update: its market, its epoch and seq, and its payload.
     #[must_use]
     pub fn accepted(&self) -> &[(u64, (u64, u64), String)] {
         &self.accepted
     }
 
-    /// Epoch and seq of each market's last update.
+    /// The epoch and seq of each market's last accepted update.
     #[must_use]
     pub fn last(&self) -> &BTreeMap<u64, (u64, u64)> {
         &self.last

@@ -1,4 +1,4 @@
-//! The client already in the field, as the contract's **field** marks describe it.
+//! The client already in the field, as described by what docs/protocol.md marks **field**.
 
 use std::net::SocketAddr;
 
@@ -11,12 +11,12 @@ use crate::{
     socket::Socket,
 };
 
-/// How many updates it asks for at once.
+/// How many updates one request asks for.
 const FETCH_LIMIT: usize = 200;
 
-/// A client that on open sends only `resume` with its offsets, applies `seq == last + 1`, ignores lower ones, and on a
-/// higher one fetches `updates?since_seq=last&limit=200`, applies them and continues from `toSeq`. It knows nothing of
-/// `snapshot`, `epoch`, `ack` or `bye`.
+/// A client that sends only `resume` with its offsets. It applies an update with `seq == last + 1` and ignores lower
+/// ones. On a higher seq it fetches `updates?since_seq=last&limit=200`, applies them and continues from `toSeq`. It
+/// ignores `snapshot`, `epoch`, `ack` and `bye`.
 #[derive(Debug)]
 pub struct FieldClient {
     token: String,
@@ -30,14 +30,14 @@ pub struct FieldClient {
 }
 
 impl FieldClient {
-    /// A client that has seen nothing of `market` yet.
+    /// A client without any update of `market` yet.
     #[must_use]
     pub fn new(token: String, market: u64) -> Self {
         let (http, lines) = (Http::default(), Lines::default());
         Self { token, market, last: 0, lines, applied: Vec::new(), fetches: 0, http, connection: None }
     }
 
-    /// Opens a connection to this gateway in place of the one it had, which just vanishes.
+    /// Opens a connection to this gateway. The former connection is dropped without a close frame.
     pub async fn connect(&mut self, gateway: SocketAddr) {
         self.connection = None;
         let mut socket = Socket::connect(gateway, &self.token).await;
@@ -46,7 +46,7 @@ impl FieldClient {
         self.connection = Some((gateway, socket));
     }
 
-    /// Handles what comes until it has applied `seq` or something after it.
+    /// Handles messages until it has applied `seq` or a later update.
     pub async fn reach(&mut self, seq: u64) {
         while self.last < seq {
             let (gateway, socket) = self.connection.as_mut().expect("connected");
@@ -57,25 +57,25 @@ impl FieldClient {
         }
     }
 
-    /// The seq it has come to.
+    /// The seq of the last update that it has applied.
     #[must_use]
     pub const fn last(&self) -> u64 {
         self.last
     }
 
-    /// What its user sees.
+    /// The lines that its user sees.
     #[must_use]
     pub const fn lines(&self) -> &Lines {
         &self.lines
     }
 
-    /// Everything it applied, in the order it did.
+    /// Every update that it has applied, in order.
     #[must_use]
     pub fn applied(&self) -> &[Update] {
         &self.applied
     }
 
-    /// How often it had to fetch what it had missed.
+    /// How often it fetched missed updates.
     #[must_use]
     pub const fn fetches(&self) -> usize {
         self.fetches
@@ -92,7 +92,7 @@ impl FieldClient {
     }
 
     async fn fetch(&mut self, gateway: SocketAddr) {
-        /// All that it looks at.
+        /// The members that it reads.
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Missed {

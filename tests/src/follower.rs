@@ -1,4 +1,4 @@
-//! A client that holds the gateway to rule 1 (contract, section 3) whatever happens behind it.
+//! A client that holds the gateway to docs/protocol.md#rules, rule 1, whatever happens behind it.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -13,36 +13,36 @@ use crate::{
     wait::within,
 };
 
-/// Follows some markets on one connection, adds their state up, and panics at a hole, a duplicate or a reordering.
+/// Follows markets on one connection and adds up their state. Panics at a hole, a duplicate or a reordering.
 #[derive(Debug)]
 pub struct Follower {
     user: u64,
     socket: Socket,
     known: BTreeMap<u64, Known>,
     statuses: Vec<Status>,
-    /// As this connection was told.
+    /// The last `status` of this connection.
     stale: bool,
-    /// Redis may be without what it had: until it is published again, less is the truth.
+    /// Redis may have lost updates, so that a reset may lead back.
     less_is_true: bool,
 }
 
 /// What a [`Follower`] knows of a market.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// Which history.
+    /// The epoch.
     pub epoch: u64,
-    /// The last update in it.
+    /// The seq of the last update.
     pub seq: u64,
     /// Every line as last set.
     pub lines: Lines,
-    /// Payload of every update that came, by epoch and seq.
+    /// The payload of every received update, by epoch and seq.
     pub updates: BTreeMap<(u64, u64), String>,
-    /// Snapshots that said that history was lost.
+    /// How many snapshots had `reset`.
     pub resets: usize,
 }
 
 impl Follower {
-    /// Subscribes to `markets`, snapshot first.
+    /// Subscribes to `markets` with snapshots, and waits for them.
     pub async fn start(gateway: SocketAddr, markets: &[u64]) -> Self {
         let user = fresh_user();
         let mut socket = Socket::connect(gateway, &tokens::for_user(user)).await;
@@ -67,12 +67,12 @@ impl Follower {
         follower
     }
 
-    /// Vanishes, and resumes at this gateway.
+    /// Drops the connection and resumes at this gateway.
     pub async fn resume(&mut self, gateway: SocketAddr) {
         assert!(self.try_resume(gateway).await, "the resume is acknowledged");
     }
 
-    /// The same; whether the gateway was there for it.
+    /// Like [`Self::resume`], but returns false if the gateway is gone.
     pub async fn try_resume(&mut self, gateway: SocketAddr) -> bool {
         let offset = |(market, Known { epoch, seq, .. }): (&u64, &Known)| {
             format!(r#""{market}":{{"epoch":{epoch},"seq":{seq}}}"#)
@@ -103,18 +103,18 @@ impl Follower {
         true
     }
 
-    /// From now on Redis may have lost updates: until they are published again, a reset may lead back. Or it may not.
+    /// Allows resets that lead back, since Redis may have lost updates; `false` ends that.
     pub fn expect_loss(&mut self, expected: bool) {
         self.less_is_true = expected;
     }
 
-    /// Takes what comes until it has this update of the market, or a later one.
+    /// Takes messages until it has this update of the market or a later one.
     pub async fn reach(&mut self, market: u64, (epoch, seq): (u64, u64)) {
         let is_before = |known: &Known| known.seq < seq || (known.epoch != 0 && known.epoch < epoch);
         while is_before(self.known(market)) {
             self.take_next(&format!("{epoch}-{seq} of market {market}")).await;
         }
-        // The first update of a market says nothing of its epoch.
+        // The first update of a market does not contain its epoch.
         let known = self.known.get_mut(&market).expect("only what was subscribed to");
         if known.epoch == 0 {
             known.epoch = epoch;
@@ -125,7 +125,7 @@ impl Follower {
         }
     }
 
-    /// Takes what comes until it has everything that was accepted at this desk, and that it is just that.
+    /// Takes messages until it has every update that this desk published. Panics if a payload differs.
     pub async fn reach_all_of(&mut self, desk: &Desk) {
         for (&market, last) in desk.last() {
             if self.known.contains_key(&market) {
@@ -138,7 +138,7 @@ impl Follower {
         }
     }
 
-    /// Takes what comes until the gateway says whether its prices are stale.
+    /// Takes messages until the next `status`.
     pub async fn status(&mut self) -> Status {
         let before = self.statuses.len();
         while self.statuses.len() == before {
@@ -147,19 +147,19 @@ impl Follower {
         self.statuses[before].clone()
     }
 
-    /// What it knows of a market.
+    /// What the follower knows of a market.
     #[must_use]
     pub fn known(&self, market: u64) -> &Known {
         &self.known[&market]
     }
 
-    /// Every status that came.
+    /// Every `status` received.
     #[must_use]
     pub fn statuses(&self) -> &[Status] {
         &self.statuses
     }
 
-    /// Panics unless its state of the market is the one in Redis. Blocks the thread.
+    /// Panics unless its state of the market equals the state in Redis. Blocks the thread.
     pub fn expect_as_in(&self, redis: &Redis, market: u64) {
         let known = self.known(market);
         let state: BTreeMap<String, String> = redis.tell(&format!("HGETALL odds:state:{{{market}}}"));
@@ -175,12 +175,12 @@ impl Follower {
         }
     }
 
-    /// The next message, heartbeats passed over, on the way to `what`.
+    /// Takes the next message that is not a heartbeat, on the way to `what`.
     async fn take_next(&mut self, what: &str) {
         assert!(within(what, self.try_take_next()).await, "{what}: the connection stays open");
     }
 
-    /// Takes the next message, heartbeats passed over; `false` once the connection has ended.
+    /// Takes the next message that is not a heartbeat. Returns false once the connection has ended.
     pub async fn try_take_next(&mut self) -> bool {
         match self.socket.recv_patiently().await {
             Some(Message::Update(update)) => self.take_update(&update),

@@ -1,4 +1,4 @@
-//! An HTTP client that keeps answers as text.
+//! An HTTP client that reads responses as text.
 
 use reqwest::{Client, RequestBuilder, header::HeaderMap};
 use serde::de::DeserializeOwned;
@@ -12,9 +12,9 @@ pub struct Http {
     client: Client,
 }
 
-/// An answer, whole.
+/// A response with its whole body.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Response {
     /// Status code.
     pub status: u16,
     /// Headers.
@@ -34,37 +34,37 @@ impl Default for Http {
 
 impl Http {
     /// `GET url`.
-    pub async fn get(&self, url: &str) -> Answer {
+    pub async fn get(&self, url: &str) -> Response {
         self.get_with(url, &[]).await
     }
 
     /// `GET url` with headers.
-    pub async fn get_with(&self, url: &str, headers: Headers<'_>) -> Answer {
+    pub async fn get_with(&self, url: &str, headers: Headers<'_>) -> Response {
         send(self.client.get(url), headers).await
     }
 
     /// `POST url` with a JSON body.
-    pub async fn post(&self, url: &str, body: &str) -> Answer {
+    pub async fn post(&self, url: &str, body: &str) -> Response {
         self.post_with(url, &[("content-type", "application/json")], body).await
     }
 
-    /// `POST url` with headers, which say what the body is.
-    pub async fn post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Answer {
+    /// `POST url` with headers, which name the body's type.
+    pub async fn post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Response {
         send(self.client.post(url).body(body.to_owned()), headers).await
     }
 
-    /// [`Self::post_with`]; `None` when the connection is refused or breaks.
-    pub async fn try_post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Option<Answer> {
+    /// Like [`Self::post_with`], but returns `None` when the connection is refused or breaks.
+    pub async fn try_post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Option<Response> {
         try_send(self.client.post(url).body(body.to_owned()), headers).await.ok()
     }
 
     /// `OPTIONS url` with headers.
-    pub async fn options_with(&self, url: &str, headers: Headers<'_>) -> Answer {
+    pub async fn options_with(&self, url: &str, headers: Headers<'_>) -> Response {
         send(self.client.request(reqwest::Method::OPTIONS, url), headers).await
     }
 
-    /// A WebSocket handshake with these headers besides the necessary ones, for its refusal.
-    pub async fn handshake(&self, url: &str, headers: Headers<'_>) -> Answer {
+    /// A WebSocket handshake with these headers besides the required ones, for a refusal.
+    pub async fn handshake(&self, url: &str, headers: Headers<'_>) -> Response {
         let request = self
             .client
             .get(url)
@@ -76,21 +76,21 @@ impl Http {
     }
 }
 
-impl Answer {
-    /// The body in its contract's shape.
+impl Response {
+    /// Parses the body; panics if it has another shape.
     #[must_use]
     pub fn json<T: DeserializeOwned>(&self) -> T {
         message::parse(&self.text)
     }
 
-    /// The body of an answer that must be 200.
+    /// Parses the body; panics unless the status is 200.
     #[must_use]
     pub fn ok<T: DeserializeOwned>(&self) -> T {
         assert_eq!(self.status, 200, "{}", self.text);
         self.json()
     }
 
-    /// Panics unless this is an error answer with this status and code; its message for people.
+    /// Panics unless this is an error with this status and code. Returns its message.
     #[expect(clippy::must_use_candidate, reason = "most tests are content with the code")]
     pub fn expect_error(&self, status: u16, code: &str) -> String {
         assert_eq!(self.status, status, "{}", self.text);
@@ -107,21 +107,21 @@ impl Answer {
     }
 }
 
-async fn send(request: RequestBuilder, headers: Headers<'_>) -> Answer {
-    try_send(request, headers).await.unwrap_or_else(|error| panic!("no answer: {error:?}"))
+async fn send(request: RequestBuilder, headers: Headers<'_>) -> Response {
+    try_send(request, headers).await.unwrap_or_else(|error| panic!("no response: {error:?}"))
 }
 
-async fn try_send(request: RequestBuilder, headers: Headers<'_>) -> reqwest::Result<Answer> {
+async fn try_send(request: RequestBuilder, headers: Headers<'_>) -> reqwest::Result<Response> {
     let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    within("an answer", async {
+    within("a response", async {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        // 101 has no body: what follows is a WebSocket, which is dropped here.
+        // A 101 has no body. The WebSocket that follows is dropped here.
         let text = match status {
             101 => String::new(),
             _ => response.text().await?,
         };
-        Ok(Answer { status, headers, text })
+        Ok(Response { status, headers, text })
     })
     .await
 }

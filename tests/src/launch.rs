@@ -2,16 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    env,
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    env, io,
+    net::SocketAddr,
+    panic::resume_unwind,
     path::Path,
     process::{Command, ExitStatus},
     thread,
-    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+use tokio::runtime::Builder;
 
 use crate::{
     acl, binaries,
@@ -19,10 +19,10 @@ use crate::{
     process::{Process, Stream},
     redis::Access,
     tokens::{ADMIN_JWT_SECRET, JWT_SECRET},
-    wait::{DEADLINE, eventually},
+    wait::eventually,
 };
 
-/// How a service will be started: its environment (contract, section 7) and arguments.
+/// How a service will be started: its environment (README.md#configuration) and arguments.
 #[derive(Clone, Debug)]
 pub struct Launch {
     program: &'static str,
@@ -33,18 +33,18 @@ pub struct Launch {
 /// A running gateway or publisher.
 #[derive(Debug)]
 pub struct Service {
-    /// Its process: log and signals.
+    /// The process, for its log and for signals.
     pub process: Process,
-    /// Where `LISTEN` ended up.
+    /// The address of its own listener (`LISTEN`).
     pub api: SocketAddr,
-    /// Where `OPS_LISTEN` ended up.
+    /// The address of its listener for operations (`OPS_LISTEN`).
     pub ops: SocketAddr,
 }
 
 /// A command that ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// How.
+    /// Its exit status.
     pub status: ExitStatus,
     /// Its standard output.
     pub out: String,
@@ -53,13 +53,13 @@ pub struct Finished {
 }
 
 impl Launch {
-    /// A gateway on this Redis, with the limits that get in the way of tests off.
+    /// A gateway on this Redis, without the rate limits that hinder tests.
     #[must_use]
     pub fn gateway(redis: impl Into<Access>) -> Self {
         Self::embedded().on(&redis.into()).env("JWT_SECRET", JWT_SECRET)
     }
 
-    /// A gateway without Redis: the whole system in one process.
+    /// A gateway without Redis, which is the whole system in one process.
     #[must_use]
     pub fn embedded() -> Self {
         Self::new("gateway").env("HANDSHAKE_RATE_LIMIT", "0").env("TOKEN_RATE_LIMIT", "0").env("WORKERS", "2")
@@ -81,7 +81,7 @@ impl Launch {
     }
 
     fn new(program: &'static str) -> Self {
-        // Nothing of the developer's own environment reaches the services, except what a process needs to run.
+        // Of the developer's environment, only what a process needs to run reaches the services.
         let path = env::var("PATH").unwrap_or_default();
         Self { program, env: BTreeMap::new(), args: Vec::new() }
             .env("PATH", &path)
@@ -122,7 +122,20 @@ impl Launch {
     #[must_use]
     pub fn start(self) -> Service {
         let service = self.start_unready();
-        service.wait_until_ready();
+        // In a thread of its own, since the caller may be inside a runtime.
+        let ready = thread::scope(|scope| {
+            let wait = || {
+                Builder::new_current_thread().enable_all().build()?.block_on(async {
+                    service.expect_readiness(200).await;
+                    io::Result::Ok(())
+                })
+            };
+            scope.spawn(wait).join()
+        });
+        match ready {
+            Ok(ready) => ready.expect("a runtime"),
+            Err(panic) => resume_unwind(panic),
+        }
         service
     }
 
@@ -137,7 +150,7 @@ impl Launch {
         Service { process, api, ops }
     }
 
-    /// Starts a command that ends by itself, and waits for that.
+    /// Starts a command and waits until it ends by itself.
     #[must_use]
     pub fn run(self) -> Finished {
         let process = self.spawn();
@@ -145,7 +158,7 @@ impl Launch {
         Finished { status, out: process.said(Stream::Out), err: process.said(Stream::Err) }
     }
 
-    /// Starts it without waiting for anything.
+    /// Starts a process without waiting for anything.
     #[must_use]
     pub fn spawn(self) -> Process {
         let mut command = Command::new(binaries::path(self.program));
@@ -155,35 +168,10 @@ impl Launch {
 }
 
 impl Service {
-    /// Asks `/readyz` until it says 200. Blocks the thread.
-    fn wait_until_ready(&self) {
-        let deadline = Instant::now() + DEADLINE;
-        while !self.is_ready() {
-            assert!(
-                Instant::now() < deadline,
-                "readiness: not within {DEADLINE:?}\n{}",
-                self.process.last_lines()
-            );
-            thread::park_timeout(Duration::from_millis(5));
-        }
-    }
-
-    /// Waits until `/readyz` answers with this status.
+    /// Waits until `/readyz` responds with this status.
     pub async fn expect_readiness(&self, status: u16) {
         let (http, url) = (Http::default(), self.ops_url("/readyz"));
         eventually("readiness", async || (http.get(&url).await.status == status).then_some(())).await;
-    }
-
-    fn is_ready(&self) -> bool {
-        let ask = || -> io::Result<String> {
-            let mut stream = TcpStream::connect(self.ops)?;
-            stream.set_read_timeout(Some(DEADLINE))?;
-            stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
-        };
-        ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 "))
     }
 
     /// `http://ADDRESS/path` on the service's own listener.

@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! Stack ──▶ Redis, Services ──▶ Launch ──▶ Service (gateway, publisher) ──▶ Process (its log, signals, killed on drop)
-//! Redis, Cluster, Sentinels ──▶ Access: how the services get there; Postgres
+//! Redis, Cluster, Sentinels ──▶ Access: how services connect to them; Postgres
 //!   └─────▶ Socket, RawSocket, FieldClient, Http, Admin: the clients
 //! ```
 //!
-//! Everything here panics with a sentence when what it waits for does not come within [`DEADLINE`]: it is only ever
-//! called from a test. Nothing waits for a time to pass.
+//! Every wait panics after [`DEADLINE`] and says what it waited for, since only tests and the load tool use this crate.
+//! Nothing waits for a fixed time to pass.
 
 pub mod acl;
 pub mod admin;
@@ -22,6 +22,7 @@ pub mod crowd;
 pub mod desk;
 pub mod field;
 pub mod follower;
+pub mod frame;
 pub mod http;
 pub mod launch;
 pub mod lines;
@@ -50,7 +51,7 @@ pub use crowd::Crowd;
 pub use desk::Desk;
 pub use field::FieldClient;
 pub use follower::Follower;
-pub use http::{Answer, Http};
+pub use http::{Http, Response};
 pub use launch::{Launch, Service};
 pub use lines::Lines;
 pub use message::Message;

@@ -1,15 +1,15 @@
-//! A market's state as a client adds it up.
+//! A market's state, as a client adds it up from updates.
 
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
-/// Line name → that line's JSON text, byte for byte as it came.
+/// Each line's name and its JSON text, byte for byte as received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines(BTreeMap<String, String>);
 
 impl Lines {
-    /// The lines of a snapshot's payload.
+    /// Returns the lines of a snapshot's payload.
     #[must_use]
     pub fn of(payload: &str) -> Self {
         let mut lines = Self::default();
@@ -17,7 +17,7 @@ impl Lines {
         lines
     }
 
-    /// Applies an update's payload: each line replaces the one of its name, `null` removes it.
+    /// Applies an update's payload: each line replaces the line of the same name, and `null` removes it.
     pub fn apply(&mut self, payload: &str) {
         let carried: BTreeMap<String, &RawValue> =
             serde_json::from_str(payload).unwrap_or_else(|error| panic!("payload {payload}: {error}"));
@@ -35,13 +35,13 @@ impl Lines {
         self.0.get(line).map(String::as_str)
     }
 
-    /// How many lines there are.
+    /// Returns the number of lines.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no lines.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

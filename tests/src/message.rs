@@ -1,11 +1,11 @@
-//! What a gateway sends (contract, section 3), read strictly: a member that the contract does not name is an error.
+//! What a gateway sends (docs/protocol.md#server-to-client), read strictly: an unknown member is an error.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use serde_json::{Value, value::RawValue};
+use serde_json::{Value, from_slice, value::RawValue};
 
-/// One server → client message.
+/// A message from server to client.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     /// `ack`.
@@ -24,9 +24,11 @@ pub enum Message {
     Error(ErrorMessage),
     /// `bye`.
     Bye(Bye),
+    /// A type that this harness does not know; clients must ignore it.
+    Unknown(String),
 }
 
-/// JSON text, byte for byte as it came.
+/// JSON text, byte for byte as received.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Raw(String);
 
@@ -36,18 +38,18 @@ pub struct Raw(String);
 pub struct Ack {
     #[serde(rename = "type")]
     _type: String,
-    /// Whether nothing was refused.
+    /// Whether no market was rejected.
     pub ok: bool,
-    /// The request's id.
+    /// The id of the request.
     pub id: Option<Value>,
-    /// Markets of the request that are now subscribed.
+    /// The markets of the request that are now subscribed.
     pub subscribed: Option<Vec<u64>>,
-    /// Where live delivery starts, by market id.
+    /// The position at which live delivery starts, by market id.
     pub positions: Option<BTreeMap<String, AckPosition>>,
-    /// What was refused.
+    /// The markets that were rejected.
     #[serde(default)]
     pub rejected: Vec<Rejected>,
-    /// Markets that unsubscribe ended.
+    /// The markets whose subscription an `unsubscribe` ended.
     pub unsubscribed: Option<Vec<u64>>,
 }
 
@@ -55,37 +57,37 @@ pub struct Ack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AckPosition {
-    /// Which history.
+    /// The epoch.
     pub epoch: u64,
-    /// The last update before live delivery.
+    /// The seq of the last update before live delivery.
     pub seq: u64,
-    /// Resume only: whether what was missed is replayed.
+    /// In the ack of a resume: whether missed updates are replayed.
     pub recovered: Option<bool>,
 }
 
-/// A market refused in an ack.
+/// A market that an ack rejects.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rejected {
-    /// Which.
+    /// The market.
     pub market_id: u64,
-    /// Why.
+    /// The reason.
     pub code: String,
 }
 
-/// `{"type":"odds_update",…}`, also what REST lists.
+/// `{"type":"odds_update",…}`, as REST lists it too.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Update {
     #[serde(rename = "type")]
     _type: OddsUpdate,
-    /// Which market.
+    /// The market.
     pub market_id: u64,
-    /// Its number in the market's log.
+    /// Its seq in the market's log.
     pub seq: u64,
-    /// When it was accepted, Unix milliseconds.
+    /// When the publisher accepted it, in Unix milliseconds.
     pub ts: u64,
-    /// The lines it carries.
+    /// The lines that it sets or removes.
     pub payload: Raw,
 }
 
@@ -95,20 +97,20 @@ pub struct Update {
 pub struct Snapshot {
     #[serde(rename = "type", default)]
     _type: Option<String>,
-    /// Which market.
+    /// The market.
     pub market_id: u64,
-    /// The last update in it.
+    /// The seq of the last update in it.
     pub seq: u64,
-    /// That update's time, Unix milliseconds.
+    /// The time of that update, in Unix milliseconds.
     pub ts: u64,
     /// Every line as last set.
     pub payload: Raw,
-    /// Which history.
+    /// The epoch.
     pub epoch: u64,
-    /// History was lost or is too old.
+    /// Whether history was lost or missed updates are no longer kept.
     #[serde(default)]
     pub reset: bool,
-    /// The client was too slow.
+    /// Whether the client was too slow for single updates.
     #[serde(default)]
     pub conflated: bool,
 }
@@ -119,9 +121,9 @@ pub struct Snapshot {
 pub struct Pong {
     #[serde(rename = "type")]
     _type: String,
-    /// The ping's.
+    /// As in the `ping`.
     pub ts: Option<Value>,
-    /// The ping's.
+    /// As in the `ping`.
     pub id: Option<Value>,
 }
 
@@ -131,7 +133,7 @@ pub struct Pong {
 pub struct Ping {
     #[serde(rename = "type")]
     _type: String,
-    /// The server's clock, Unix milliseconds.
+    /// The server's clock, in Unix milliseconds.
     pub ts: u64,
 }
 
@@ -143,9 +145,9 @@ pub struct Status {
     _type: String,
     /// Whether the pod cannot vouch for fresh prices.
     pub stale: bool,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
-    /// Since when, Unix milliseconds.
+    /// Since when, in Unix milliseconds.
     pub since: Option<u64>,
 }
 
@@ -155,11 +157,11 @@ pub struct Status {
 pub struct ErrorMessage {
     #[serde(rename = "type")]
     _type: String,
-    /// The message's id, where one could be read.
+    /// The id of the refused message, if it could be read.
     pub id: Option<Value>,
-    /// What kind.
+    /// The error code.
     pub code: String,
-    /// For people.
+    /// The explanation for people.
     pub message: String,
 }
 
@@ -169,43 +171,55 @@ pub struct ErrorMessage {
 pub struct Bye {
     #[serde(rename = "type")]
     _type: String,
-    /// The close code that follows.
+    /// The code of the close frame that follows.
     pub code: u16,
-    /// Its name.
+    /// The name of that code.
     pub reason: String,
-    /// Whether to come back.
+    /// Whether the client should reconnect.
     pub reconnect: bool,
-    /// When to.
+    /// How long to wait before that.
     pub after_ms: Option<u64>,
 }
 
 impl Message {
-    /// Reads a text frame.
+    /// Reads the payload of a text frame; panics unless docs/protocol.md knows such a message.
     #[must_use]
     pub fn parse(text: &str) -> Self {
+        match Self::read(text.as_bytes()) {
+            Ok(Self::Unknown(_)) => panic!("no such server message in docs/protocol.md: {text}"),
+            Ok(message) => message,
+            Err(error) => panic!("{error} in {text}"),
+        }
+    }
+
+    /// Reads the payload of a text frame.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(text: &[u8]) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
         struct Envelope {
             #[serde(rename = "type")]
             kind: String,
         }
 
-        let Envelope { kind } = parse(text);
-        match kind.as_str() {
-            "ack" => Self::Ack(parse(text)),
-            "odds_update" => Self::Update(parse(text)),
-            "snapshot" => Self::Snapshot(parse(text)),
-            "pong" => Self::Pong(parse(text)),
-            "ping" => Self::Ping(parse(text)),
-            "status" => Self::Status(parse(text)),
-            "error" => Self::Error(parse(text)),
-            "bye" => Self::Bye(parse(text)),
-            _ => panic!("no such server message in the contract: {text}"),
-        }
+        let Envelope { kind } = from_slice(text)?;
+        Ok(match kind.as_str() {
+            "ack" => Self::Ack(from_slice(text)?),
+            "odds_update" => Self::Update(from_slice(text)?),
+            "snapshot" => Self::Snapshot(from_slice(text)?),
+            "pong" => Self::Pong(from_slice(text)?),
+            "ping" => Self::Ping(from_slice(text)?),
+            "status" => Self::Status(from_slice(text)?),
+            "error" => Self::Error(from_slice(text)?),
+            "bye" => Self::Bye(from_slice(text)?),
+            _ => Self::Unknown(kind),
+        })
     }
 }
 
 impl Ack {
-    /// The position of one market.
+    /// The position of one market; panics without one.
     #[must_use]
     pub fn position(&self, market: u64) -> AckPosition {
         let position = self.positions.as_ref().and_then(|positions| positions.get(&market.to_string()));
@@ -239,13 +253,13 @@ impl<'de> Deserialize<'de> for Raw {
     }
 }
 
-/// Reads JSON; panics with the text when it has another shape.
+/// Parses JSON; panics with the text if it has another shape.
 #[must_use]
 pub fn parse<T: DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
-/// `"odds_update"` and nothing else: REST lists the very objects that the socket sends.
+/// Only `"odds_update"`: REST lists the same objects that the socket sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum OddsUpdate {

@@ -1,4 +1,4 @@
-//! Ports that belong to one server, of all test runs on this machine, for as long as it has them.
+//! Ports that belong to one server at a time, among all test runs on this machine.
 
 use std::{
     env,
@@ -8,24 +8,24 @@ use std::{
 
 use rand::RngExt;
 
-/// Below the range that outgoing connections take theirs from (32768 and up), and so that the port of a killed server
-/// is still free when it starts again; the buses of cluster nodes, 10000 above, lie between the two.
+/// Below the ports of outgoing connections (32768 and up), so that the port of a killed server is still free when it
+/// restarts. The ports of cluster buses, 10000 above, are between the two.
 const PORTS: std::ops::Range<u16> = 10_000..20_000;
-/// What Redis adds to a cluster node's port for its bus.
+/// Redis adds this to a cluster node's port for the port of its bus.
 const BUS_OFFSET: u16 = 10_000;
 const ATTEMPTS: usize = 100;
 
-/// A port of 127.0.0.1, and the one 10000 above, which no other holder of a [`Port`] has in any process: a server that
-/// was killed may start again on it, and nobody meets a stranger there meanwhile.
+/// A port of 127.0.0.1 and the port 10000 above. No other [`Port`] in any process has them, so a killed server can
+/// restart on its port, and meanwhile its clients meet no other server there.
 #[derive(Debug)]
 pub struct Port {
     number: u16,
-    /// Locked as long as it is open.
+    /// Locked while it is open.
     _lock: File,
 }
 
 impl Port {
-    /// One that nobody listens on.
+    /// Returns a port without a listener.
     #[must_use]
     pub fn free() -> Self {
         std::iter::repeat_with(|| rand::rng().random_range(PORTS))
@@ -34,7 +34,7 @@ impl Port {
             .unwrap_or_else(|| panic!("no free port in {ATTEMPTS} attempts"))
     }
 
-    /// Its number.
+    /// The port's number.
     #[must_use]
     pub const fn number(&self) -> u16 {
         self.number

@@ -1,4 +1,4 @@
-//! A real PostgreSQL, alone on a free port.
+//! A real PostgreSQL on a port of its own.
 
 use std::{
     fs::{self, Permissions},
@@ -22,60 +22,60 @@ use crate::{
     certificates::Certificates,
     ports::Port,
     process::Process,
-    redis::{directory, until},
+    redis::directory,
     shared_set::SharedSet,
-    wait::within,
+    wait::{until, within},
 };
 
-/// Something that is no test of ours may be faster than Postgres to take a port that was free.
+/// Another program may take a free port before Postgres does.
 const PORT_ATTEMPTS: usize = 10;
-/// Everybody's password.
+/// The password of every user.
 const PASSWORD: &str = "the-tests'-p@ssword/%";
 const PASSWORD_IN_URL: &str = "the-tests'-p%40ssword%2F%25";
-/// The password as it is and as the URL has it, without what a message may have of it by chance.
+/// The password, plain and as in the URL, without its end, which other text may contain by chance.
 pub const PASSWORDS: [&str; 2] = ["the-tests'-p@ssword", "the-tests'-p%40ssword"];
 
-/// A cluster that keeps its files until it is dropped; ended then.
+/// A PostgreSQL cluster. Dropping it ends the server and removes its files.
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
     port: Port,
-    /// Whom it runs as: it refuses to be root.
+    /// The user that it runs as, since it refuses to run as root.
     user: Option<(u32, u32)>,
     dir: TempDir,
     settings: Vec<String>,
     databases: AtomicU64,
 }
 
-/// A database of its own in a cluster.
+/// One database of a cluster.
 #[derive(Clone, Debug)]
 pub struct Database {
     url: String,
 }
 
 impl Postgres {
-    /// The one that all tests running at this moment share, each with a database of its own.
+    /// Returns the cluster that concurrent tests share. Each test creates a database of its own.
     #[must_use]
     pub fn shared() -> Arc<Self> {
         static SHARED: SharedSet<Postgres> = SharedSet::new(Postgres::start);
         SHARED.get()
     }
 
-    /// Starts one; panics with what to install when there is none.
+    /// Starts a cluster. Panics with installation instructions if PostgreSQL is missing.
     #[must_use]
     pub fn start() -> Self {
         Self::start_with(None)
     }
 
-    /// Starts one that also speaks TLS, as 127.0.0.1, to whoever asks for it.
+    /// Starts a cluster that accepts TLS, with a certificate for 127.0.0.1, besides plain connections.
     #[must_use]
     pub fn with_tls(certificates: &Certificates) -> Self {
         Self::start_with(Some(certificates))
     }
 
     fn start_with(certificates: Option<&Certificates>) -> Self {
-        let (dir, user) = (directory(), somebody());
-        give(dir.path(), user);
+        let (dir, user) = (directory(), unprivileged_user());
+        give_to(dir.path(), user);
         let password_file = dir.path().join("password");
         fs::write(&password_file, PASSWORD).expect("the directory is writable");
         let mut make = command("initdb", user);
@@ -94,12 +94,12 @@ impl Postgres {
         panic!("postgres found its port taken {PORT_ATTEMPTS} times in a row");
     }
 
-    /// A new database, whose owner is in its URL.
+    /// Creates a database. Its URL contains its owner.
     pub async fn database(&self) -> Database {
         self.database_with("").await
     }
 
-    /// A new database with these options of `CREATE DATABASE`.
+    /// Creates a database with these options of `CREATE DATABASE`.
     pub async fn database_with(&self, options: &str) -> Database {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("kmarket{number}");
@@ -114,21 +114,21 @@ impl Postgres {
         format!("postgres://{user}:{PASSWORD_IN_URL}@127.0.0.1:{}/{database}", self.port.number())
     }
 
-    /// Its process: log and signals.
+    /// The process, for its log and for signals.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Kills it as a crash does.
+    /// Kills the server, as a crash does.
     pub fn kill(&self) {
         self.process.kill();
     }
 
-    /// Starts it again, on the same port and with what was committed. Returns when it answers.
+    /// Restarts the server on the same port with everything that was committed. Returns when it is ready.
     pub fn restart(&mut self) {
         self.kill();
-        // It does not start before the last child of the one that was killed has noticed.
+        // It refuses to start until the last child of the killed server has ended.
         self.process =
             until("postgres starts again", || run(&self.port, &self.dir, &self.settings, self.user));
     }
@@ -136,25 +136,25 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // One that is killed leaves a segment of shared memory behind.
+        // A killed server would leave a segment of shared memory behind.
         self.process.end();
     }
 }
 
 impl Database {
-    /// Its `DATABASE_URL`.
+    /// The database's `DATABASE_URL`.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The same with another password.
+    /// The URL with another password.
     #[must_use]
     pub fn url_with_password(&self, password: &str) -> String {
         self.url.replace(PASSWORD_IN_URL, password)
     }
 
-    /// Runs a statement without parameters, or several.
+    /// Runs one or more statements without parameters.
     pub async fn run(&self, sql: &str) {
         let done = Box::pin(async {
             let mut connection = self.connect().await?;
@@ -164,15 +164,15 @@ impl Database {
         within(sql, done).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// The rows of a query, which must be answered.
+    /// Returns the rows of a query; panics if it fails.
     pub async fn rows(&self, sql: &str) -> Vec<PgRow> {
         self.try_rows(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// The rows of a query.
+    /// Returns the rows of a query.
     ///
     /// # Errors
-    /// What Postgres says.
+    /// The error of Postgres.
     pub async fn try_rows(&self, sql: &str) -> sqlx::Result<Vec<PgRow>> {
         let rows = Box::pin(async {
             let mut connection = self.connect().await?;
@@ -183,8 +183,8 @@ impl Database {
         within(sql, rows).await
     }
 
-    /// The audit, ordered by its ids: each entry's id, and epoch, seq, ts, actor, reason, before, after and request id.
-    /// Without a table there is none.
+    /// Returns the audit in the order of its ids: each entry's id, and its epoch, seq, ts, actor, reason, before,
+    /// after and request id. Returns nothing without a table.
     pub async fn audit(&self) -> Vec<(String, [String; 8])> {
         let sql = "SELECT market_id || '-' || entry_ms || '-' || entry_n, epoch::text, seq::text, ts::text, actor, \
                    reason, before, after, request_id FROM audit ORDER BY market_id, entry_ms, entry_n";
@@ -198,7 +198,8 @@ impl Database {
         }
     }
 
-    /// Lets nobody write or read the audit until what is returned is dropped: Postgres answers, and takes nothing.
+    /// Locks the audit until the result is dropped. Postgres still accepts connections, but neither reads nor writes
+    /// of the audit.
     pub async fn lock_audit(&self) -> impl Sized + use<> {
         let lock = Box::pin(async {
             let mut connection = self.connect().await?;
@@ -215,8 +216,8 @@ impl Database {
     }
 }
 
-/// Whom to run as: root may not.
-fn somebody() -> Option<(u32, u32)> {
+/// The user and group to run as; `None` unless this process is root.
+fn unprivileged_user() -> Option<(u32, u32)> {
     if !geteuid().is_root() {
         return None;
     }
@@ -225,24 +226,24 @@ fn somebody() -> Option<(u32, u32)> {
         String::from_utf8(output.stdout).ok()?.trim().parse().ok()
     };
     let ids = |user: &str| Some((id("-u", user)?, id("-g", user)?));
-    Some(ids("postgres").or_else(|| ids("nobody")).expect("there is somebody besides root"))
+    Some(ids("postgres").or_else(|| ids("nobody")).expect("a user other than root"))
 }
 
-/// What lets it speak TLS: with files of its own, as it takes no key that others could read.
+/// The settings for TLS. Copies the files, since Postgres refuses a key that others can read.
 fn tls_settings(certificates: &Certificates, dir: &TempDir, user: Option<(u32, u32)>) -> Vec<String> {
     let [certificate, key] = certificates.server_files();
     let copied = |setting: &str, file: PathBuf| {
         let own = data(dir).join(setting);
         fs::copy(file, &own).expect("the directory is writable");
         fs::set_permissions(&own, Permissions::from_mode(0o600)).expect("the file is ours");
-        give(&own, user);
+        give_to(&own, user);
         format!("{setting}={}", own.display())
     };
     vec!["ssl=on".to_owned(), copied("ssl_cert_file", certificate), copied("ssl_key_file", key)]
 }
 
-/// Makes it that user's, if there is one.
-fn give(path: &Path, user: Option<(u32, u32)>) {
+/// Makes this user, if any, the owner of a file.
+fn give_to(path: &Path, user: Option<(u32, u32)>) {
     if let Some((uid, gid)) = user {
         chown(path, Some(uid), Some(gid)).expect("root may give a file away");
     }
@@ -252,7 +253,7 @@ fn data(dir: &TempDir) -> PathBuf {
     dir.path().join("data")
 }
 
-/// Starts a server; `None` when it ends before it is ready.
+/// Starts a server. Returns `None` if it ends before it is ready.
 fn run(port: &Port, dir: &TempDir, settings: &[String], user: Option<(u32, u32)>) -> Option<Process> {
     let mut command = command("postgres", user);
     command.arg("-D").arg(data(dir));
@@ -262,7 +263,7 @@ fn run(port: &Port, dir: &TempDir, settings: &[String], user: Option<(u32, u32)>
         "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
         "fsync=off",
-        // Files, which go with the directory.
+        // As files, which are removed with the directory.
         "dynamic_shared_memory_type=mmap",
         "shared_buffers=16MB",
         "max_connections=50",
@@ -278,7 +279,7 @@ fn run(port: &Port, dir: &TempDir, settings: &[String], user: Option<(u32, u32)>
     process.find_line("readiness", ready).map(|()| process)
 }
 
-/// One of Postgres' programs, which Debian keeps beside the path.
+/// A program of Postgres, which Debian installs outside `PATH`.
 fn command(name: &str, user: Option<(u32, u32)>) -> Command {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(name)).collect();

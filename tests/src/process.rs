@@ -1,4 +1,4 @@
-//! A child process: what it says is kept as it comes, and it dies with its handle.
+//! A child process with its output. Dropping the handle kills it.
 
 use std::{
     collections::BTreeSet,
@@ -14,17 +14,17 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::DEADLINE;
 
-/// Lines shown of each process when a test fails.
+/// How many lines of each process a failing test prints.
 const SHOWN_LINES: usize = 60;
 
-/// The children that run, for [`kill_all`].
+/// The running children, for [`kill_all`].
 static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
-/// Kills every child that runs: for a program that ends without dropping anything.
+/// Kills every running child, for a program that ends without dropping anything.
 pub fn kill_all() {
     for id in lock_running().iter() {
         if let Some(pid) = i32::try_from(*id).ok().and_then(Pid::from_raw) {
-            // Fails only when it has ended already; its id is not another's before it is waited for.
+            // Fails only if the child has ended. Its id is not reused before it is waited for.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
@@ -39,7 +39,7 @@ pub struct Process {
     output: Arc<Output>,
 }
 
-/// Which of a process' two outputs a line came from.
+/// Which of a process's two outputs a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
@@ -61,7 +61,7 @@ struct Said {
 }
 
 impl Process {
-    /// Starts `command` and begins to read what it says.
+    /// Starts `command` and begins to read its output.
     #[must_use]
     pub fn spawn(name: &str, command: &mut Command) -> Self {
         let mut child = command
@@ -77,16 +77,16 @@ impl Process {
         Self { name: name.to_owned(), pid: Pid::from_child(&child), child: Mutex::new(child), output }
     }
 
-    /// Its process id.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.pid.as_raw_pid().unsigned_abs()
     }
 
-    /// The first line, of those said and those still to come, in which `find` finds something; `None` when the
-    /// process ends without it. Panics after [`DEADLINE`].
+    /// Returns what `find` finds in the first line, past or future, in which it finds something. Returns `None` if
+    /// the process ends first. Panics after [`DEADLINE`].
     ///
-    /// Blocks the thread, so not for lines that the calling test's own tasks must cause.
+    /// Blocks the thread, so tasks of the calling test cannot cause the line.
     pub fn find_line<T>(&self, what: &str, find: impl FnMut(&str) -> Option<T>) -> Option<T> {
         self.find_line_within(DEADLINE, what, find)
     }
@@ -114,7 +114,7 @@ impl Process {
         }
     }
 
-    /// Like [`Self::find_line`], and panics when the process ends without saying it.
+    /// Like [`Self::find_line`], but panics if the process ends without such a line.
     pub fn expect_line<T>(&self, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
         self.find_line(what, find)
             .unwrap_or_else(|| panic!("{} ended without: {what}\n{}", self.name, self.last_lines()))
@@ -125,42 +125,42 @@ impl Process {
         self.wait_for(DEADLINE)
     }
 
-    /// Waits no longer than this for the process to end by itself.
+    /// Like [`Self::wait`], with a deadline of its own.
     pub fn wait_for(&self, patience: Duration) -> ExitStatus {
         let never: Option<()> = self.find_line_within(patience, "end of the process", |_| None);
         assert!(never.is_none());
         self.child.lock().expect("no test panics while it waits").wait().expect("a child can be waited for")
     }
 
-    /// Asks it to stop (SIGTERM).
+    /// Asks the process to stop (SIGTERM).
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Interrupts it as Ctrl-C does (SIGINT).
+    /// Interrupts the process as Ctrl-C does (SIGINT).
     pub fn interrupt(&self) {
         self.signal(Signal::INT);
     }
 
-    /// Asks it to read its files again (SIGHUP).
+    /// Asks the process to reload its files (SIGHUP).
     pub fn hang_up(&self) {
         self.signal(Signal::HUP);
     }
 
-    /// Stops it from running at all (SIGSTOP), as a machine that hangs does.
+    /// Stops the process (SIGSTOP), as a machine that hangs does.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it run on after [`Self::pause`] (SIGCONT).
+    /// Continues the process after [`Self::pause`] (SIGCONT).
     pub fn unpause(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Interrupts it and waits until it is gone; kills it should it take too long.
+    /// Interrupts the process and waits until it has ended. Kills it after [`DEADLINE`].
     pub fn end(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its id is not another's before it is waited for.
+        // Its id is not reused before it is waited for.
         if let Ok(None) = child.try_wait() {
             self.interrupt();
         }
@@ -174,16 +174,16 @@ impl Process {
         self.kill();
     }
 
-    /// Kills it on the spot (SIGKILL) and waits until it is gone, its sockets with it.
+    /// Kills the process (SIGKILL) and waits until it has ended and its sockets are closed.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-        // Fails only when it has ended already.
+        // Fails only if the process has ended.
         let _ = child.kill();
         lock_running().remove(&self.id());
         let _ = child.wait();
     }
 
-    /// How many files it has open, sockets included, and how many threads it has.
+    /// How many open files, sockets included, and how many threads the process has.
     #[must_use]
     pub fn files_and_threads(&self) -> (usize, usize) {
         let count = |what: &str| {
@@ -193,18 +193,14 @@ impl Process {
         (count("fd"), count("task"))
     }
 
-    /// How much memory it has, bytes.
+    /// The process's resident memory, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()));
-        let status = status.expect("it runs");
-        let kilobytes =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        let kilobytes: usize = kilobytes.and_then(|text| text.parse().ok()).expect("VmRSS: <n> kB");
-        1024 * kilobytes
+        let bytes = memory_bytes(self.id()).and_then(|bytes| usize::try_from(bytes).ok());
+        bytes.expect("it runs")
     }
 
-    /// Everything it has said on `stream` so far.
+    /// The output on `stream` so far.
     #[must_use]
     pub fn said(&self, stream: Stream) -> String {
         let said = self.output.lock();
@@ -212,7 +208,7 @@ impl Process {
         lines.flat_map(|(_, line)| [line, "\n"]).collect()
     }
 
-    /// The last lines of both outputs, for a failing test to show.
+    /// The last lines of both outputs, for a failing test to print.
     #[must_use]
     pub fn last_lines(&self) -> String {
         let said = self.output.lock();
@@ -248,7 +244,7 @@ impl Output {
         });
     }
 
-    /// A panicking test must still be able to show the lines.
+    /// Ignores poisoning, so that a panicking test can still print the lines.
     fn lock(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,6 +254,14 @@ impl Said {
     fn ended(&self) -> bool {
         self.ended_streams == 2
     }
+}
+
+/// The resident memory of a process, in bytes; `None` once it has ended.
+#[must_use]
+pub fn memory_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn lock_running() -> MutexGuard<'static, BTreeSet<u32>> {

@@ -1,11 +1,11 @@
-//! A real `redis-server`, alone on a free port.
+//! A real `redis-server` on a port of its own.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ::redis::{
@@ -22,32 +22,32 @@ use crate::{
     chaos::Chaos,
     ports::Port,
     process::{Process, Stream},
-    wait::{DEADLINE, within},
+    wait::{until, within},
 };
 
-/// Something that is no test of ours may be faster than Redis to take a port that was free.
+/// Another program may take a free port before Redis does.
 const PORT_ATTEMPTS: usize = 10;
-/// How long the test's own commands to a Redis may take.
+/// The deadline of a test's own commands.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The user of [`Redis::with_user`], with what a service needs and nothing else, and its password, which needs
-/// percent-encoding in a URL.
+/// The user of [`Redis::with_user`], with the permissions that a service needs. Its password needs percent-encoding
+/// in a URL.
 const USER: &str = "--user default off --user desk on >p@ss/word ~odds:* resetchannels -@all +@read +@write \
                     +@scripting +@connection +@transaction +time +wait +info";
 const USER_IN_URL: &str = "desk:p%40ss%2Fword@";
 
-/// How services get to a Redis: `REDIS_URL` and `REDIS_CA_FILE`.
+/// How services connect to a Redis: `REDIS_URL` and `REDIS_CA_FILE`.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// `REDIS_URL`.
     pub url: String,
     /// `REDIS_CA_FILE`.
     pub ca_file: Option<PathBuf>,
-    /// Each service is a user of its own there ([`Users`]).
+    /// Whether each service has a user of its own ([`Users`]).
     pub has_users: bool,
 }
 
-/// A `redis-server`; killed on drop, and what it has on disk removed.
+/// A `redis-server`. Dropping it kills the server and removes its files.
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
@@ -55,26 +55,26 @@ pub struct Redis {
     args: Vec<String>,
     access: Access,
     dir: TempDir,
-    /// Between it and everybody who knows it by what it names as its port.
+    /// The proxy whose port it announces as its own.
     chaos: Option<Chaos>,
     _certificates: Option<Arc<Certificates>>,
     _users: Option<Arc<Users>>,
 }
 
 impl Redis {
-    /// Starts one that keeps nothing on disk; panics with what to install when there is none.
+    /// Starts a Redis that keeps nothing on disk. Panics with installation instructions if Redis is missing.
     #[must_use]
     pub fn start() -> Self {
         Self::with(&[])
     }
 
-    /// Starts one with these arguments besides.
+    /// Starts a Redis with additional arguments.
     #[must_use]
     pub fn with(args: &[&str]) -> Self {
         Self::in_set(args, None)
     }
 
-    /// Starts one that follows the plain Redis at this port of 127.0.0.1, and has all of it.
+    /// Starts a replica of the plain Redis at this port of 127.0.0.1, and waits until it has all data.
     #[must_use]
     pub fn replica_of(primary: u16) -> Self {
         let replica = Self::start();
@@ -82,37 +82,37 @@ impl Redis {
         replica
     }
 
-    /// Starts one that has everything on disk before it answers.
+    /// Starts a Redis that writes every command to disk before it replies.
     #[must_use]
     pub fn durable() -> Self {
         Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    /// Starts one that lets in one user only, with a password, who may do no more than a service does.
+    /// Starts a Redis that accepts only one user, with a password and the permissions that a service needs.
     #[must_use]
     pub fn with_user() -> Self {
         Self::launch(USER.split(' ').map(str::to_owned).collect(), USER_IN_URL, None, None)
     }
 
-    /// Starts one with the users that the project ships.
+    /// Starts a Redis with the users that the project ships.
     #[must_use]
     pub fn with_shipped_users() -> Self {
         Self::in_set_with_users(&[], &Arc::new(Users::make()))
     }
 
-    /// Starts one of a set, with these arguments and these users.
+    /// Starts a node of a set with these arguments and users.
     pub(crate) fn in_set_with_users(args: &[&str], users: &Arc<Users>) -> Self {
         let args = args.iter().map(|&arg| arg.to_owned()).chain(users.args()).collect();
         Self::launch(args, "", None, Some(Arc::clone(users)))
     }
 
-    /// Starts one that speaks TLS only, with a certificate for 127.0.0.1 of an authority of its own.
+    /// Starts a Redis that speaks only TLS, with a certificate for 127.0.0.1 by an authority of its own.
     #[must_use]
     pub fn with_tls() -> Self {
         Self::in_set(&[], Some(&Arc::new(Certificates::make())))
     }
 
-    /// Starts one of a set, with these arguments; with these certificates it speaks TLS only.
+    /// Starts a node of a set with these arguments. With certificates it speaks only TLS.
     pub(crate) fn in_set(args: &[&str], certificates: Option<&Arc<Certificates>>) -> Self {
         let settings = certificates.into_iter().flat_map(|certificates| certificates.settings());
         let tls = settings.flat_map(|(name, value)| [format!("--{name}"), value]);
@@ -151,7 +151,7 @@ impl Redis {
         panic!("redis-server found its port taken {PORT_ATTEMPTS} times in a row");
     }
 
-    /// How services get to it.
+    /// How services connect to it.
     #[must_use]
     pub fn access(&self) -> &Access {
         &self.access
@@ -169,7 +169,7 @@ impl Redis {
         self.port.number()
     }
 
-    /// Puts a proxy before it, whose port it names to others as its own from now on, by this setting.
+    /// Puts a proxy in front of it. With this setting it announces the proxy's port as its own.
     pub(crate) fn put_behind_chaos(&mut self, setting: &str) {
         let chaos = Chaos::before(self);
         self.tell::<()>(&format!("CONFIG SET {setting} {}", chaos.port()));
@@ -177,40 +177,40 @@ impl Redis {
         self.chaos = Some(chaos);
     }
 
-    /// The proxy before it; only for one of a set that was started with proxies.
+    /// The proxy in front of it. Panics unless its set was started with proxies.
     #[must_use]
     pub fn chaos(&self) -> &Chaos {
-        self.chaos.as_ref().expect("it was put behind one")
+        self.chaos.as_ref().expect("its set was started with proxies")
     }
 
-    /// The port that others know it by.
+    /// The port that it announces.
     #[must_use]
     pub fn named_port(&self) -> u16 {
         self.chaos.as_ref().map_or(self.port(), Chaos::port)
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Its process: log and signals.
+    /// The process, for its log and for signals.
     #[must_use]
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// A connection of the test's own, to look at the keys.
+    /// Opens a connection for the test to read keys.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = self.access.client();
         within("connection to Redis", client.get_multiplexed_async_connection()).await.expect("Redis runs")
     }
 
-    /// What it answers to one command, on a connection for just that. Blocks the thread.
+    /// Sends one command on a connection of its own and returns the reply. Blocks the thread.
     ///
     /// # Errors
-    /// Whatever Redis refuses, and that it cannot be reached.
+    /// The error reply, or that Redis cannot be reached.
     pub fn ask<T: FromRedisValue>(&self, command: &str) -> RedisResult<T> {
         let mut connection = self.access.client().get_connection_with_timeout(COMMAND_TIMEOUT)?;
         connection.set_read_timeout(Some(COMMAND_TIMEOUT))?;
@@ -220,7 +220,7 @@ impl Redis {
         asked.query(&mut connection)
     }
 
-    /// What it answers to one command that it must not refuse. Blocks the thread.
+    /// Like [`Self::ask`], but panics on an error.
     pub fn tell<T: FromRedisValue>(&self, command: &str) -> T {
         self.ask(command).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
@@ -233,17 +233,17 @@ impl Redis {
         value.map(str::to_owned)
     }
 
-    /// Kills it (SIGKILL), and all it knew and had not on disk with it.
+    /// Kills it (SIGKILL). Everything that is not on disk is lost.
     pub fn kill(&self) {
         self.process.kill();
     }
 
-    /// Kills it and starts it on the same port, with what it has on disk.
+    /// Kills it and restarts it on the same port with the data on disk.
     pub fn restart(&mut self) {
         self.restart_with(&[]);
     }
 
-    /// The same, with these arguments besides for this time. Returns when it has loaded what it has.
+    /// Like [`Self::restart`], with additional arguments this time. Returns when it has loaded its data.
     pub fn restart_with(&mut self, args: &[&str]) {
         self.kill();
         let args: Vec<String> =
@@ -252,20 +252,20 @@ impl Redis {
         self.process = again.expect("the port of a killed redis-server is free");
     }
 
-    /// Kills it and starts it with nothing.
+    /// Kills it and restarts it without data.
     pub fn restart_empty(&mut self) {
         self.kill();
-        // One that keeps nothing on disk has no such directory.
+        // Fails if it keeps nothing on disk.
         let _ = fs::remove_dir_all(self.files());
         self.restart();
     }
 
-    /// Copies what it has on disk, for [`Self::restart_from_copy`].
+    /// Copies the data on disk, for [`Self::restart_from_copy`].
     pub fn copy(&self) {
         copy_files(&self.files(), &self.dir().join("copy"));
     }
 
-    /// Kills it and starts it with what it had when it was copied.
+    /// Kills it and restarts it with the data of [`Self::copy`].
     pub fn restart_from_copy(&mut self) {
         self.kill();
         fs::remove_dir_all(self.files()).expect("only Redis wrote there");
@@ -273,7 +273,7 @@ impl Redis {
         self.restart();
     }
 
-    /// Has `redis-cli` back it up while it runs, as the operators' guide says.
+    /// Backs it up with `redis-cli` while it runs, as docs/operations.md says.
     pub fn back_up(&self) -> PathBuf {
         let file = self.dir().join("backup.rdb");
         let mut command = Command::new("redis-cli");
@@ -283,7 +283,7 @@ impl Redis {
         file
     }
 
-    /// Kills it, loses its disk, and restores it from a backup, as the operators' guide says.
+    /// Kills it, removes its data, and restores it from a backup, as docs/operations.md says.
     pub fn restore(&mut self, backup: &Path) {
         self.kill();
         fs::remove_dir_all(self.files()).expect("only Redis wrote there");
@@ -295,10 +295,10 @@ impl Redis {
         });
     }
 
-    /// Kills it and starts it with what it has on disk, which takes it about `time` to load: until then it answers
+    /// Kills it and restarts it with the data on disk, which it takes about `time` to load. Until then it replies
     /// `LOADING`. Returns when it has loaded.
     pub fn restart_loading(&mut self, time: Duration) {
-        // One file with every key, which alone is read with pauses to answer in.
+        // Only a file of the whole data is loaded with pauses in which Redis replies.
         let _: Value = self.tell("BGREWRITEAOF");
         self.wait_for_files();
         let keys: u64 = self.tell("DBSIZE");
@@ -313,7 +313,7 @@ impl Redis {
         self.tell::<()>("CONFIG SET key-load-delay 0");
     }
 
-    /// Becomes a replica of the plain Redis at this port of 127.0.0.1, and returns when it has all of it, on disk as
+    /// Makes it a replica of the plain Redis at this port of 127.0.0.1. Returns when it has all data, on disk as
     /// well, and its primary knows that.
     pub fn follow(&self, primary: u16) {
         self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {primary}"));
@@ -328,17 +328,17 @@ impl Redis {
         self.wait_for_files();
     }
 
-    /// Refuses writes, as in these circumstances, until [`Self::cure`].
+    /// Makes it refuse writes for this reason until [`Self::cure`].
     pub fn refuse(&self, refusal: Refusal) {
         match refusal {
-            // Of somebody who is not there.
+            // A replica of a primary that does not exist.
             Refusal::ReadOnly => {
                 self.tell::<()>(&format!("REPLICAOF 127.0.0.1 {}", Port::free().number()));
             }
             Refusal::OutOfMemory => self.tell("CONFIG SET maxmemory 1mb"),
             Refusal::TooFewReplicas => self.tell("CONFIG SET min-replicas-to-write 1"),
             Refusal::CannotSave => {
-                // What a replica was sent may be there.
+                // A replica may have received a file there.
                 let _ = fs::remove_file(self.dump());
                 fs::create_dir(self.dump()).expect("the directory is writable");
                 self.configure("save", "3600 1");
@@ -363,7 +363,7 @@ impl Redis {
         }
     }
 
-    /// The connections it has, as `CLIENT LIST` tells them; with `flag`, only those with this one.
+    /// Its connections, as `CLIENT LIST` shows them; with `flag`, only the connections that have it.
     #[must_use]
     pub fn clients(&self, flag: Option<char>) -> Vec<String> {
         let clients: String = self.tell("CLIENT LIST");
@@ -374,21 +374,21 @@ impl Redis {
         clients.lines().filter(has).map(str::to_owned).collect()
     }
 
-    /// Ends every connection on which somebody listens for changes.
+    /// Closes every connection of a change listener.
     pub fn kill_tracking(&self) {
         for id in self.tracking() {
             let _: Value = self.tell(&format!("CLIENT KILL ID {id}"));
         }
     }
 
-    /// Changes logs until it has closed `count` connections on which somebody listens, and does not read, because it
-    /// had too much to say there. Blocks the thread.
+    /// Changes keys until it has closed `count` connections of change listeners that do not read, because their
+    /// output buffers are full. Blocks the thread.
     pub fn overflow_tracking(&self, count: usize) {
-        // They count as normal clients.
+        // Redis counts them as normal clients.
         self.configure("client-output-buffer-limit", "normal 262144 0 0");
-        let listened = self.tracking();
+        let listeners = self.tracking();
         let log = format!("odds:log:{}", "x".repeat(64 * 1024));
-        until("Redis closes who does not read", || {
+        until("Redis closes the connections that are not read", || {
             (0..8).for_each(|_| self.tell::<()>(&format!("SET {log} x")));
             let said = self.process.said(Stream::Out);
             let closed = |id: &&String| {
@@ -397,18 +397,18 @@ impl Redis {
                 };
                 said.lines().any(is_it)
             };
-            (listened.iter().filter(closed).count() >= count).then_some(())
+            (listeners.iter().filter(closed).count() >= count).then_some(())
         });
         self.configure("client-output-buffer-limit", "normal 0 0 0");
         self.tell::<u64>(&format!("DEL {log}"));
     }
 
-    /// Waits until so many connections listen. Blocks the thread.
+    /// Waits until there are so many connections of change listeners. Blocks the thread.
     pub fn expect_tracking(&self, count: usize) {
-        until("everybody listens", || (self.tracking().len() >= count).then_some(()));
+        until("all change listeners are connected", || (self.tracking().len() >= count).then_some(()));
     }
 
-    /// The ids of connections on which somebody listens.
+    /// The ids of the connections of change listeners.
     fn tracking(&self) -> Vec<String> {
         let id =
             |client: &String| Some(client.split(' ').find_map(|field| field.strip_prefix("id="))?.to_owned());
@@ -419,20 +419,20 @@ impl Redis {
         self.dir().join("appendonlydir")
     }
 
-    /// Where it would save; a directory there keeps it from that.
+    /// The file that it saves to. A directory in its place makes saves fail.
     fn dump(&self) -> PathBuf {
         self.dir().join("dump.rdb")
     }
 
-    /// Waits until the append-only file is not being written anew.
+    /// Waits until no rewrite of the append-only file is running or due.
     fn wait_for_files(&self) {
-        until("its files are whole", || {
+        until("no rewrite of its files is running", || {
             let is_over = |field: &str| Some(self.info(field)? == "0");
             (is_over("aof_rewrite_in_progress")? && is_over("aof_rewrite_scheduled")?).then_some(())
         });
     }
 
-    /// `CONFIG SET` of a value that may have spaces.
+    /// `CONFIG SET` of a value that may contain spaces.
     fn configure(&self, name: &str, value: &str) {
         let mut connection = self.access.client().get_connection().expect("Redis runs");
         let mut set = ::redis::cmd("CONFIG");
@@ -449,18 +449,18 @@ pub enum Refusal {
     OutOfMemory,
     /// `NOREPLICAS`.
     TooFewReplicas,
-    /// `MISCONF`: it could not save.
+    /// `MISCONF`: a save failed.
     CannotSave,
 }
 
 impl Access {
-    /// A plain Redis at this port of 127.0.0.1.
+    /// The access to a plain Redis at this port of 127.0.0.1.
     #[must_use]
     pub fn at_port(port: u16) -> Self {
         Self { url: format!("redis://127.0.0.1:{port}"), ca_file: None, has_users: false }
     }
 
-    /// The same for a backbone in the test's own process.
+    /// The settings of a backbone in the test's own process.
     #[must_use]
     pub fn config(&self) -> RedisConfig {
         let ca_pem = self.ca_pem().map(|pem| Secret::new(&String::from_utf8(pem).expect("PEM is ASCII")));
@@ -496,18 +496,6 @@ impl From<&Self> for Access {
     }
 }
 
-/// Looks again and again until `look` finds something. Blocks the thread: for starting things.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-}
-
 fn copy_files(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("the directory is writable");
     for file in fs::read_dir(from).expect("Redis made it") {
@@ -516,12 +504,12 @@ fn copy_files(from: &Path, to: &Path) {
     }
 }
 
-/// A directory for a server's files.
+/// Creates a directory for a server's files.
 pub(crate) fn directory() -> TempDir {
     tempfile::tempdir().expect("a temporary directory")
 }
 
-/// Starts a server; `None` when the port is taken.
+/// Starts a server. Returns `None` if the port is taken.
 fn run(port: u16, access: &Access, dir: &Path, args: &[String]) -> Option<Process> {
     let mut command = server();
     let port = port.to_string();
@@ -530,7 +518,7 @@ fn run(port: u16, access: &Access, dir: &Path, args: &[String]) -> Option<Proces
         None => ["--port", &port, "--tls-port", "0"],
     };
     command.args(ports).args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    // A replica is served at once.
+    // Replicas get their data without delay.
     command.args(["--repl-diskless-sync-delay", "0"]);
     command.arg("--dir").arg(dir).args(args);
     let process = Process::spawn("redis-server", &mut command);
@@ -538,7 +526,7 @@ fn run(port: u16, access: &Access, dir: &Path, args: &[String]) -> Option<Proces
     process.find_line("readiness", ready).map(|()| process)
 }
 
-/// `redis-server`, which is known to be there.
+/// A `redis-server` command. Panics with installation instructions if Redis is missing.
 pub(crate) fn server() -> Command {
     if let Err(error) = Command::new("redis-server").arg("--version").output() {
         assert!(

@@ -1,11 +1,11 @@
-//! Reads over REST (contract, section 4).
+//! Reads over REST (docs/protocol.md#rest).
 
 use std::net::SocketAddr;
 
 use serde::Deserialize;
 
 use crate::{
-    http::{Answer, Http},
+    http::{Http, Response},
     launch::Service,
     message::{Snapshot, Update},
 };
@@ -17,29 +17,29 @@ pub struct Rest {
     base: String,
 }
 
-/// The answer to `GET /api/markets/{id}/odds/updates`.
+/// The response to `GET /api/markets/{id}/odds/updates`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Updates {
-    /// Which market.
+    /// The market.
     pub market_id: u64,
     /// `since_seq`.
     pub from_seq: u64,
-    /// The last update's seq, or `from_seq`.
+    /// The seq of the last update, or `from_seq`.
     pub to_seq: u64,
-    /// Oldest first.
+    /// The oldest update first.
     pub updates: Vec<Update>,
-    /// Which history.
+    /// The epoch.
     pub epoch: u64,
-    /// The log's top.
+    /// The seq of the latest position.
     pub latest_seq: u64,
-    /// Whether there are more than `limit`.
+    /// Whether there are more updates than `limit`.
     pub has_more: bool,
-    /// Whether everything after `since_seq` was still kept.
+    /// Whether every update after `since_seq` was still kept.
     pub complete: bool,
 }
 
-/// The answer to `GET /api/ws/health`.
+/// The response to `GET /api/ws/health`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
@@ -47,7 +47,7 @@ pub struct Health {
     pub connections: u64,
     /// Markets with a subscriber.
     pub topics: u64,
-    /// Messages delivered since start.
+    /// Messages delivered since the start.
     pub messages_sent: u64,
 }
 
@@ -79,8 +79,8 @@ impl Rest {
         self.get("/api/ws/health").await.ok()
     }
 
-    /// Any path.
-    pub async fn get(&self, path: &str) -> Answer {
+    /// `GET` any path.
+    pub async fn get(&self, path: &str) -> Response {
         self.http.get(&format!("{}{path}", self.base)).await
     }
 }

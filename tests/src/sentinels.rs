@@ -9,20 +9,21 @@ use crate::{
     certificates::Certificates,
     ports::Port,
     process::Process,
-    redis::{Access, Redis, directory, server, until},
+    redis::{Access, Redis, directory, server},
+    wait::until,
 };
 
-/// The name that the sentinels know the primary by.
+/// The sentinels' name of the primary.
 const NAME: &str = "kmarket";
 const REPLICAS: usize = 2;
 const SENTINELS: usize = 3;
 const ARGS: &str = "--repl-ping-replica-period 1 --repl-timeout 4";
 
-/// Six processes; killed on drop.
+/// Six processes, killed on drop.
 #[derive(Debug)]
 pub struct Sentinels {
     sentinels: Vec<Sentinel>,
-    /// First the primary of the start.
+    /// The initial primary comes first.
     nodes: Vec<Redis>,
 }
 
@@ -41,19 +42,19 @@ impl Sentinels {
         Self::launch(None, None, false)
     }
 
-    /// Starts some with the users that the project ships.
+    /// Starts them with the users that the project ships.
     #[must_use]
     pub fn with_shipped_users() -> Self {
         Self::launch(None, Some(&Arc::new(Users::make())), false)
     }
 
-    /// Starts some that speak TLS only, nodes and sentinels.
+    /// Starts nodes and sentinels that speak only TLS.
     #[must_use]
     pub fn with_tls() -> Self {
         Self::launch(Some(&Arc::new(Certificates::make())), None, false)
     }
 
-    /// Starts some with a proxy before each node, by which everybody knows it.
+    /// Starts them with a proxy in front of each node. Sentinels, nodes and clients know each node by its proxy.
     #[must_use]
     pub fn with_chaos() -> Self {
         Self::launch(None, None, true)
@@ -83,39 +84,39 @@ impl Sentinels {
         let sentinels: Vec<Sentinel> =
             (0..SENTINELS).map(|_| Sentinel::start(&port, certificates, users.is_some())).collect();
         for sentinel in &sentinels {
-            until("the sentinels know everybody", || {
-                let others = sentinel.told("num-other-sentinels")? == (SENTINELS - 1).to_string();
-                (others && sentinel.told("num-slaves")? == REPLICAS.to_string()).then_some(())
+            until("the sentinels know all others", || {
+                let others = sentinel.report("num-other-sentinels")? == (SENTINELS - 1).to_string();
+                (others && sentinel.report("num-slaves")? == REPLICAS.to_string()).then_some(())
             });
         }
         Self { sentinels, nodes }
     }
 
-    /// One of the nodes: first the primary of the start, then its replicas.
+    /// A node: the initial primary comes first, then its replicas.
     #[must_use]
     pub fn node(&self, index: usize) -> &Redis {
         &self.nodes[index]
     }
 
-    /// Kills a node if it lives and starts it as a replica of what is the primary now. Blocks the thread.
+    /// Restarts a node, which is killed first if it runs, as a replica of the present primary. Blocks the thread.
     pub fn restart_as_replica(&mut self, index: usize) {
         let port = self.nodes[self.primary()].named_port().to_string();
         self.nodes[index].restart_with(&["--replicaof", "127.0.0.1", &port]);
     }
 
-    /// Ends every sentinel; the nodes stay as they are.
+    /// Kills every sentinel. The nodes stay as they are.
     pub fn kill_sentinels(&self) {
         for sentinel in &self.sentinels {
             sentinel.process.kill();
         }
     }
 
-    /// The node that every sentinel names as the primary now, and that agrees. Blocks the thread.
+    /// Waits until every sentinel names the same primary and that node agrees, and returns it. Blocks the thread.
     #[must_use]
     pub fn primary(&self) -> usize {
-        until("the sentinels agree who is the primary", || {
+        until("the sentinels agree on the primary", || {
             let ports: Vec<String> =
-                self.sentinels.iter().map(|sentinel| sentinel.told("port")).collect::<Option<_>>()?;
+                self.sentinels.iter().map(|sentinel| sentinel.report("port")).collect::<Option<_>>()?;
             let index = self.nodes.iter().position(|node| node.named_port().to_string() == ports[0])?;
             let agreed = ports.iter().all(|port| *port == ports[0]);
             (agreed && self.nodes[index].info("role")? == "master").then_some(index)
@@ -166,8 +167,8 @@ impl Sentinel {
         Self { process, access, port, _dir: dir }
     }
 
-    /// What it says of the primary.
-    fn told(&self, field: &str) -> Option<String> {
+    /// A field of the sentinel's report on the primary.
+    fn report(&self, field: &str) -> Option<String> {
         let mut connection = self.access.client().get_connection().ok()?;
         let said: Vec<String> =
             ::redis::cmd("SENTINEL").arg("MASTER").arg(NAME).query(&mut connection).ok()?;

@@ -1,9 +1,9 @@
-//! Processes that all tests running at one moment share.
+//! Processes that concurrent tests share.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Starts what it is for when it is asked first; the last test that holds it ends it. A `static` that held it itself
-/// would never be dropped, and its processes would outlive the test binary.
+/// Starts its value on first use. Dropping the last handle ends the value. A `static` that held the value itself
+/// would never drop it, and the processes would outlive the test binary.
 #[derive(Debug)]
 pub struct SharedSet<T> {
     start: fn() -> T,
@@ -11,13 +11,13 @@ pub struct SharedSet<T> {
 }
 
 impl<T> SharedSet<T> {
-    /// Nothing yet.
+    /// Creates a set that has started nothing.
     #[must_use]
     pub const fn new(start: fn() -> T) -> Self {
         Self { start, running: Mutex::new(Weak::new()) }
     }
 
-    /// The running one, or a new one.
+    /// Returns the running value, or starts a new one.
     #[must_use]
     pub fn get(&self) -> Arc<T> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! A well-behaved WebSocket client: what a browser and its page do.
+//! A well-behaved WebSocket client, such as a browser with its page.
 
 use std::{fmt::Display, net::SocketAddr};
 
@@ -14,32 +14,32 @@ use crate::{
     wait::within,
 };
 
-/// An open connection. Answers pings as every WebSocket library does.
+/// An open connection. It replies to ping frames, as every WebSocket library does.
 #[derive(Debug)]
 pub struct Socket {
     stream: WebSocketStream<TcpStream>,
 }
 
-/// What comes out of a connection.
+/// What a connection yields.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A text frame.
     Message(Message),
     /// An RFC 6455 ping frame.
     PingFrame,
-    /// A close frame, its code.
+    /// A close frame, with its code.
     Close(u16),
-    /// The end, with or without a close frame before it.
+    /// The end, after a close frame or without one.
     End,
 }
 
 impl Socket {
-    /// Connects with the token in the query, as the clients in the field do.
+    /// Connects with the token in the query, as clients in the field do.
     pub async fn connect(gateway: SocketAddr, token: &str) -> Self {
         Self::open(gateway, format!("ws://{gateway}/ws/odds?token={token}")).await.0
     }
 
-    /// The same; `None` when it is refused, or the gateway is gone.
+    /// Like [`Self::connect`], but returns `None` if the handshake is refused or the gateway is gone.
     pub async fn try_connect(gateway: SocketAddr, token: &str) -> Option<Self> {
         within("handshake", async {
             let stream = TcpStream::connect(gateway).await.ok()?;
@@ -50,14 +50,14 @@ impl Socket {
         .await
     }
 
-    /// Connects with this request; panics unless it is answered with 101.
+    /// Connects with this request; panics unless the response is 101.
     pub async fn open(gateway: SocketAddr, request: impl IntoClientRequest + Unpin) -> (Self, Response) {
         let request: Request<()> = request.into_client_request().expect("a well-formed request");
         within("handshake", async {
             let stream = TcpStream::connect(gateway).await.expect("the gateway accepts connections");
             stream.set_nodelay(true).expect("TCP_NODELAY");
             let (stream, response) =
-                client_async(request, stream).await.expect("the handshake is answered with 101");
+                client_async(request, stream).await.expect("the response to the handshake is 101");
             (Self { stream }, response)
         })
         .await
@@ -68,7 +68,7 @@ impl Socket {
         self.send_frame(tungstenite::Message::text(text.to_string())).await;
     }
 
-    /// The same; whether the connection took it.
+    /// Like [`Self::send`], but returns false if the connection has ended.
     pub async fn try_send(&mut self, text: impl Display) -> bool {
         within("send", self.stream.send(tungstenite::Message::text(text.to_string()))).await.is_ok()
     }
@@ -78,7 +78,7 @@ impl Socket {
         within("send", self.stream.send(frame)).await.expect("the connection is open");
     }
 
-    /// The next thing that comes, whatever it is.
+    /// The next event of any kind.
     pub async fn event(&mut self) -> Event {
         within("a message", self.next()).await
     }
@@ -98,10 +98,10 @@ impl Socket {
         }
     }
 
-    /// The next text frame, however long it takes; else the close code, 1006 for an end without one.
+    /// The next text frame, without a deadline.
     ///
     /// # Errors
-    /// The connection's end.
+    /// The close code at the connection's end; 1006 without a close frame.
     pub async fn text(&mut self) -> Result<String, u16> {
         let mut code = 1006;
         loop {
@@ -116,12 +116,12 @@ impl Socket {
         }
     }
 
-    /// The next message that is not a heartbeat; `None` once the connection has ended.
+    /// Like [`Self::recv`], but returns `None` once the connection has ended.
     pub async fn try_recv(&mut self) -> Option<Message> {
         within("a message that is no heartbeat", self.recv_patiently()).await
     }
 
-    /// The same, for as long as heartbeats come: for one whose messages somebody else waits for.
+    /// Like [`Self::try_recv`], but without a deadline while heartbeats come.
     pub async fn recv_patiently(&mut self) -> Option<Message> {
         loop {
             match self.event().await {
@@ -189,15 +189,15 @@ impl Socket {
         self.ack().await
     }
 
-    /// Proves that the gateway has nothing more to say about what was sent so far: the next message is the answer to
-    /// a ping sent now.
+    /// Proves that the gateway has nothing more to send about earlier requests: the next message is the pong to a
+    /// ping sent now.
     pub async fn expect_silence(&mut self) {
         self.send(r#"{"type":"ping","ts":42}"#).await;
         assert_eq!(self.pong().await.ts, Some(42.into()), "a pong and nothing before it");
     }
 
-    /// Reads on until the server closes the connection: its `bye`. The close frame that follows names the same code,
-    /// and is answered, and then the connection ends.
+    /// Reads until the server closes the connection and returns its `bye`. Panics unless the close frame that follows
+    /// has the same code.
     pub async fn closed(&mut self) -> Bye {
         within("the server closes the connection", async {
             let mut bye = None;

@@ -17,19 +17,19 @@ use crate::{
     tokens,
 };
 
-/// A running system. Clones share it; the last one gone stops it.
+/// A running system. Clones share it; dropping the last one stops it.
 #[derive(Clone, Debug)]
-pub struct Stack(Arc<Parts>);
+pub struct Stack(Arc<System>);
 
-/// What a [`Stack`] consists of.
+/// The processes of a [`Stack`].
 #[derive(Debug)]
-struct Parts {
+struct System {
     services: Services,
-    /// The Redis between them. Last, so that it outlives the others.
+    /// The last field, so that it outlives the services.
     redis: Redis,
 }
 
-/// Two gateways with the same settings and a publisher, on a Redis of whatever kind.
+/// Two gateways with the same settings and a publisher, on a Redis of any kind.
 #[derive(Debug)]
 pub struct Services {
     gateways: [Service; 2],
@@ -37,18 +37,18 @@ pub struct Services {
 }
 
 impl Stack {
-    /// The system with default settings that all tests running at this moment share. Each uses markets and users of
-    /// its own ([`fresh_market`], [`fresh_user`]) and breaks nothing.
+    /// Returns the system with default settings that concurrent tests share. Each test uses markets and users of its
+    /// own ([`fresh_market`], [`fresh_user`]) and breaks nothing.
     #[must_use]
     pub fn shared() -> Self {
-        static SHARED: SharedSet<Parts> = SharedSet::new(|| Parts::start(&[], &[]));
+        static SHARED: SharedSet<System> = SharedSet::new(|| System::start(&[], &[]));
         Self(SHARED.get())
     }
 
-    /// A system of the test's own, with these settings.
+    /// Starts a system for one test, with these settings.
     #[must_use]
     pub fn with(gateway: &[(&str, &str)], publisher: &[(&str, &str)]) -> Self {
-        Self(Arc::new(Parts::start(gateway, publisher)))
+        Self(Arc::new(System::start(gateway, publisher)))
     }
 
     /// Redis.
@@ -69,31 +69,31 @@ impl Stack {
         self.0.services.publisher()
     }
 
-    /// A further gateway on the same Redis, with these settings.
+    /// Starts another gateway on the same Redis, with these settings.
     #[must_use]
     pub fn another_gateway(&self, settings: &[(&str, &str)]) -> Service {
         Launch::gateway(self.redis()).envs(settings).start()
     }
 
-    /// A further publisher on the same Redis, with these settings.
+    /// Starts another publisher on the same Redis, with these settings.
     #[must_use]
     pub fn another_publisher(&self, settings: &[(&str, &str)]) -> Service {
         Launch::publisher(self.redis()).envs(settings).start()
     }
 
-    /// A trader.
+    /// A trader's client of the admin API.
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(self.publisher().url(""))
     }
 
-    /// A new user's connection to the first or second gateway.
+    /// Connects a new user to the first or second gateway.
     pub async fn socket(&self, index: usize) -> Socket {
         Socket::connect(self.gateway(index).api, &tokens::for_user(fresh_user())).await
     }
 }
 
-impl Parts {
+impl System {
     fn start(gateway: &[(&str, &str)], publisher: &[(&str, &str)]) -> Self {
         let redis = Redis::start();
         Self { services: Services::start(&redis, gateway, publisher), redis }
@@ -101,7 +101,7 @@ impl Parts {
 }
 
 impl Services {
-    /// Starts them with these settings.
+    /// Starts the services with these settings.
     #[must_use]
     pub fn start(redis: impl Into<Access>, gateway: &[(&str, &str)], publisher: &[(&str, &str)]) -> Self {
         let redis = redis.into();
@@ -123,20 +123,20 @@ impl Services {
         &self.publisher
     }
 
-    /// Waits until both gateways vouch for their prices.
+    /// Waits until both gateways are ready.
     pub async fn expect_ready(&self) {
         for gateway in &self.gateways {
             gateway.expect_readiness(200).await;
         }
     }
 
-    /// A trader.
+    /// A trader's client of the admin API.
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(self.publisher.url(""))
     }
 
-    /// A new user's connection to the first or second gateway.
+    /// Connects a new user to the first or second gateway.
     pub async fn socket(&self, index: usize) -> Socket {
         Socket::connect(self.gateways[index].api, &tokens::for_user(fresh_user())).await
     }
@@ -144,7 +144,7 @@ impl Services {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // The processes say their last lines by themselves when this is the last handle.
+        // With the last handle the processes print their last lines by themselves.
         if thread::panicking() && Arc::strong_count(&self.0) > 1 {
             let Services { gateways, publisher } = &self.0.services;
             for service in gateways.iter().chain([publisher]) {
@@ -154,14 +154,14 @@ impl Drop for Stack {
     }
 }
 
-/// A market that no other test uses.
+/// Returns a market that no other test uses.
 #[must_use]
 pub fn fresh_market() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(100_001);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A user that no other test uses.
+/// Returns a user that no other test uses.
 #[must_use]
 pub fn fresh_user() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -1,4 +1,4 @@
-//! The vectors in docs/vectors, and how a client's lines are compared with them.
+//! The test vectors in docs/vectors, and how a client's lines are compared with them.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -12,13 +12,13 @@ use serde_json::{Value, value::RawValue};
 pub struct Messages {
     /// What it shows.
     pub title: String,
-    /// What the client wants.
+    /// The markets that the client wants.
     pub markets: Vec<u64>,
-    /// In order.
+    /// The steps, in order.
     pub steps: Vec<MessageStep>,
 }
 
-/// What happens to a client, or what must be so.
+/// What happens to a client, or what must hold.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, untagged)]
 #[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
@@ -42,7 +42,7 @@ pub struct Then {
     pub new_token: bool,
 }
 
-/// What must be known of a market; what is absent may be anything.
+/// What the client must know of a market; an absent member may be anything.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
@@ -51,7 +51,7 @@ pub struct Expected {
     pub seq: Option<u64>,
     pub lines: Option<Value>,
     pub fresh: Option<bool>,
-    /// Null: must not be refused.
+    /// `null`: the market must not be rejected.
     #[serde(default, deserialize_with = "present")]
     pub rejected: Option<Value>,
 }
@@ -65,18 +65,18 @@ pub struct Scenario {
     /// Settings of both gateways.
     #[serde(default)]
     pub gateway: BTreeMap<String, String>,
-    /// Their names in this file.
+    /// The markets, by their names in this file.
     pub markets: Vec<String>,
-    /// The tokens' scope at first; all by default.
+    /// The markets of the first tokens; all by default.
     pub scope: Option<Vec<String>>,
-    /// How long each token is good for.
+    /// The lifetime of each token.
     #[serde(default = "ten_minutes")]
     pub ttl_seconds: u64,
-    /// In order.
+    /// The steps, in order.
     pub steps: Vec<ScenarioStep>,
-    /// What is known in the end, by market.
+    /// What clients must know in the end, by market.
     pub expect: BTreeMap<String, End>,
-    /// What every client was told at least once.
+    /// What every client must have seen at least once.
     #[serde(default)]
     pub saw: Vec<String>,
 }
@@ -99,7 +99,7 @@ pub enum ScenarioStep {
     Narrow { narrow: Vec<String> },
 }
 
-/// What is known of a market in the end.
+/// What clients must know of a market in the end.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 #[expect(missing_docs, reason = "docs/vectors/README.md describes them")]
@@ -112,7 +112,7 @@ fn ten_minutes() -> u64 {
     600
 }
 
-/// Every file of a directory in `docs/vectors`, by name.
+/// Reads every file of a directory in `docs/vectors`, in the order of names.
 #[must_use]
 pub fn all<T: DeserializeOwned>(kind: &str) -> Vec<(String, T)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vectors").join(kind);
@@ -130,13 +130,13 @@ pub fn all<T: DeserializeOwned>(kind: &str) -> Vec<(String, T)> {
     files
 }
 
-/// Lines as vectors write them: every number is text.
+/// Returns lines as vectors write them, with every number as text.
 #[must_use]
 pub fn written(lines: &Lines) -> Value {
     lines.iter().map(|(name, line)| (name.clone(), in_text(line))).collect()
 }
 
-/// JSON with each number as the text that it was.
+/// Returns JSON with every number as the text that it was.
 #[must_use]
 pub fn in_text(json: &str) -> Value {
     let parts = "a part of good JSON";

@@ -20,7 +20,8 @@ pub fn market_of_log(key: &str) -> Option<MarketId> {
 }
 
 /// Returns the key of a market's state, a hash.
-pub(crate) fn state(market: MarketId) -> String {
+#[must_use]
+pub fn state(market: MarketId) -> String {
     format!("odds:state:{{{market}}}")
 }
 
@@ -28,7 +29,8 @@ pub(crate) fn state(market: MarketId) -> String {
 pub(crate) const LINE_PREFIX: &str = "l:";
 
 /// Returns the key of a market's audit, a stream.
-pub(crate) fn audit(market: MarketId) -> String {
+#[must_use]
+pub fn audit(market: MarketId) -> String {
     format!("odds:audit:{{{market}}}")
 }
 

@@ -2,7 +2,7 @@
 
 use protocol::time::unix_ms;
 use serde::Deserialize;
-use tests::{Answer, Http, Service, Socket, Stack, fresh_market, fresh_user, tokens};
+use tests::{Http, Response, Service, Socket, Stack, fresh_market, fresh_user, tokens};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -124,6 +124,6 @@ async fn keys_may_be_named_and_the_first_signs() {
     Http::default().handshake(&url, &[]).await.expect_error(401, "UNAUTHORIZED");
 }
 
-async fn ask(gateway: &Service, body: &str) -> Answer {
+async fn ask(gateway: &Service, body: &str) -> Response {
     Http::default().post(&gateway.url("/api/ws/token"), body).await
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use service::token::Role;
 use tests::{
-    Admin, Answer, Http, Lines, Rest, Stack,
+    Admin, Http, Lines, Response, Rest, Stack,
     admin::{Accepted, numbered, override_body},
     fresh_market, fresh_user, tokens,
 };
@@ -162,7 +162,7 @@ async fn an_idempotency_key_makes_a_retry_safe() {
     let stack = Stack::shared();
     let (admin, market) = (stack.admin(), fresh_market());
     let body = override_body(market, r#"{"moneyline":{"home":2.10}}"#);
-    let replayed = |answer: &Answer| answer.header("idempotent-replayed").map(str::to_owned);
+    let replayed = |answer: &Response| answer.header("idempotent-replayed").map(str::to_owned);
 
     let first = admin.send_with_key("retry-1", &body).await;
     assert_eq!((first.status, replayed(&first)), (200, None));

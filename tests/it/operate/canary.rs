@@ -4,7 +4,8 @@ use protocol::Secret;
 use serde_json::Value;
 use service::token::{Audience, Keyring, Role};
 use tests::{
-    Answer, Collector, Http, Launch, Postgres, Redis, Service, Socket, eventually, fresh_market, fresh_user,
+    Collector, Http, Launch, Postgres, Redis, Response, Service, Socket, eventually, fresh_market,
+    fresh_user,
     postgres::{Database, PASSWORDS},
     process::Stream,
     tokens, within,
@@ -23,7 +24,7 @@ const REDIS_PASSWORDS: [&str; 2] = ["p@ss/word", "p%40ss%2Fword"];
 struct Seen(Vec<(String, String)>);
 
 impl Seen {
-    fn answer(&mut self, what: &str, answer: &Answer) {
+    fn answer(&mut self, what: &str, answer: &Response) {
         self.0.push((what.to_owned(), format!("{} {:?} {}", answer.status, answer.headers, answer.text)));
     }
 

@@ -5,41 +5,32 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use crate::http::Endpoint;
-use crate::markets::Markets;
-use crate::process;
+use crate::client::{Endpoint, Plan};
+use crate::markets::{FIRST_MARKET, Markets};
+use crate::report::listening_on;
 
-/// Tokens live an hour at most, and sockets here do not renew theirs.
-pub(crate) const MAX_RUN: Duration = Duration::from_mins(50);
+/// Tokens live an hour at most, and connections here do not renew theirs.
+const MAX_RUN: Duration = Duration::from_mins(50);
 
-/// Which sockets to open, and where.
+/// Which connections to open, and where.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sockets {
-    /// A gateway; repeat to spread the sockets over several
+    /// A gateway; repeat to spread the connections over several
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     pub(crate) gateway: Vec<Endpoint>,
 
-    /// Sockets to open
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 100_000))]
-    pub(crate) connections: usize,
+    #[command(flatten)]
+    subscriptions: Subscriptions,
 
-    /// Markets to use, numbered from --first-market
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = counted(1, 1_000_000))]
-    pub(crate) markets: usize,
-
-    /// Markets each socket subscribes to
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = counted(0, 200))]
-    pub(crate) per_connection: usize,
-
-    /// Lowest market id; keep away from markets people bet on
-    #[arg(long, value_name = "ID", default_value_t = 900_000_001)]
-    pub(crate) first_market: u64,
+    /// Lowest market id; keep away from markets that people bet on
+    #[arg(long, value_name = "ID", default_value_t = FIRST_MARKET)]
+    first_market: u64,
 
     /// Lowest user id
     #[arg(long, value_name = "ID", default_value_t = 900_000_001)]
     pub(crate) first_user: u64,
 
-    /// Sockets of each user (a gateway allows 10)
+    /// Connections of each user (a gateway allows 10)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = counted(1, 100_000))]
     pub(crate) per_user: usize,
 
@@ -55,7 +46,7 @@ pub(crate) struct Sockets {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = counted(1, 10_000))]
     pub(crate) in_flight: usize,
 
-    /// New sockets a second, 0 = as fast as they are answered
+    /// New connections per second, 0 = as fast as the gateway accepts them
     #[arg(long, value_name = "RATE", default_value_t = 0.0, value_parser = rate)]
     pub(crate) connect_rate: f64,
 
@@ -65,25 +56,51 @@ pub(crate) struct Sockets {
     pub(crate) sources: usize,
 }
 
-impl Sockets {
-    /// The markets of these sockets.
-    ///
-    /// # Errors
-    /// When there are fewer than a socket is to subscribe to.
+/// How many connections, and what they subscribe to.
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct Subscriptions {
+    /// Connections to open
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1000, value_parser = counted(1, 100_000))]
+    pub(crate) connections: usize,
+
+    /// Markets to use, each with as many subscribers as any other
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = counted(1, 1_000_000))]
+    markets: usize,
+
+    /// Markets that each connection subscribes to
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = counted(0, 200))]
+    per_connection: usize,
+}
+
+impl Subscriptions {
+    /// Fails if there are fewer markets than a connection is to subscribe to.
     pub(crate) fn markets(&self) -> Result<Markets> {
-        ensure!(
-            self.per_connection <= self.markets,
-            "--per-connection {} needs at least as many --markets",
-            self.per_connection
-        );
-        Ok(Markets { first: self.first_market, count: self.markets, per_connection: self.per_connection })
+        let Self { markets, per_connection, .. } = *self;
+        ensure!(per_connection <= markets, "--per-connection is at most --markets");
+        Ok(Markets::new(markets, per_connection))
+    }
+}
+
+impl Sockets {
+    pub(crate) fn markets(&self) -> Result<Markets> {
+        Ok(Markets { first: self.first_market, ..self.subscriptions.markets()? })
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        self.subscriptions.connections
+    }
+
+    /// The clients to open at these gateways, with a token of each user.
+    pub(crate) fn plan(&self, gateways: Vec<Endpoint>, tokens: Vec<String>) -> Plan {
+        let Self { per_user, in_flight, connect_rate, sources, .. } = *self;
+        Plan { per_user, in_flight, connect_rate, sources, ..Plan::all_at_once(gateways, tokens) }
     }
 }
 
 /// Where to publish.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Publisher {
-    /// The admin API; default: the first --gateway, which serves it when it runs without REDIS_URL
+    /// The admin API; a gateway without REDIS_URL serves it too
     #[arg(long, value_name = "URL")]
     pub(crate) publisher: Option<Endpoint>,
 
@@ -92,64 +109,57 @@ pub(crate) struct Publisher {
     pub(crate) admin_token: Option<String>,
 }
 
-/// Whose CPU and memory to read.
+/// The processes whose CPU and memory to read.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Watched {
     /// Process of a gateway; repeatable. Default: found through the listening port, when that is on loopback
     #[arg(long, value_name = "PID")]
-    pub(crate) gateway_pid: Vec<u32>,
+    gateway_pid: Vec<u32>,
 
     /// Process of the publisher. Default: as for --gateway-pid
     #[arg(long, value_name = "PID")]
-    pub(crate) publisher_pid: Option<u32>,
+    publisher_pid: Option<u32>,
 }
 
 impl Watched {
-    /// The processes to watch: as given, else found; each only once.
-    ///
-    /// # Errors
-    /// When a given process does not exist.
-    pub(crate) fn find(&self, gateways: &[Endpoint], publisher: Option<&Endpoint>) -> Result<process::Watch> {
-        let found = |endpoint: &Endpoint| process::listening_on(endpoint.address);
+    /// The processes to watch by role and pid: as given, or found.
+    pub(crate) fn find(
+        &self,
+        gateways: &[Endpoint],
+        publisher: Option<&Endpoint>,
+    ) -> Vec<(&'static str, u32)> {
+        let found = |endpoint: &Endpoint| listening_on(endpoint.address);
         let mut pids = self.gateway_pid.clone();
         if pids.is_empty() {
             pids.extend(gateways.iter().filter_map(found));
         }
-        let gateways = pids.len();
-        pids.extend(self.publisher_pid.or_else(|| publisher.and_then(found)));
-        let roles = pids.into_iter().enumerate();
-        process::Watch::new(roles.map(|(at, pid)| (if at < gateways { "gateway" } else { "publisher" }, pid)))
+        let publisher = self.publisher_pid.or_else(|| publisher.and_then(found));
+        pids.into_iter().map(|pid| ("gateway", pid)).chain(publisher.map(|pid| ("publisher", pid))).collect()
     }
 }
 
 /// Reads `10s`, `500ms`, `2m`; a bare number is seconds.
-///
-/// # Errors
-/// For anything else, and for more than a run may take.
 pub(crate) fn duration(text: &str) -> Result<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u32 = text[..digits].parse()?;
     let duration = match &text[digits..] {
         "ms" => Duration::from_millis(number.into()),
         "" | "s" => Duration::from_secs(number.into()),
-        "m" => Duration::from_secs(u64::from(number) * 60),
+        "m" => Duration::from_mins(number.into()),
         unit => bail!("unknown unit {unit:?}: write 10s, 500ms or 2m"),
     };
-    ensure!(duration <= MAX_RUN, "at most {} minutes, for tokens live an hour", MAX_RUN.as_secs() / 60);
+    ensure!(duration <= MAX_RUN, "at most {} minutes, since tokens live an hour", MAX_RUN.as_secs() / 60);
     Ok(duration)
 }
 
-/// Reads a rate a second, 0 … 100 000.
-///
-/// # Errors
-/// For anything else.
+/// Reads a rate per second, 0 … 100 000.
 pub(crate) fn rate(text: &str) -> Result<f64> {
     let rate: f64 = text.parse()?;
-    ensure!((0.0..=100_000.0).contains(&rate), "0 to 100000 a second");
+    ensure!((0.0..=100_000.0).contains(&rate), "0 to 100000 per second");
     Ok(rate)
 }
 
-/// A parser for a number of things within bounds.
+/// A parser for a number within bounds.
 pub(crate) fn counted(least: usize, most: usize) -> impl Fn(&str) -> Result<usize> + Clone + Send + Sync {
     move |text| {
         let number: usize = text.parse()?;
