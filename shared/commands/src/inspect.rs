@@ -137,7 +137,7 @@ fn reasons(
     if header.typ.as_deref() != Some("JWT") {
         reasons.push("its typ is not JWT".to_owned());
     }
-    if !keys.has(header.kid.as_deref()) {
+    if !keys.has_key(header.kid.as_deref()) {
         reasons.push(match &header.kid {
             Some(kid) => format!("no key is named {kid:?}"),
             None => "it names no key (kid), and the keys have names".to_owned(),
