@@ -42,7 +42,8 @@ async fn serve_until_signal(settings: Settings) -> anyhow::Result<()> {
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
     let _traces =
-        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref());
+        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref())
+            .context("OTLP_ENDPOINT")?;
     let redis = RedisBackbone::new(&settings.redis, settings.retention).context("REDIS_URL")?;
     let redis = Arc::new(redis.with_min_replicas(settings.min_replicas));
     tokio::spawn(Arc::clone(&redis).remember_others());

@@ -1,4 +1,4 @@
-//! `gateway check` and `publisher check`: the configuration as the service would read it, and whether Redis is there.
+//! `gateway check` and `publisher check`: checks the settings that the service would use; with `--connect` also Redis.
 
 use std::process::ExitCode;
 
@@ -7,13 +7,13 @@ use service::settings::Stop;
 
 use crate::block_on;
 
-/// Runs the command. `args` are those behind its name: the service's own flags, and `--connect`.
+/// Runs the command. `args` are the service's own flags, and `--connect`.
 ///
-/// `explain` reads the service's settings and returns a summary of them with where its Redis is. `needed` are the
-/// commands that the service asks of Redis.
+/// `explain` reads the service's settings, and returns a summary of them and where its Redis is. `needed` are the Redis
+/// commands that the service sends. The exit code is 1 if Redis cannot be reached or does not permit them.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
+/// [`Stop`] with the help, or with every problem.
 pub fn run(
     args: impl Iterator<Item = String>,
     needed: &[&str],
@@ -21,15 +21,14 @@ pub fn run(
 ) -> Result<ExitCode, Stop> {
     let (connect, args): (Vec<_>, Vec<_>) = args.partition(|arg| arg == "--connect");
     let (summary, redis) = explain(args)?;
-    println!("The settings are good. Those that are not as by default:\n{summary}");
+    println!("The settings are valid. These differ from their defaults:\n{summary}");
     match redis.filter(|_| !connect.is_empty()) {
-        Some(redis) => Ok(block_on(ask(&redis, needed))),
+        Some(redis) => Ok(block_on(check_redis(&redis, needed))),
         None => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// Asks Redis whether it is there and permits what the service needs. Exit code 1 if not.
-async fn ask(config: &RedisConfig, needed: &[&str]) -> ExitCode {
+async fn check_redis(config: &RedisConfig, needed: &[&str]) -> ExitCode {
     let checked = check::check(config, needed).await;
     for found in &checked.found {
         println!("Redis at {found}");
@@ -38,7 +37,7 @@ async fn ask(config: &RedisConfig, needed: &[&str]) -> ExitCode {
         eprintln!("Redis at {problem}");
     }
     if checked.problems.is_empty() {
-        println!("Redis answers and permits all that is needed.");
+        println!("Redis answers, and permits every command that is needed.");
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

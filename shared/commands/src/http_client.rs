@@ -1,4 +1,4 @@
-//! A small HTTP client for commands at the terminal: one request, one connection, no redirects.
+//! HTTP for commands: URLs, plain or TLS connections, one request per connection, no redirects.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -6,9 +6,7 @@ use axum::{
     body::Body,
     http::{Request, Uri, header::HOST, uri::Authority},
 };
-use http_body_util::{BodyExt, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use service::http::client::Connection;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -19,39 +17,39 @@ use tokio_rustls::{
     rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
 };
 
-/// Of connecting, and of an answer.
+/// How long connecting may take, and then the request with its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Of an answer: a page of updates has a thousand of at most 16 KiB.
-const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// The longest response, bytes. A page of updates has a thousand of at most 16 KiB.
+const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
 /// A server, and the path in front of all of its routes.
 #[derive(Clone, Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     is_tls: bool,
     authority: Authority,
     path: String,
 }
 
-/// What was answered.
+/// A response.
 #[derive(Debug)]
-pub struct Answer {
-    /// Status.
-    pub status: u16,
-    /// Body.
-    pub text: String,
+pub(crate) struct Response {
+    /// The status code.
+    pub(crate) status: u16,
+    /// The body.
+    pub(crate) text: String,
 }
 
 /// A connection, plain or TLS.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 impl Endpoint {
-    /// Reads `http://`, `https://`, `ws://` or `wss://` with a host, a port if need be, and maybe a path.
+    /// Reads `http://`, `https://`, `ws://` or `wss://` with a host, perhaps a port, and perhaps a path.
     ///
     /// # Errors
     /// A sentence that says what is expected.
-    pub fn parse(url: &str) -> Result<Self, String> {
+    pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let wrong = || format!("{url:?} is not a URL such as http://127.0.0.1:8080 or https://odds.example");
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let is_tls = match uri.scheme_str() {
@@ -64,21 +62,21 @@ impl Endpoint {
         Ok(Self { is_tls, authority: authority.ok_or_else(wrong)?, path })
     }
 
-    /// Where it is, for a WebSocket's handshake at `path`.
+    /// Returns the URL of a WebSocket at `path`.
     #[must_use]
-    pub fn websocket(&self, path: &str) -> String {
+    pub(crate) fn websocket(&self, path: &str) -> String {
         format!("{}://{}{}{path}", if self.is_tls { "wss" } else { "ws" }, self.authority, self.path)
     }
 
-    /// A connection there.
+    /// Connects.
     ///
     /// # Errors
-    /// When there is none within ten seconds.
-    pub async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        timeout(TIMEOUT, self.connect_at_all()).await.map_err(|_| io::ErrorKind::TimedOut)?
+    /// If that fails, or takes longer than ten seconds.
+    pub(crate) async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        timeout(TIMEOUT, self.connect_at_leisure()).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
-    async fn connect_at_all(&self) -> io::Result<Box<dyn Stream>> {
+    async fn connect_at_leisure(&self) -> io::Result<Box<dyn Stream>> {
         let port = self.authority.port_u16().unwrap_or(if self.is_tls { 443 } else { 80 });
         let host = self.authority.host().trim_matches(['[', ']']);
         let stream = TcpStream::connect((host, port)).await?;
@@ -90,17 +88,17 @@ impl Endpoint {
         Ok(Box::new(tls()?.connect(name, stream).await?))
     }
 
-    /// `method path` with these headers and this body.
+    /// Sends `method path` with these headers and this body, on a connection of its own.
     ///
     /// # Errors
-    /// When no whole answer comes within ten seconds: what became of the request is not known.
-    pub async fn send(
+    /// If no whole response comes within ten seconds. Then it is unknown what became of the request.
+    pub(crate) async fn send(
         &self,
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
         body: String,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<Response> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.path))
@@ -110,22 +108,15 @@ impl Endpoint {
         }
         let request = request.body(Body::from(body)).map_err(io::Error::other)?;
         let stream = self.connect().await?;
-        timeout(TIMEOUT, exchange(stream, request)).await.map_err(|_| io::ErrorKind::TimedOut)?
+        let exchange = async { Connection::open(stream).await?.send(request, MAX_RESPONSE_BYTES).await };
+        let response = timeout(TIMEOUT, exchange).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let status = response.status().as_u16();
+        let text = String::from_utf8(response.into_body().into()).map_err(io::Error::other)?;
+        Ok(Response { status, text })
     }
 }
 
-async fn exchange(stream: Box<dyn Stream>, request: Request<Body>) -> io::Result<Answer> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
-    let bytes = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    let text = String::from_utf8(bytes.into()).map_err(io::Error::other)?;
-    Ok(Answer { status, text })
-}
-
-/// Trusts whom the system trusts, or `SSL_CERT_FILE`.
+/// Trusts the system's authorities, or those in `SSL_CERT_FILE`.
 fn tls() -> io::Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -1,4 +1,4 @@
-//! `gateway inspect` and `publisher inspect`: what a token says, and whether it is good here.
+//! `gateway inspect` and `publisher inspect`: prints a token's claims, and whether the token is valid or why not.
 
 use std::{
     io::{self, Read},
@@ -16,11 +16,13 @@ use service::{
     },
 };
 
-/// Runs `gateway inspect`: `args` are those behind the command's name.
+use crate::words;
+
+/// Runs `gateway inspect`, for a client's token.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
-pub fn client_token(
+/// [`Stop`] with the help, or with every problem.
+pub fn client(
     args: impl Iterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<ExitCode, Stop> {
@@ -28,18 +30,18 @@ pub fn client_token(
         JWT_SECRET.with("", "the gateways' secret; without it the token is shown and not verified");
     const TABLE: &[Row] = &[SECRET.row()];
     const USAGE: &str = "\
-gateway inspect TOKEN: what a client's token says, when it expires, and whether it is good under JWT_SECRET.
+gateway inspect TOKEN: prints a client token's claims, when it expires, and whether it is valid under JWT_SECRET.
 
-TOKEN may be -: it is read from standard input, and is in nobody's history. Exit code 0: it is good. 1: it is not, or was
-not verified. 2: it is no token.";
+With - for TOKEN it is read from standard input, which keeps it out of the shell's history. Exit code 0: it is valid. 1: it
+is not, or was not verified. 2: it is not a token.";
     run::<WsClaims>(USAGE, TABLE, &SECRET, Audience::Ws, args, env)
 }
 
-/// Runs `publisher inspect`: `args` are those behind the command's name.
+/// Runs `publisher inspect`, for an admin token.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
-pub fn admin_token(
+/// [`Stop`] with the help, or with every problem.
+pub fn admin(
     args: impl Iterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<ExitCode, Stop> {
@@ -47,10 +49,10 @@ pub fn admin_token(
         ADMIN_JWT_SECRET.with("", "the publishers' secret; without it the token is shown and not verified");
     const TABLE: &[Row] = &[SECRET.row()];
     const USAGE: &str = "\
-publisher inspect TOKEN: what an admin token says, when it expires, and whether it is good under ADMIN_JWT_SECRET.
+publisher inspect TOKEN: prints an admin token's claims, when it expires, and whether it is valid under ADMIN_JWT_SECRET.
 
-TOKEN may be -: it is read from standard input, and is in nobody's history. Exit code 0: it is good. 1: it is not, or was
-not verified. 2: it is no token.";
+With - for TOKEN it is read from standard input, which keeps it out of the shell's history. Exit code 0: it is valid. 1: it
+is not, or was not verified. 2: it is not a token.";
     run::<AdminClaims>(USAGE, TABLE, &SECRET, Audience::Admin, args, env)
 }
 
@@ -63,7 +65,7 @@ fn run<C: Claims>(
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<ExitCode, Stop> {
     let mut args = args.peekable();
-    let words = super::words(&mut args);
+    let words = words(&mut args);
     let mut settings = Settings::read(usage, table, args, env)?;
     let token = match words.as_slice() {
         [word] => read(word).map_err(|error| error.to_string()),
@@ -77,7 +79,7 @@ fn run<C: Claims>(
     Ok(report::<C>(&token.unwrap_or_default(), keys.as_ref(), secret.name()))
 }
 
-/// A token of the command line, or with `-` of standard input.
+/// Returns the token of the command line, or with `-` of standard input.
 fn read(word: &str) -> io::Result<String> {
     if word != "-" {
         return Ok(word.to_owned());
@@ -87,11 +89,12 @@ fn read(word: &str) -> io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Prints it. Exit code 0: it is good. 1: it is not, or there are no keys to say so. 2: it is no token.
+/// Prints the token's content and validity. Exit code 0: it is valid. 1: it is not, or there are no keys to verify it with.
+/// 2: it is not a token.
 fn report<C: Claims>(token: &str, keys: Option<&Keyring>, secret: &str) -> ExitCode {
-    let parts = (jsonwebtoken::decode_header(token), dangerous::insecure_decode_claims(token));
-    let (Ok(header), Ok(claims)) = parts else {
-        eprintln!("This is no token: header.claims.signature, each in base64url, is expected.");
+    let decoded = (jsonwebtoken::decode_header(token), dangerous::insecure_decode_claims(token));
+    let (Ok(header), Ok(claims)) = decoded else {
+        eprintln!("This is not a token: header.claims.signature, each in base64url, is expected.");
         return ExitCode::from(2);
     };
     let claims: Map<String, Value> = claims;
@@ -101,7 +104,7 @@ fn report<C: Claims>(token: &str, keys: Option<&Keyring>, secret: &str) -> ExitC
     match seconds(&claims, "exp") {
         Some(exp) if exp > now_s => println!("expires in {}", in_words(exp - now_s)),
         Some(exp) => println!("expired {} ago", in_words(now_s - exp)),
-        None => println!("never expires, which is not allowed"),
+        None => println!("has no exp, which is not allowed"),
     }
     let Some(keys) = keys else {
         println!("Not verified: {secret} is not set.");
@@ -109,11 +112,11 @@ fn report<C: Claims>(token: &str, keys: Option<&Keyring>, secret: &str) -> ExitC
     };
     match keys.verify::<C>(token) {
         Ok(_) => {
-            println!("Good under {secret}. (Whether it was revoked is for the services to say.)");
+            println!("Valid under {secret}. (Only the services know whether it was revoked.)");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("Not good under {secret}:");
+            println!("Not valid under {secret}:");
             for reason in reasons(token, &header, &claims, keys, error) {
                 println!("  {reason}");
             }
@@ -122,6 +125,7 @@ fn report<C: Claims>(token: &str, keys: Option<&Keyring>, secret: &str) -> ExitC
     }
 }
 
+/// Returns every rule of `docs/protocol.md#claims` that the token breaks, in words.
 fn reasons(
     token: &str,
     header: &Header,
@@ -137,7 +141,7 @@ fn reasons(
     if header.typ.as_deref() != Some("JWT") {
         reasons.push("its typ is not JWT".to_owned());
     }
-    if !keys.has(header.kid.as_deref()) {
+    if !keys.has_key(header.kid.as_deref()) {
         reasons.push(match &header.kid {
             Some(kid) => format!("no key is named {kid:?}"),
             None => "it names no key (kid), and the keys have names".to_owned(),
@@ -178,7 +182,7 @@ fn seconds(claims: &Map<String, Value>, name: &str) -> Option<u64> {
     claims.get(name).and_then(Value::as_u64)
 }
 
-/// The two largest units: `2 days 3 hours`.
+/// Writes a time in its two largest units, such as `2 days 3 hours`.
 fn in_words(seconds: u64) -> String {
     let units = [("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)];
     let mut left = seconds;
@@ -199,7 +203,7 @@ mod tests {
     use super::in_words;
 
     #[test]
-    fn a_time_is_said_in_two_units() {
+    fn a_time_is_written_in_two_units() {
         for (seconds, words) in [
             (0, "less than a second"),
             (1, "1 second"),

@@ -1,8 +1,8 @@
-//! `publisher replay`: a recorded feed into the markets' logs, with the timing it was recorded with or faster.
+//! `publisher replay`: appends a recorded feed to the markets' logs, at the recorded speed or faster.
 //!
-//! Updates are appended in the recording's order, one batch in flight at a time. Nothing is repeated by itself: an
-//! append without an answer may or may not be in the log, so the replay stops there and says which line to go on from.
-//! Appending a line twice does no harm to prices, since every update carries whole lines.
+//! Updates are appended in the recording's order, one batch in flight at a time. The command never retries an append: one
+//! without a result may or may not be in the log, so the replay stops and names the line to continue from. Appending a line
+//! twice does no harm to prices, since every update carries whole lines.
 
 pub mod betfair;
 mod settings;
@@ -31,16 +31,16 @@ use self::{
 };
 use crate::block_on;
 
-/// What was replayed.
+/// The result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Lines read.
     pub lines: u64,
     /// Updates appended.
     pub updates: u64,
-    /// Bad lines, reported and skipped.
+    /// Lines that were invalid: reported and skipped.
     pub skipped: u64,
-    /// Where to go on when it was stopped.
+    /// The line to continue from, if the replay was stopped.
     pub stopped_before: Option<u64>,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { lines, updates, skipped, stopped_before } = self;
         write!(f, "{lines} lines read, {updates} updates appended, {skipped} lines skipped")?;
-        stopped_before.map_or(Ok(()), |line| write!(f, "; stopped, go on with --from {line}"))
+        stopped_before.map_or(Ok(()), |line| write!(f, "; stopped: continue with --from {line}"))
     }
 }
 
@@ -59,13 +59,13 @@ pub enum ReplayError {
     #[error("cannot read: {0}")]
     Read(#[from] io::Error),
     /// An update is not, or may not be, in the log.
-    #[error("line {line}: {cause}; {summary}; go on with --from {line}")]
+    #[error("line {line}: {cause}; {summary}; continue with --from {line}")]
     Append {
-        /// Its line.
+        /// The update's line.
         line: u64,
-        /// Why.
+        /// Why it is not there.
         cause: NotAppended,
-        /// What was appended before.
+        /// The result up to there.
         summary: Summary,
     },
 }
@@ -73,13 +73,13 @@ pub enum ReplayError {
 /// Why one update is not, or may not be, in the log.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAppended {
-    /// Redis never carried it out.
-    #[error("the log is out of reach; nothing was appended: retry")]
+    /// Redis did not execute the append.
+    #[error("the log cannot be reached; nothing was appended: retry")]
     Unreachable,
     /// Redis did not reply.
-    #[error("outcome unknown: it and what follows it may have been appended")]
+    #[error("outcome unknown: this update and the rest of its batch may have been appended")]
     Unknown,
-    /// Redis refused it.
+    /// Redis refused the append.
     #[error(transparent)]
     Refused(AppendError),
 }
@@ -96,19 +96,19 @@ impl From<AppendError> for NotAppended {
     }
 }
 
-/// Most updates in one append.
+/// The most updates in one append.
 const BATCH: usize = 100;
 /// How long an append may take before its outcome counts as unknown.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(8);
 /// The longest line that is read, bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
-/// Lines that are read ahead.
+/// Lines that are read before they are needed.
 const READ_AHEAD: usize = 256;
 
-/// Runs `publisher replay` with the arguments behind the command's name.
+/// Runs the command: prints the summary, or where and why the replay ended.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
+/// [`Stop`] with the help, or with every problem.
 pub fn run(
     args: impl Iterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
@@ -136,10 +136,10 @@ pub fn run(
     }))
 }
 
-/// Replays until the recording ends or `stop` does; the batch in flight is finished first.
+/// Replays until the recording ends or `stop` completes. The batch in flight is finished first.
 ///
 /// # Errors
-/// [`ReplayError`] when the recording cannot be read, or at the first update that was not appended.
+/// [`ReplayError`] if the recording cannot be read, or at the first update that was not appended.
 pub async fn replay(
     backbone: &dyn Backbone,
     options: &Options,
@@ -168,7 +168,7 @@ struct Replay<'a> {
     clock: Clock,
     from: u64,
     reason: String,
-    /// What is due and not yet appended, with its line's number.
+    /// Updates that are due and not yet appended, each with its line's number.
     batch: Vec<(u64, Append)>,
     summary: Summary,
     bar: ProgressBar,
@@ -181,7 +181,7 @@ impl Replay<'_> {
         mut stop: Pin<Box<S>>,
     ) -> Result<Summary, ReplayError> {
         loop {
-            // Nothing waits in the batch for a line that is yet to be written.
+            // Updates do not wait in the batch for a line that is not written yet.
             let line = match lines.try_recv() {
                 Ok(line) => Some(line?),
                 Err(TryRecvError::Disconnected) => None,
@@ -212,7 +212,7 @@ impl Replay<'_> {
                 }
             }
             // At full speed, this is where a stop is noticed: between two batches.
-            if self.batch.is_empty() && is_over(&mut stop).await {
+            if self.batch.is_empty() && is_complete(&mut stop).await {
                 return Ok(self.stopped());
             }
         }
@@ -220,7 +220,7 @@ impl Replay<'_> {
         Ok(self.summary)
     }
 
-    /// The line's changes that are to be appended.
+    /// Returns the changes of a line that are to be appended.
     fn read(&mut self, Line { number, text, end }: Line) -> Vec<Change> {
         self.summary.lines = number;
         self.bar.set_position(end);
@@ -249,7 +249,7 @@ impl Replay<'_> {
         }
     }
 
-    /// Appends the batch and waits for the answers.
+    /// Appends the batch, and waits for the results.
     async fn append(&mut self) -> Result<(), ReplayError> {
         if self.batch.is_empty() {
             return Ok(());
@@ -286,8 +286,8 @@ impl Replay<'_> {
     }
 }
 
-/// Whether a future is over, without waiting for it.
-async fn is_over<S: Future<Output = ()>>(future: &mut Pin<Box<S>>) -> bool {
+/// Polls a future once. Returns true if it is complete.
+async fn is_complete<S: Future<Output = ()>>(future: &mut Pin<Box<S>>) -> bool {
     tokio::select! {
         biased;
         () = future => true,
@@ -295,10 +295,10 @@ async fn is_over<S: Future<Output = ()>>(future: &mut Pin<Box<S>>) -> bool {
     }
 }
 
-/// When what was published at some time of the recording is due.
+/// Turns times of the recording into times at which its updates are due.
 struct Clock {
     speed: Speed,
-    /// When the first was due, and its time in the recording.
+    /// When the first update was due, and its time in the recording.
     start: Option<(Instant, u64)>,
 }
 
@@ -312,7 +312,7 @@ impl Clock {
                 let recorded = Duration::from_millis(published_ms.saturating_sub(first_ms));
                 let wait =
                     Duration::try_from_secs_f64(recorded.as_secs_f64() / times).unwrap_or(Duration::MAX);
-                // Past what a clock can say: some centuries of waiting are as good.
+                // Beyond the clock's range, a century of waiting is as good.
                 start.checked_add(wait).unwrap_or_else(|| now + Duration::from_hours(24 * 365 * 100))
             }
         }
@@ -324,7 +324,7 @@ struct Line {
     /// The first is 1.
     number: u64,
     text: Result<String, Unreadable>,
-    /// Where in the file it ends.
+    /// The position in the file at which it ends, bytes.
     end: u64,
 }
 
@@ -336,7 +336,7 @@ enum Unreadable {
     NotUtf8,
 }
 
-/// Reads on a thread of its own, so that a recording that is still being written (a pipe) does not hold up a stop.
+/// Reads on a thread of its own. A recording that is still being written, such as a pipe, then delays no stop.
 fn read_ahead(file: File) -> mpsc::Receiver<io::Result<Line>> {
     let (sender, lines) = mpsc::channel(READ_AHEAD);
     std::thread::spawn(move || {
@@ -377,7 +377,7 @@ impl<R: BufRead> LineReader<R> {
     }
 }
 
-/// Drawn on standard error, and only where that is a terminal.
+/// Makes a progress bar, shown on standard error if that is a terminal.
 fn progress(bytes: u64) -> ProgressBar {
     let bar = ProgressBar::new(bytes);
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {elapsed} (ETA {eta})");

@@ -1,6 +1,7 @@
 //! What both services' HTTP sides have in common: listening, bodies, the error answer, pages, and what operators ask.
 
 pub mod body;
+pub mod client;
 pub mod openapi;
 pub mod ops;
 pub mod pages;

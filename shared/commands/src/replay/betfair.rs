@@ -1,8 +1,8 @@
-//! Betfair's recorded exchange streams: one market-change message (`op: "mcm"`) a line, into payloads. No I/O.
+//! Reads Betfair's recorded exchange streams, with one market-change message (`op: "mcm"`) per line, as payloads. No I/O.
 //!
-//! A runner's last traded price (`ltp`) is one selection of the line `win`, named by the runner's id; the market's
-//! status is the line `status`. A line is the unit of change, so `win` is always written whole: the prices last seen
-//! are kept here. A line is written only when it changed. A runner that is removed from the market leaves `win`.
+//! A runner's last traded price (`ltp`) is one selection of the line `win`, named by the runner's id. The market's status
+//! is the line `status`. A payload carries whole lines, so the prices last seen are kept here. A line is written only when
+//! it changed. A runner that is removed from the market leaves `win`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 /// The markets of a recording as they stand after the lines read so far.
 #[derive(Debug, Default)]
 pub struct Betfair {
-    /// The market that the recording's only one is replayed as.
+    /// The id under which the recording's only market is replayed.
     instead: Option<MarketId>,
     /// By the recording's own market id.
     markets: BTreeMap<String, Market>,
@@ -30,7 +30,7 @@ pub struct Change {
     pub market: MarketId,
     /// The lines that changed.
     pub payload: Payload,
-    /// When it was published, Unix milliseconds.
+    /// When the change was published, Unix milliseconds.
     pub published_ms: u64,
 }
 
@@ -44,17 +44,17 @@ struct Market {
 }
 
 impl Betfair {
-    /// Before the first line. The market `1.201000001` becomes 201000001; or `instead`, if given, in a recording of
-    /// one market.
+    /// Starts before the first line. The market `1.201000001` becomes 201000001, or `instead` if that is given and the
+    /// recording has one market.
     #[must_use]
     pub fn new(instead: Option<MarketId>) -> Self {
         Self { instead, markets: BTreeMap::new() }
     }
 
-    /// What a line changes: for each of its markets at most one payload.
+    /// Reads a line. Returns at most one change for each of its markets.
     ///
     /// # Errors
-    /// [`BadLine`] when the line cannot be read; it has then changed nothing.
+    /// [`BadLine`] if the line cannot be read. It has changed nothing then.
     pub fn read(&mut self, line: &str) -> Result<Vec<Change>, BadLine> {
         let message: Message<'_> = serde_json::from_str(line)?;
         if message.op != "mcm" {
@@ -94,16 +94,16 @@ impl Betfair {
 /// Why a line cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum BadLine {
-    /// Not a stream message.
+    /// The line is not a stream message.
     #[error("not a stream message: {0}")]
     Json(#[from] serde_json::Error),
-    /// A market whose id is not one of ours.
+    /// A market's id has no number that can be a market id.
     #[error("{0:?} is not a market id such as 1.201000001")]
     MarketId(String),
-    /// A second market, when all is to be replayed as one.
-    #[error("the market {0:?} is another one than before, and --market names only one")]
+    /// There is a second market, and only one id to replay it under.
+    #[error("there is a second market, {0:?}, and --market names only one")]
     OtherMarket(String),
-    /// A price that is none.
+    /// A price is not decimal odds.
     #[error("runner {runner}: ltp {problem}")]
     Price {
         /// The runner's id.
@@ -111,16 +111,16 @@ pub enum BadLine {
         /// What is wrong.
         problem: InvalidOdds,
     },
-    /// A status that the line `status` has no word for.
+    /// A status is unknown.
     #[error("{0:?} is not a market status")]
     Status(String),
-    /// More runners than a payload holds.
+    /// There are more runners than a payload holds.
     #[error(transparent)]
     Payload(#[from] InvalidPayload),
 }
 
 impl Market {
-    /// The market after a change, and the payload that says what is new, if anything is.
+    /// Returns the market after a change, and a payload with the lines that changed, if any did.
     fn after(mut self, change: &MarketChange<'_>) -> Result<(Self, Option<String>), BadLine> {
         if change.img {
             self.prices.clear();
@@ -156,11 +156,11 @@ impl Market {
 }
 
 impl Definition {
-    /// The text of the line `status`.
+    /// Returns the text of the line `status`.
     fn line(&self) -> Result<String, BadLine> {
         let state = match self.status.as_str() {
             "OPEN" => "open",
-            // Not yet open, or not any more: nobody can bet.
+            // No bets are taken, whatever the reason.
             "SUSPENDED" | "INACTIVE" => "suspended",
             "CLOSED" => "closed",
             _ => return Err(BadLine::Status(self.status.clone())),
@@ -169,7 +169,7 @@ impl Definition {
     }
 }
 
-/// A stream message, as far as it is used. Members that stand twice are refused.
+/// The members of a stream message that are used. A member that appears twice is refused.
 #[derive(Deserialize)]
 struct Message<'a> {
     op: String,
@@ -183,7 +183,7 @@ struct Message<'a> {
 #[serde(rename_all = "camelCase")]
 struct MarketChange<'a> {
     id: String,
-    /// The whole market, not a change of it.
+    /// The change is the whole market.
     #[serde(default)]
     img: bool,
     #[serde(borrow, default)]
@@ -216,157 +216,4 @@ struct Runner {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use protocol::{MarketState, Position};
-
-    use super::*;
-
-    /// The recorded market, from the workspace's tests.
-    fn recording() -> String {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/feeds/horse-race-1.201000001.ndjson");
-        std::fs::read_to_string(path).unwrap()
-    }
-
-    fn payloads(feed: &mut Betfair, line: &str) -> Vec<String> {
-        feed.read(line).unwrap().iter().map(|change| change.payload.text().to_owned()).collect()
-    }
-
-    fn mcm(changes: &str) -> String {
-        format!(r#"{{"op":"mcm","pt":1778827200000,"mc":[{changes}]}}"#)
-    }
-
-    #[test]
-    fn a_price_is_written_with_all_others_of_its_market() {
-        let mut feed = Betfair::default();
-        let line = mcm(r#"{"id":"1.7","rc":[{"ltp":15.0,"id":20},{"ltp":3.90,"id":3}]}"#);
-        assert_eq!(payloads(&mut feed, &line), [r#"{"win":{"3":3.90,"20":15.0}}"#]);
-        let line = mcm(r#"{"id":"1.7","rc":[{"ltp":16,"id":20}]}"#);
-        assert_eq!(payloads(&mut feed, &line), [r#"{"win":{"3":3.90,"20":16}}"#]);
-        assert!(feed.read(&line).unwrap().is_empty(), "nothing changed");
-        let change = &feed.read(&mcm(r#"{"id":"1.8","rc":[{"ltp":2,"id":1}]}"#)).unwrap()[0];
-        assert_eq!((change.market.get(), change.published_ms), (8, 1_778_827_200_000));
-    }
-
-    #[test]
-    fn a_status_is_written_when_it_changed() {
-        let mut feed = Betfair::default();
-        let line = |status: &str, in_play: bool| {
-            mcm(&format!(r#"{{"id":"1.7","marketDefinition":{{"status":"{status}","inPlay":{in_play}}}}}"#))
-        };
-        for (status, in_play, expected) in [
-            ("OPEN", false, Some(r#"{"status":{"state":"open","inPlay":false}}"#)),
-            ("OPEN", false, None),
-            ("OPEN", true, Some(r#"{"status":{"state":"open","inPlay":true}}"#)),
-            ("SUSPENDED", true, Some(r#"{"status":{"state":"suspended","inPlay":true}}"#)),
-            ("INACTIVE", true, None),
-            ("CLOSED", true, Some(r#"{"status":{"state":"closed","inPlay":true}}"#)),
-        ] {
-            assert_eq!(
-                payloads(&mut feed, &line(status, in_play)).first().map(String::as_str),
-                expected,
-                "{status}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_removed_runner_leaves_the_line() {
-        let mut feed = Betfair::default();
-        feed.read(&mcm(r#"{"id":"1.7","rc":[{"ltp":15.0,"id":20},{"ltp":3.9,"id":3}]}"#)).unwrap();
-        let definition =
-            r#"{"status":"OPEN","runners":[{"id":3,"status":"REMOVED"},{"id":20,"status":"ACTIVE"}]}"#;
-        let line =
-            mcm(&format!(r#"{{"id":"1.7","marketDefinition":{definition},"rc":[{{"id":3,"ltp":4}}]}}"#));
-        let expected = r#"{"win":{"20":15.0},"status":{"state":"open","inPlay":false}}"#;
-        assert_eq!(payloads(&mut feed, &line), [expected]);
-        assert!(feed.read(&mcm(r#"{"id":"1.7","rc":[{"ltp":9,"id":3}]}"#)).unwrap().is_empty());
-        let image = mcm(r#"{"id":"1.7","img":true,"rc":[{"ltp":5,"id":6}]}"#);
-        assert_eq!(payloads(&mut feed, &image), [r#"{"win":{"6":5}}"#]);
-    }
-
-    #[test]
-    fn a_bad_line_changes_nothing() {
-        let mut feed = Betfair::default();
-        feed.read(&mcm(r#"{"id":"1.7","rc":[{"ltp":2.0,"id":1}]}"#)).unwrap();
-        for bad in [
-            String::new(),
-            "null".into(),
-            "[".repeat(10_000),
-            r#"{"op":"mcm","op":"mcm"}"#.into(),
-            mcm(r#"{"rc":[]}"#),
-            mcm(r#"{"id":"1.x","rc":[{"ltp":3.0,"id":1}]}"#),
-            mcm(r#"{"id":"1.0","rc":[{"ltp":3.0,"id":1}]}"#),
-            mcm(r#"{"id":"1.7","rc":[{"ltp":3.0,"id":1},{"ltp":"x","id":2}]}"#),
-            mcm(r#"{"id":"1.7","rc":[{"ltp":3.0,"id":1},{"ltp":1.0,"id":2}]}"#),
-            mcm(r#"{"id":"1.7","rc":[{"ltp":3.0,"id":1},{"ltp":2,"id":-2}]}"#),
-            mcm(r#"{"id":"1.7","rc":[{"ltp":3.0,"ltp":3.0,"id":1}]}"#),
-            mcm(r#"{"id":"1.7","rc":[{"ltp":3.0,"id":1}]},{"id":"1.8","marketDefinition":{"status":"ODD"}}"#),
-        ] {
-            assert!(feed.read(&bad).is_err(), "{bad}");
-        }
-        let line = mcm(r#"{"id":"1.7","rc":[{"ltp":4.0,"id":2}]}"#);
-        assert_eq!(payloads(&mut feed, &line), [r#"{"win":{"1":2.0,"2":4.0}}"#]);
-    }
-
-    #[test]
-    fn what_is_no_market_change_is_passed_over() {
-        let mut feed = Betfair::default();
-        for line in [
-            r#"{"op":"connection","connectionId":"x"}"#,
-            r#"{"op":"mcm","pt":1,"ct":"HEARTBEAT"}"#,
-            &mcm(r#"{"id":"1.7"}"#),
-            &mcm(r#"{"id":"1.7","rc":[{"id":1,"tv":12.5},{"id":2,"ltp":null}]}"#),
-        ] {
-            assert!(feed.read(line).unwrap().is_empty(), "{line}");
-        }
-    }
-
-    #[test]
-    fn one_market_can_be_replayed_as_another() {
-        let mut feed = Betfair::new(Some(MarketId::new(1001).unwrap()));
-        let line = mcm(r#"{"id":"no number","rc":[{"ltp":2.0,"id":1}]}"#);
-        assert_eq!(feed.read(&line).unwrap()[0].market.get(), 1001);
-        let other = feed.read(&mcm(r#"{"id":"1.8","rc":[{"ltp":2.0,"id":1}]}"#));
-        assert!(matches!(other, Err(BadLine::OtherMarket(id)) if id == "1.8"));
-        let both = mcm(r#"{"id":"1.7","rc":[{"ltp":2,"id":1}]},{"id":"1.8","rc":[{"ltp":2,"id":1}]}"#);
-        assert!(Betfair::new(MarketId::new(1001).ok()).read(&both).is_err());
-    }
-
-    #[test]
-    fn the_recorded_market_ends_closed_with_thirteen_prices() {
-        let mut feed = Betfair::default();
-        let mut state = MarketState::default();
-        for (number, line) in (1..).zip(recording().lines()) {
-            for change in feed.read(line).unwrap_or_else(|bad| panic!("line {number}: {bad}")) {
-                assert_eq!(change.market.get(), 201_000_001);
-                state.apply(Position::new(1, number), change.published_ms, &change.payload);
-            }
-        }
-        assert_eq!(&*state.lines["status"], r#"{"state":"closed","inPlay":true}"#);
-        let win: BTreeMap<u64, &RawValue> = serde_json::from_str(&state.lines["win"]).unwrap();
-        assert_eq!(win.len(), 13, "14 runners, of which 1 was removed");
-        for (runner, price) in win {
-            let last = recording().lines().rev().find_map(|line| {
-                let message: Message<'_> = serde_json::from_str(line).unwrap();
-                let mut runners = message.mc.iter().flat_map(|change| &change.rc);
-                runners.find_map(|change| (change.id == runner).then(|| change.ltp.unwrap().get().to_owned()))
-            });
-            assert_eq!(last.as_deref(), Some(price.get()), "runner {runner}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_line_is_read_without_a_panic(line in ".*", at in 0usize..200, byte: u8) {
-            let mut feed = Betfair::default();
-            let _ = feed.read(&line);
-            let mut damaged = mcm(r#"{"id":"1.7","rc":[{"ltp":15.0,"id":20}],"marketDefinition":{"status":"OPEN"}}"#).into_bytes();
-            let at = at % damaged.len();
-            damaged[at] = byte;
-            if let Ok(damaged) = std::str::from_utf8(&damaged) {
-                let _ = feed.read(damaged);
-            }
-        }
-    }
-}
+mod tests;

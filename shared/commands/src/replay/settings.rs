@@ -1,4 +1,4 @@
-//! What `publisher replay` can be told.
+//! The arguments and settings of `publisher replay`.
 
 use std::path::PathBuf;
 
@@ -10,51 +10,55 @@ use service::{
     telemetry::{LOG_FORMAT, LogFormat},
 };
 
-/// What to replay, how, and where to.
+/// Everything that `publisher replay` reads from its arguments and the environment.
 #[derive(Debug)]
 pub struct ReplaySettings {
-    /// Where the logs are.
+    /// The Redis with the markets' logs.
     pub redis: RedisConfig,
-    /// How much of them is kept.
+    /// How much of the logs Redis keeps.
     pub retention: Retention,
-    /// How log lines are written.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// What is replayed, and how.
+    /// The recording, and how to replay it.
     pub options: Options,
 }
 
-/// What to replay, and how.
+/// A recording, and how to replay it.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The recording.
     pub file: PathBuf,
-    /// How fast.
+    /// The speed.
     pub speed: Speed,
-    /// Replay the recording's one market as this one.
+    /// The id under which the recording's only market is replayed.
     pub market: Option<MarketId>,
-    /// Append from this line on, the first being 1; earlier ones are only read.
+    /// The first line that is appended, counted from 1. Earlier lines are only read.
     pub from: u64,
 }
 
-/// How fast a recording is replayed.
+/// The speed of a replay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Speed {
     /// Without waiting.
     Max,
-    /// So many times as fast as it was recorded.
+    /// A multiple of the recorded speed.
     Times(f64),
 }
 
 const FORMAT: Setting<Format> =
-    Setting::new("FORMAT", "betfair", "how the file is written: betfair (one stream message a line)");
+    Setting::new("FORMAT", "betfair", "betfair: one exchange stream message per line");
 const SPEED: Setting<Speed> =
-    Setting::new("SPEED", "1", "times as fast as recorded, such as 60 or 0.5; max = without waiting");
+    Setting::new("SPEED", "1", "multiple of the recorded speed, such as 60 or 0.5; max = without waiting");
 const MARKET: Setting<MarketId> = Setting::new(
     "MARKET",
     "(1.201000001 in the file is 201000001)",
-    "replay the file's one market as this one",
+    "replay the file's only market under this id",
 );
-const FROM: Setting<u64> = Setting::new("FROM", "1", "append from this line on; earlier ones are only read");
+const FROM: Setting<u64> = Setting::new(
+    "FROM",
+    "1",
+    "append from this line on; at Ctrl-C the command prints the line to continue from",
+);
 
 /// The settings that also come from the environment.
 const SHARED: [Row; 5] =
@@ -73,17 +77,17 @@ const TABLE: &[Row] = &[
 const USAGE: &str = "\
 publisher replay FILE --format betfair --speed N|max [--market ID] [--from LINE]
 
-Replays a recorded exchange stream into Redis. Each runner's last traded price becomes a selection of the line `win`,
-the market's status the line `status`. Ctrl-C stops cleanly and says which --from goes on.
+Replays a recorded exchange stream into Redis. Each runner's last traded price becomes a selection of the line `win`;
+the market's status becomes the line `status`.
 
-FORMAT, SPEED, MARKET and FROM are flags only, whatever the environment says. HISTORY_LEN and AUDIT_LEN must be those of
+FORMAT, SPEED, MARKET and FROM are flags only: the environment does not set them. HISTORY_LEN and AUDIT_LEN must be those of
 the publishers on the same Redis.";
 
 impl ReplaySettings {
-    /// Reads the arguments after `replay`, and the environment.
+    /// Reads the arguments and the environment.
     ///
     /// # Errors
-    /// [`Stop`] with the help, or with everything that is wrong.
+    /// [`Stop`] with the help, or with every problem.
     pub fn read(
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
@@ -109,7 +113,7 @@ impl ReplaySettings {
     }
 }
 
-/// The one format that there is.
+/// The only format.
 struct Format;
 
 impl FromSetting for Format {
@@ -118,7 +122,7 @@ impl FromSetting for Format {
     }
 }
 
-/// `max`, or how many times as fast as recorded.
+/// Reads `max`, or a multiple of the recorded speed.
 impl FromSetting for Speed {
     fn parse(text: &str) -> Result<Self, String> {
         if text == "max" {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-/// A recording that is removed with its value.
+/// A recording in a file, which is removed when this is dropped.
 struct Recording(PathBuf);
 
 impl Recording {
@@ -98,7 +98,7 @@ async fn the_recorded_market_arrives_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_bad_line_is_skipped_and_the_rest_goes_on() {
+async fn a_bad_line_is_skipped_and_the_rest_is_appended() {
     let mut bytes = lines(1, 0).into_bytes();
     bytes.extend(b"not json\n\xff\xfe\n");
     bytes.extend(vec![b'x'; 3 << 20]);
@@ -133,10 +133,10 @@ async fn recorded_time_is_divided_by_the_speed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_replay_says_where_to_go_on() {
+async fn a_stopped_replay_names_the_line_to_continue_from() {
     let recording = Recording::of(lines(10, 60_000).as_bytes());
     let backbone = memory();
-    // The clock is paused: it goes on only while everything waits for it.
+    // The clock is paused: it moves only while every task waits for it.
     let stop = async {
         while payloads(&backbone, 7).await.len() < 3 {
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! `publisher override`: sends an override to an admin API, and sends it again when the network fails.
+//! `publisher override`: sends an override to an admin API, and retries for some seconds with the same idempotency key.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -9,68 +9,77 @@ use service::settings::{Row, Setting, Settings, Stop};
 
 use crate::{
     block_on,
-    http_client::{Answer, Endpoint},
+    http_client::{Endpoint, Response},
     words,
 };
 
-/// How long to wait before it is sent again when its outcome is not known, or the publisher is not ready.
-const AGAIN_AFTER: [Duration; 5] = [
+/// The waits before each retry, when the outcome is unknown or the publisher is not ready.
+const RETRY_AFTER: [Duration; 5] = [
     Duration::from_millis(100),
     Duration::from_millis(300),
     Duration::from_secs(1),
     Duration::from_secs(3),
     Duration::from_secs(5),
 ];
-/// The market is not where it was believed to be.
+/// The exit code when the market is not at `EXPECTED_SEQ`.
 const CONFLICT: u8 = 3;
 
 const TOKEN: Setting<Secret> =
-    Setting::new("TOKEN", "", "required: an admin token of a trader; also ADMIN_TOKEN");
-const REASON: Setting<String> = Setting::new("REASON", "", "why, for the audit");
+    Setting::new("TOKEN", "", "required: an admin token with the role trader or admin; also ADMIN_TOKEN");
+const REASON: Setting<String> = Setting::new("REASON", "", "the reason, for the audit");
 const EXPECTED_SEQ: Setting<u64> = Setting::new("EXPECTED_SEQ", "", "the seq that the market must be at");
-const IDEMPOTENCY_KEY: Setting<String> =
-    Setting::new("IDEMPOTENCY_KEY", "(random)", "with that of a former attempt nothing is appended twice");
+const IDEMPOTENCY_KEY: Setting<String> = Setting::new(
+    "IDEMPOTENCY_KEY",
+    "(random)",
+    "the key of an earlier attempt, so that the override is appended once",
+);
 
 const TABLE: &[Row] = &[TOKEN.row(), REASON.row(), EXPECTED_SEQ.row(), IDEMPOTENCY_KEY.row()];
 
 const USAGE: &str = "\
 publisher override URL MARKET 'JSON' --reason 'line move' [--expected-seq N]: sends an override to the admin API at URL.
 
-JSON is the payload, such as '{\"moneyline\":{\"home\":1.85,\"away\":2.10}}'; null in place of a line removes it. The token
-comes from --token-file, or from the environment as ADMIN_TOKEN or ADMIN_TOKEN_FILE; the rest are flags only. It is sent
-again for some seconds when the network fails, and is appended once. Exit code 0: it is in the log, and the answer is
-printed. 1: it was refused, or cannot be delivered. 2: it was not sent. 3: the market is not at EXPECTED_SEQ.";
+JSON is the payload, such as '{\"moneyline\":{\"home\":1.85,\"away\":2.10}}'; null in place of a line removes the line.
+The token comes from --token-file, or from ADMIN_TOKEN or ADMIN_TOKEN_FILE in the environment; the rest are flags only.
+When the network fails, the command retries for some seconds; the override is appended once. Exit code 0: it is in the log,
+and the response is printed. 1: it was refused, or not delivered. 2: it was not sent. 3: the market is not at EXPECTED_SEQ.";
 
-/// What is sent, and where.
-struct Sending {
+/// A request, and the server it goes to.
+struct OverrideRequest {
     endpoint: Endpoint,
     token: Secret,
     key: String,
     body: String,
 }
 
-/// Sends what the arguments behind the command's name say.
+/// Runs the command: prints the response, or why there is none.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
+/// [`Stop`] with the help, or with every problem.
 pub fn run(
     args: impl Iterator<Item = String>,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<ExitCode, Stop> {
-    let sending = read(args, env)?;
+    let request = read(args, env)?;
     Ok(block_on(async {
-        match send(&sending).await {
+        match send(&request).await {
             Ok(response) => report(&response),
             Err(problem) => {
                 eprintln!("not delivered: {problem}");
-                eprintln!("It may be in the log. This appends it once: --idempotency-key {}", sending.key);
+                eprintln!(
+                    "It may be in the log. To append it once, retry with --idempotency-key {}",
+                    request.key
+                );
                 ExitCode::FAILURE
             }
         }
     }))
 }
 
-fn read(args: impl Iterator<Item = String>, env: impl Fn(&str) -> Option<String>) -> Result<Sending, Stop> {
+fn read(
+    args: impl Iterator<Item = String>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<OverrideRequest, Stop> {
     let mut args = args.peekable();
     let words = words(&mut args);
     let env = |name: &str| if name.starts_with("TOKEN") { env(&format!("ADMIN_{name}")) } else { None };
@@ -106,26 +115,26 @@ fn read(args: impl Iterator<Item = String>, env: impl Fn(&str) -> Option<String>
         return Err(settings.stop());
     };
     settings.finish()?;
-    // The payload goes out byte for byte: its numbers are text.
+    // The payload is sent byte for byte: its prices are text.
     let reason = reason.map_or_else(String::new, |reason| format!(r#","reason":{}"#, Value::from(reason)));
     let expected_seq = expected_seq.map_or_else(String::new, |seq| format!(r#","expectedSeq":{seq}"#));
     let body = format!(r#"{{"marketId":{market},"payload":{payload}{reason}{expected_seq}}}"#);
-    Ok(Sending { endpoint, token, key, body })
+    Ok(OverrideRequest { endpoint, token, key, body })
 }
 
-/// The answer that says what became of it, or why there is none.
-async fn send(Sending { endpoint, token, key, body }: &Sending) -> Result<Answer, String> {
+/// Sends the request until a response says what became of it.
+async fn send(OverrideRequest { endpoint, token, key, body }: &OverrideRequest) -> Result<Response, String> {
     let authorization = format!("Bearer {}", token.expose());
     let headers = [
         ("authorization", authorization.as_str()),
         ("content-type", "application/json"),
         ("idempotency-key", key),
     ];
-    let mut waits = AGAIN_AFTER.iter();
+    let mut waits = RETRY_AFTER.iter();
     loop {
         let problem = match endpoint.send("POST", "/admin/odds/override", &headers, body.clone()).await {
-            Ok(answer) if !matches!(answer.status, 429 | 502..=504) => return Ok(answer),
-            Ok(answer) => format!("{} {}", answer.status, answer.text),
+            Ok(response) if !matches!(response.status, 429 | 502..=504) => return Ok(response),
+            Ok(response) => format!("{} {}", response.status, response.text),
             Err(error) => error.to_string(),
         };
         let Some(wait) = waits.next() else { return Err(problem) };
@@ -134,24 +143,24 @@ async fn send(Sending { endpoint, token, key, body }: &Sending) -> Result<Answer
     }
 }
 
-fn report(answer: &Answer) -> ExitCode {
+fn report(response: &Response) -> ExitCode {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Conflict {
         current_seq: u64,
     }
 
-    if answer.status == 200 {
-        println!("{}", answer.text);
+    if response.status == 200 {
+        println!("{}", response.text);
         return ExitCode::SUCCESS;
     }
-    match serde_json::from_str::<Conflict>(&answer.text) {
-        Ok(Conflict { current_seq }) if answer.status == 409 => {
+    match serde_json::from_str::<Conflict>(&response.text) {
+        Ok(Conflict { current_seq }) if response.status == 409 => {
             eprintln!("conflict: the market is at seq {current_seq}");
             ExitCode::from(CONFLICT)
         }
         _ => {
-            eprintln!("refused: {} {}", answer.status, answer.text);
+            eprintln!("refused: {} {}", response.status, response.text);
             ExitCode::FAILURE
         }
     }
