@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use crate::redis::directory;
+use crate::directory::directory;
 
 /// The shipped file. It has no passwords, so Redis refuses every user.
 pub const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docker/redis/users.acl");

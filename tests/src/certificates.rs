@@ -7,7 +7,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::redis::directory;
+use crate::directory::directory;
 
 const CERTIFICATE: &str = "server.crt";
 const KEY: &str = "server.key";

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use crate::redis::{Access, Redis};
+use crate::access::Access;
 
 /// The most bytes that are forwarded at once.
 const CHUNK: usize = 16 * 1024;
@@ -75,10 +75,10 @@ impl Chaos {
         self.address
     }
 
-    /// Starts a proxy in front of this Redis, in fair weather.
+    /// Starts a proxy in front of the server at this port of 127.0.0.1, in fair weather.
     #[must_use]
-    pub fn before(redis: &Redis) -> Self {
-        Self::before_address(Some(upstream(redis)))
+    pub fn before(port: u16) -> Self {
+        Self::before_address(Some(local(port)))
     }
 
     /// Starts a proxy in front of this address, in fair weather. With `None` it closes every connection at once.
@@ -133,9 +133,9 @@ impl Chaos {
         }
     }
 
-    /// Closes every connection and directs new ones to this Redis.
-    pub fn lead_to(&self, redis: &Redis) {
-        self.lead_to_address(Some(upstream(redis)));
+    /// Closes every connection and directs new ones to the server at this port of 127.0.0.1.
+    pub fn lead_to(&self, port: u16) {
+        self.lead_to_address(Some(local(port)));
     }
 
     /// Closes every connection and directs new ones to this address; with `None` it closes them at once.
@@ -256,6 +256,6 @@ impl Link {
     }
 }
 
-fn upstream(redis: &Redis) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, redis.port()).into()
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }

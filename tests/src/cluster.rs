@@ -5,11 +5,7 @@ use std::sync::Arc;
 use ::redis::{FromRedisValue, RedisResult, Value};
 
 use crate::{
-    acl::Users,
-    certificates::Certificates,
-    redis::{Access, Redis},
-    stack::fresh_market,
-    wait::until,
+    access::Access, acl::Users, certificates::Certificates, redis::Redis, stack::fresh_market, wait::until,
 };
 
 /// How many primaries there are. The replica of node `n` is node `n + PRIMARIES`.

@@ -14,10 +14,10 @@ use serde_json::Value;
 use tokio::runtime::Builder;
 
 use crate::{
+    access::Access,
     acl, binaries,
     http::Http,
     process::{Process, Stream},
-    redis::Access,
     tokens::{ADMIN_JWT_SECRET, JWT_SECRET},
     wait::eventually,
 };

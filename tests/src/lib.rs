@@ -10,6 +10,7 @@
 //! Every wait panics after [`DEADLINE`] and says what it waited for, since only tests and the load tool use this crate.
 //! Nothing waits for a fixed time to pass.
 
+pub mod access;
 pub mod acl;
 pub mod admin;
 pub mod binaries;
@@ -20,6 +21,7 @@ pub mod collector;
 pub mod commands;
 pub mod crowd;
 pub mod desk;
+mod directory;
 pub mod field;
 pub mod follower;
 pub mod frame;
@@ -42,6 +44,7 @@ pub mod tokens;
 pub mod vectors;
 pub mod wait;
 
+pub use access::Access;
 pub use admin::Admin;
 pub use certificates::Certificates;
 pub use cluster::Cluster;
@@ -57,7 +60,7 @@ pub use lines::Lines;
 pub use message::Message;
 pub use postgres::Postgres;
 pub use raw::RawSocket;
-pub use redis::{Access, Redis};
+pub use redis::Redis;
 pub use rest::Rest;
 pub use sentinels::Sentinels;
 pub use shared_set::SharedSet;

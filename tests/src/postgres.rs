@@ -20,9 +20,9 @@ use tempfile::TempDir;
 
 use crate::{
     certificates::Certificates,
+    directory::directory,
     ports::Port,
     process::Process,
-    redis::directory,
     shared_set::SharedSet,
     wait::{until, within},
 };

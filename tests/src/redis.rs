@@ -8,18 +8,15 @@ use std::{
     time::Duration,
 };
 
-use ::redis::{
-    Client, FromRedisValue, IntoConnectionInfo, RedisResult, TlsCertificates, Value,
-    aio::MultiplexedConnection,
-};
-use backbone::{RedisConfig, TailFrom};
-use protocol::Secret;
+use ::redis::{FromRedisValue, RedisResult, Value, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 use crate::{
+    access::Access,
     acl::Users,
     certificates::Certificates,
     chaos::Chaos,
+    directory::directory,
     ports::Port,
     process::{Process, Stream},
     wait::{until, within},
@@ -35,17 +32,6 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 const USER: &str = "--user default off --user desk on >p@ss/word ~odds:* resetchannels -@all +@read +@write \
                     +@scripting +@connection +@transaction +time +wait +info";
 const USER_IN_URL: &str = "desk:p%40ss%2Fword@";
-
-/// How services connect to a Redis: `REDIS_URL` and `REDIS_CA_FILE`.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// `REDIS_URL`.
-    pub url: String,
-    /// `REDIS_CA_FILE`.
-    pub ca_file: Option<PathBuf>,
-    /// Whether each service has a user of its own ([`Users`]).
-    pub has_users: bool,
-}
 
 /// A `redis-server`. Dropping it kills the server and removes its files.
 #[derive(Debug)]
@@ -171,7 +157,7 @@ impl Redis {
 
     /// Puts a proxy in front of it. With this setting it announces the proxy's port as its own.
     pub(crate) fn put_behind_chaos(&mut self, setting: &str) {
-        let chaos = Chaos::before(self);
+        let chaos = Chaos::before(self.port());
         self.tell::<()>(&format!("CONFIG SET {setting} {}", chaos.port()));
         self.args.extend([format!("--{setting}"), chaos.port().to_string()]);
         self.chaos = Some(chaos);
@@ -453,46 +439,9 @@ pub enum Refusal {
     CannotSave,
 }
 
-impl Access {
-    /// The access to a plain Redis at this port of 127.0.0.1.
-    #[must_use]
-    pub fn at_port(port: u16) -> Self {
-        Self { url: format!("redis://127.0.0.1:{port}"), ca_file: None, has_users: false }
-    }
-
-    /// The settings of a backbone in the test's own process.
-    #[must_use]
-    pub fn config(&self) -> RedisConfig {
-        let ca_pem = self.ca_pem().map(|pem| Secret::new(&String::from_utf8(pem).expect("PEM is ASCII")));
-        RedisConfig { url: Secret::new(&self.url), ca_pem, tail_from: TailFrom::Primary }
-    }
-
-    fn ca_pem(&self) -> Option<Vec<u8>> {
-        self.ca_file.as_ref().map(|file| fs::read(file).expect("the harness wrote it"))
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        let info = self.url.as_str().into_connection_info().expect("the URL is well-formed");
-        match self.ca_pem() {
-            Some(pem) => {
-                let trusted = TlsCertificates { client_tls: None, root_cert: Some(pem) };
-                Client::build_with_tls(info, trusted)
-            }
-            None => Client::open(info),
-        }
-        .expect("the URL is well-formed")
-    }
-}
-
 impl From<&Redis> for Access {
     fn from(redis: &Redis) -> Self {
         redis.access.clone()
-    }
-}
-
-impl From<&Self> for Access {
-    fn from(access: &Self) -> Self {
-        access.clone()
     }
 }
 
@@ -502,11 +451,6 @@ fn copy_files(from: &Path, to: &Path) {
         let file = file.expect("it can be listed");
         fs::copy(file.path(), to.join(file.file_name())).expect("it can be copied");
     }
-}
-
-/// Creates a directory for a server's files.
-pub(crate) fn directory() -> TempDir {
-    tempfile::tempdir().expect("a temporary directory")
 }
 
 /// Starts a server. Returns `None` if the port is taken.

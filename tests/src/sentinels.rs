@@ -5,11 +5,13 @@ use std::{fs, sync::Arc};
 use tempfile::TempDir;
 
 use crate::{
+    access::Access,
     acl::{PASSWORD, Users},
     certificates::Certificates,
+    directory::directory,
     ports::Port,
     process::Process,
-    redis::{Access, Redis, directory, server},
+    redis::{Redis, server},
     wait::until,
 };
 

@@ -9,9 +9,10 @@ use std::{
 };
 
 use crate::{
+    access::Access,
     admin::Admin,
     launch::{Launch, Service},
-    redis::{Access, Redis},
+    redis::Redis,
     shared_set::SharedSet,
     socket::Socket,
     tokens,

@@ -145,7 +145,7 @@ impl fmt::Debug for SecretFile {
     }
 }
 
-/// Looks at these files for ever, from now on. Without any, SIGHUP does what it does to any process.
+/// Looks at these files forever, from now on. Without any, SIGHUP does what it does to any process.
 ///
 /// # Errors
 /// When the process cannot have signal handlers.
@@ -174,7 +174,7 @@ pub(crate) fn without_line_end(text: &str) -> &str {
     text.trim_end_matches(['\r', '\n'])
 }
 
-/// Never shows what it has read. What is no file, as a pipe, might keep it waiting for ever.
+/// Never shows what it has read. What is no file, as a pipe, might keep it waiting forever.
 fn read(path: &Path) -> io::Result<Secret> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {

@@ -16,7 +16,7 @@ async fn an_override_that_is_sent_to_two_publishers_at_once_is_one_update() {
     const OVERRIDES: u64 = 300;
     const AT_ONCE: usize = 10;
     let redis = Redis::start();
-    let links = [(); 2].map(|()| Chaos::before(&redis));
+    let links = [(); 2].map(|()| Chaos::before(redis.port()));
     let publishers = links.each_ref().map(|link| Launch::publisher(link).start());
     let gateway = Launch::gateway(&redis).start();
     let market = fresh_market();

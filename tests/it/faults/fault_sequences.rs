@@ -245,7 +245,7 @@ impl Home {
 impl Single {
     fn start() -> Self {
         let redis = Redis::durable();
-        let links = [(); 2].map(|()| Chaos::before(&redis));
+        let links = [(); 2].map(|()| Chaos::before(redis.port()));
         Self { redis, links }
     }
 
@@ -277,7 +277,7 @@ impl Single {
                 replica.tell::<()>("REPLICAOF NO ONE");
                 more(acknowledged).await;
                 self.redis.kill();
-                self.links.iter().for_each(|link| link.lead_to(&replica));
+                self.links.iter().for_each(|link| link.lead_to(replica.port()));
                 self.redis = replica;
             }
             Fault::Refuses(refusal) => {

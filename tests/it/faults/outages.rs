@@ -63,7 +63,7 @@ impl Scene {
 #[tokio::test]
 async fn replies_that_break_off_in_the_middle_cost_nothing() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let mut scene = Scene::start(&chaos, &[("STALE_AFTER", "60s")]).await;
     for _ in 0..10 {
         chaos.cut_replies(3);
@@ -77,7 +77,7 @@ async fn replies_that_break_off_in_the_middle_cost_nothing() {
 #[tokio::test]
 async fn a_slow_redis_delays_and_costs_nothing() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let mut scene = Scene::start(&chaos, &[("STALE_AFTER", "60s")]).await;
     for weather in
         [Weather::Slow(Duration::from_millis(100)), Weather::Trickle(Duration::from_millis(1)), Weather::Fair]
@@ -91,7 +91,7 @@ async fn a_slow_redis_delays_and_costs_nothing() {
 #[tokio::test]
 async fn connections_that_are_half_open_are_noticed_and_replaced() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let gateways = Services::start(&chaos, &[("STALE_AFTER", "1s")], &[]);
     let publisher = Services::start(&redis, &[], &[]);
     let market = fresh_market();
@@ -110,7 +110,7 @@ async fn connections_that_are_half_open_are_noticed_and_replaced() {
 #[tokio::test]
 async fn however_many_connections_are_half_open_a_gateway_is_back_within_the_time_of_one() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let gateways = Services::start(&chaos, &[("STALE_AFTER", "1s")], &[]);
     let gateway = gateways.gateway(0);
     let rest = Rest::of(gateway);
@@ -126,7 +126,7 @@ async fn however_many_connections_are_half_open_a_gateway_is_back_within_the_tim
 #[tokio::test]
 async fn a_publisher_s_half_open_connection_is_noticed_and_replaced() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let services = Services::start(&chaos, &[], &[]);
     let market = fresh_market();
     let mut desk = Desk::new(services.admin());
@@ -256,7 +256,7 @@ async fn a_redis_that_is_restored_from_a_backup_goes_on_in_a_new_epoch_and_is_du
 async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
     let (primary, replica) = (Redis::durable(), Redis::durable());
     replica.follow(primary.port());
-    let chaos = Chaos::before(&primary);
+    let chaos = Chaos::before(primary.port());
     let mut scene = Scene::start(&chaos, &[]).await;
     let replicas: u64 = primary.tell("WAIT 1 5000");
     assert_eq!(replicas, 1);
@@ -264,7 +264,7 @@ async fn a_promoted_replica_that_lagged_goes_on_in_a_new_epoch() {
     // The update is acknowledged, every client has it, and only the primary holds it.
     scene.go_on(4).await;
     primary.kill();
-    chaos.lead_to(&replica);
+    chaos.lead_to(replica.port());
     scene.go_on(3).await;
     scene.expect_whole(&replica, 1).await;
 }
@@ -284,7 +284,7 @@ async fn a_killed_tracking_connection_costs_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tracking_connection_that_redis_closes_for_its_output_buffer_costs_nothing() {
     let redis = Redis::start();
-    let chaos = Chaos::before(&redis);
+    let chaos = Chaos::before(redis.port());
     let gateways = [(); 2].map(|()| Launch::gateway(&chaos).env("STALE_AFTER", "60s").start());
     let publisher = Launch::publisher(&redis).start();
     let markets: Vec<u64> = (0..4).map(|_| fresh_market()).collect();

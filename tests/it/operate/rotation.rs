@@ -105,7 +105,7 @@ async fn a_file_that_cannot_be_used_changes_nothing_and_the_log_says_why_without
     assert!(!said.contains(NEW) && !said.contains(OLD) && !said.contains("short-one"), "{said}");
 }
 
-/// A pipe would keep whoever reads it waiting for ever, and with it the next good secret.
+/// A pipe would keep whoever reads it waiting forever, and with it the next good secret.
 #[tokio::test]
 async fn what_is_no_file_or_a_large_one_is_not_read() {
     let redis = Redis::start();

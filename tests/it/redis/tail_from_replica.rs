@@ -36,7 +36,7 @@ async fn following_asks_the_primary_for_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_knows_more_than_a_replica_waits_for_it_and_is_not_reset() {
     let primary = Redis::start();
-    let link = Chaos::before(&primary);
+    let link = Chaos::before(primary.port());
     let replica = Redis::replica_of(link.port());
     let ahead = Launch::gateway(&primary).start();
     let behind = Launch::gateway(&primary).envs(REPLICA).start();

@@ -20,9 +20,9 @@ async fn a_gateway_that_may_not_track_follows_all_the_same() {
     }
     // The change came through the listener, not through the sweep.
     let metrics = Http::default().get(&services.gateway(0).ops_url("/metrics")).await.text;
-    let rung =
+    let changed =
         metrics.lines().find_map(|line| line.strip_prefix("gateway_tail_rung_total ")?.parse::<u64>().ok());
-    assert!(rung.is_some_and(|rung| rung >= 150), "{rung:?}");
+    assert!(changed.is_some_and(|count| count >= 150), "{changed:?}");
 
     follower.resume(services.gateway(1).api).await;
     desk.publish(markets[0]).await;

@@ -104,7 +104,7 @@ fn answer(bytes: &'static [u8], tag: &str, mut headers: HeaderMap, asked: &Heade
     (StatusCode::NOT_MODIFIED, headers).into_response()
 }
 
-/// Whether the client says that it has what `tag` names (RFC 9110, section 13.1.2).
+/// Whether the client says that it has what `tag` names (RFC 9110 section 13.1.2).
 fn has(asked: &HeaderMap, tag: &str) -> bool {
     let lists = asked.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
     lists
