@@ -1,9 +1,6 @@
 //! What a client's messages mean: pure, from a message and a time to an [`Action`]. A session knows neither sockets nor
 //! logs.
 
-#[cfg(test)]
-mod tests;
-
 use std::{collections::BTreeSet, sync::Arc};
 
 use protocol::{
@@ -283,3 +280,6 @@ fn refuse(id: Option<&MessageId>, refusal: Refusal, message: &str) -> Action {
     metrics::counter!(crate::metrics::REFUSED, "code" => refusal.as_str()).increment(1);
     Action::Send(server_message::error(id, refusal, message))
 }
+
+#[cfg(test)]
+mod tests;

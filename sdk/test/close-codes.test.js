@@ -5,8 +5,8 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { World } from './world.js';
 
-const docs = new URL('../../docs/', import.meta.url);
-const table = /^#+ Close codes$([^]*?)^#/m.exec(readFileSync(new URL('protocol.md', docs), 'utf8'))[1];
+const root = new URL('../../', import.meta.url);
+const table = /^#+ Close codes$([^]*?)^#/m.exec(readFileSync(new URL('docs/protocol.md', root), 'utf8'))[1];
 const cells = table.split('\n').map((row) => row.split('|').slice(1, -1).map((cell) => cell.trim()));
 /** What the table says a client does after each code, in the words of a vector's `then`. */
 const CODES = new Map(cells.filter(([code]) => /^\d{4}$/.test(code)).map((row) => [Number(row[0]), ruleOf(row.at(-1))]));
@@ -35,7 +35,7 @@ for (const [code, rule] of CODES) test(`after ${code} without bye the client doe
 });
 
 test('every code of the table is in a vector, with what the table says', () => {
-    const dir = new URL('vectors/messages/', docs);
+    const dir = new URL('docs/vectors/messages/', root);
     const steps = readdirSync(dir).flatMap((name) => JSON.parse(readFileSync(new URL(name, dir), 'utf8')).steps);
     const found = new Map();
     steps.forEach((step, number) => {

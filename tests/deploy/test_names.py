@@ -19,8 +19,8 @@ OTHER_NAMES = {
     "TLS_KEY": "docker/nginx/host.conf.template", "REDIS_ADDRESS": "docker/make-secrets",
     "POSTGRES_ADDRESS": "docker/make-secrets", "GATEWAY_PASSWORD": "docs/operations.md",
     "PUBLISHER_PASSWORD": "docs/operations.md", "GATEWAY_URL": "docs/tutorial.zh-CN.md",
-    "RENDER_EVERY_MS": "docs/tutorial.zh-CN.md", "ADMIN_TOKEN": "shared/commands/src/send_override.rs",
-    "ADMIN_TOKEN_FILE": "shared/commands/src/send_override.rs",
+    "RENDER_EVERY_MS": "docs/tutorial.zh-CN.md", "ADMIN_TOKEN": "shared/commands/src/override_command.rs",
+    "ADMIN_TOKEN_FILE": "shared/commands/src/override_command.rs",
     "RUSTC_BOOTSTRAP": None, "MALLOC_ARENA_MAX": None, "SSL_CERT_FILE": None, "TCP_NOTSENT_LOWAT": None,
     "NGINX_ENVSUBST_OUTPUT_DIR": None,
 }

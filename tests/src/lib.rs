@@ -35,6 +35,7 @@ pub mod process;
 pub mod raw;
 pub mod recording;
 pub mod redis;
+mod redis_server;
 pub mod rest;
 pub mod sentinels;
 pub mod shared_set;

@@ -11,7 +11,8 @@ use crate::{
     directory::directory,
     ports::Port,
     process::Process,
-    redis::{Redis, server},
+    redis::Redis,
+    redis_server::server,
     wait::until,
 };
 

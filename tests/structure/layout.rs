@@ -136,7 +136,11 @@ fn is_source(file: &str) -> bool {
 
 fn is_test(file: &str) -> bool {
     let in_tests = file.starts_with("tests/") && !file.starts_with("tests/src/");
-    in_tests || file.ends_with("/tests.rs") || file.contains("/test/") || file.ends_with(".test.js")
+    in_tests
+        || file.ends_with("/tests.rs")
+        || file.contains("/test/")
+        || file.contains("/tests/")
+        || file.ends_with(".test.js")
 }
 
 #[cfg(test)]

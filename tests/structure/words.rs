@@ -4,6 +4,9 @@
 const FORBIDDEN: [&str; 6] =
     ["contract, section", "contract, sections", "rung", "for ever", "be it nothing", "of whose messages"];
 
+/// A public name that has one of them: a metric's name is stable.
+const EXEMPT: &str = "gateway_tail_rung_total";
+
 /// What begins a line of a comment, a quotation or an item of a list.
 const LEADERS: [&str; 10] = ["//!", "///", "//", "#", "--", "/**", "/*", "*", ">", "<!--"];
 
@@ -17,7 +20,7 @@ pub fn forbidden(file: &str, text: &str) -> Vec<String> {
         let line = LEADERS.iter().find_map(|leader| line.strip_prefix(leader)).unwrap_or(line);
         flow.extend([line.trim(), " "]);
     }
-    let lower = flow.to_ascii_lowercase();
+    let lower = flow.to_ascii_lowercase().replace(EXEMPT, &" ".repeat(EXEMPT.len()));
     let found = FORBIDDEN.iter().flat_map(|phrase| lower.match_indices(phrase)).filter(|&(at, phrase)| {
         // A word may be a part of a name: `is_rung`, `RungMarket`, `isRung`.
         let (before, after) = (flow[..at].chars().next_back(), flow[at + phrase.len()..].chars().next());

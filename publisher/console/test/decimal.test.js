@@ -3,15 +3,15 @@ import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { PRICED, compare, isLarge, movedBy, oddsProblem, percent } from '../decimal.js';
 
-const read = (name) => readFileSync(new URL(`../../../docs/${name}`, import.meta.url), 'utf8');
+const read = (name) => readFileSync(new URL(`../../../${name}`, import.meta.url), 'utf8');
 
 test('the selections that need decimal odds are those of docs/protocol.md', () => {
-    const [, names] = /^\| ((?:`\w+`(?:, | and )?)+) are decimal odds\b/m.exec(read('protocol.md'));
+    const [, names] = /^\| ((?:`\w+`(?:, | and )?)+) are decimal odds\b/m.exec(read('docs/protocol.md'));
     assert.deepEqual([...PRICED].sort(), names.match(/\w+(?=`)/g).sort());
 });
 
 test('odds are valid or not as docs/vectors/prices.json says', () => {
-    const { valid, invalid } = JSON.parse(read('vectors/prices.json'));
+    const { valid, invalid } = JSON.parse(read('docs/vectors/prices.json'));
     assert.ok(valid.length && invalid.length);
     for (const text of valid) assert.equal(oddsProblem(text), null, text);
     for (const text of invalid) assert.notEqual(oddsProblem(text), null, text);
