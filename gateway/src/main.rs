@@ -3,7 +3,7 @@
 use std::{env, process::ExitCode};
 
 use backbone::check::GATEWAY;
-use commands::{check, client_token, inspect, probe, tail};
+use commands::{check, inspect, probe, tail, token};
 use gateway::{server, settings::Settings};
 use service::settings::variable;
 
@@ -18,12 +18,12 @@ fn main() -> ExitCode {
             let (settings, summary) = Settings::explain(args, variable)?;
             Ok((summary, settings.redis))
         }),
-        Some("inspect") => inspect::client_token(args(), variable),
+        Some("inspect") => inspect::client(args(), variable),
         Some("probe") => {
             Settings::read(args(), variable).map(|settings| probe::run("gateway", settings.listen.ops))
         }
-        Some("tail") => tail::run(args()),
-        Some("token") => client_token::run(args()),
+        Some("tail") => tail::run(args(), variable),
+        Some("token") => token::client(args(), variable),
         _ => Settings::read(env::args().skip(1), variable).map(server::run),
     };
     done.unwrap_or_else(|stop| commands::stop(&stop))

@@ -3,7 +3,7 @@
 use std::{env, process::ExitCode};
 
 use backbone::check::PUBLISHER;
-use commands::{admin_token, check, inspect, probe, replay, send_override};
+use commands::{check, inspect, override_command, probe, replay, token};
 use publisher::{server, settings::Settings};
 use service::settings::variable;
 
@@ -14,13 +14,13 @@ fn main() -> ExitCode {
             let (settings, summary) = Settings::explain(args, variable)?;
             Ok((summary, Some(settings.redis)))
         }),
-        Some("inspect") => inspect::admin_token(args(), variable),
-        Some("override") => send_override::run(args(), variable),
+        Some("inspect") => inspect::admin(args(), variable),
+        Some("override") => override_command::run(args(), variable),
         Some("probe") => {
             Settings::read(args(), variable).map(|settings| probe::run("publisher", settings.ops_listen))
         }
         Some("replay") => replay::run(args(), variable),
-        Some("token") => admin_token::run(args(), variable),
+        Some("token") => token::admin(args(), variable),
         _ => Settings::read(env::args().skip(1), variable).map(server::run),
     };
     done.unwrap_or_else(|stop| commands::stop(&stop))
