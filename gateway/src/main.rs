@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Some("probe") => {
             Settings::read(args(), variable).map(|settings| probe::run("gateway", settings.listen.ops))
         }
-        Some("tail") => tail::run(args()),
+        Some("tail") => tail::run(args(), variable),
         Some("token") => token::client(args(), variable),
         _ => Settings::read(env::args().skip(1), variable).map(server::run),
     };

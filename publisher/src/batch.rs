@@ -11,7 +11,7 @@ use std::fmt;
 
 use backbone::{Appended, Backbone};
 use protocol::{
-    error::json_problem,
+    json::json_problem,
     overrides::{InvalidOverride, Override},
 };
 use serde::{

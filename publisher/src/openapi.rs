@@ -71,13 +71,13 @@ fn override_one() -> Operation {
             "payload": { "moneyline": { "home": 1.85, "away": 2.15 } },
             "reason": "line move",
         }))
-        .answers::<AppendedBody>(
+        .ok::<AppendedBody>(
             "The override is in the log.",
             &json!({ "Idempotent-Replayed": replayed }),
             &appended(),
         )
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable])
-        .answer(409, conflict)
+        .response(409, conflict)
         .schemas::<ProblemBody<'_>>()
 }
 
@@ -115,7 +115,7 @@ fn override_many() -> Operation {
         .parameter(idempotency_key("Item *i*, from 0, has the key `<this key>#<i>`."))
         .body_as("application/json", json!({ "schema": array, "example": [one] }))
         .body_as("application/x-ndjson", json!({ "schema": lines, "example": format!("{one}\n") }))
-        .answer(200, results)
+        .response(200, results)
         .schemas::<Override>()
         .schemas::<BatchItem>()
         .refuses(&[ErrorCode::PayloadTooLarge])
@@ -155,7 +155,7 @@ fn read_audit() -> Operation {
     });
     operation("readAudit", "Who overrode what", "An empty parameter counts as absent.", Role::Viewer)
         .parameters(AuditQuery::into_params(|| Some(ParameterIn::Query)))
-        .answer(200, page)
+        .response(200, page)
         .schemas::<AuditPage<'_>>()
         .refuses(&[ErrorCode::Internal])
 }
@@ -171,7 +171,7 @@ fn read_markets() -> Operation {
     let example = json!({ "markets": [market], "hasMore": false, "now": 1_710_001_115_000_u64 });
     operation("readMarkets", "Markets and their states", "An empty parameter counts as absent.", Role::Viewer)
         .parameters(MarketsQuery::into_params(|| Some(ParameterIn::Query)))
-        .answers::<MarketsPage>(
+        .ok::<MarketsPage>(
             "A page. For the next page, pass its last `marketId` as `after`.",
             &json!({}),
             &example,
@@ -190,7 +190,7 @@ fn set_status(id: &str, summary: &str) -> Operation {
     });
     operation(id, summary, description, Role::Trader)
         .body::<StatusRequest>(&json!({ "marketIds": [1001], "reason": "goal" }))
-        .answer(200, results)
+        .response(200, results)
         .schemas::<StatusResult>()
         .refuses(&[ErrorCode::PayloadTooLarge, ErrorCode::Unprocessable, ErrorCode::Internal])
 }
@@ -203,7 +203,7 @@ fn revoke_tokens() -> Operation {
     });
     operation("revokeTokens", "Revokes clients' tokens", description, Role::Admin)
         .body::<RevocationRequest>(&json!({ "userId": 42 }))
-        .answers::<RevocationBody>("The revocation is stored.", &json!({}), &example)
+        .ok::<RevocationBody>("The revocation is stored.", &json!({}), &example)
         .refuses(&[ErrorCode::PayloadTooLarge])
 }
 

@@ -63,7 +63,7 @@ fn list_markets() -> Operation {
     )
     .parameter(after)
     .parameter(how_many())
-    .answers::<markets::Page<'_>>(
+    .ok::<markets::Page<'_>>(
         "A page of the list, of the token's scope if it has one.",
         &json!({}),
         &json!({ "markets": [1001, 1002], "hasMore": false }),
@@ -80,7 +80,7 @@ fn read_snapshot() -> Operation {
     });
     reads("readSnapshot", "Read a market's state", "Never older than the log, unless it has `stale`.")
         .parameter(market())
-        .answers::<snapshot::Snapshot<'_>>("Every line as last set.", &json!({}), &example)
+        .ok::<snapshot::Snapshot<'_>>("Every line as last set.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
@@ -114,7 +114,7 @@ fn read_updates() -> Operation {
         .parameter(market())
         .parameter(since)
         .parameter(how_many())
-        .answers::<updates::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", &json!({}), &example)
+        .ok::<updates::UpdatesPage<'_>>("Updates after `since_seq`, oldest first.", &json!({}), &example)
         .refuses(&[ErrorCode::Forbidden, ErrorCode::NotFound])
 }
 
@@ -124,7 +124,7 @@ fn read_health() -> Operation {
         "Count connections and markets",
         "Counts of this pod. Whether it is ready is on the operators' listener: `GET /readyz`.",
     )
-    .answers::<health::Counts>(
+    .ok::<health::Counts>(
         "The counts.",
         &json!({}),
         &json!({ "connections": 0, "topics": 3, "messages_sent": 128 }),
@@ -137,7 +137,7 @@ fn issue_token() -> Operation {
     Operation::new("issueToken", "Get a token for a client", description)
         .security(json!([{}, { "tokenApiKey": [] }]))
         .body::<token::TokenRequest>(&json!({ "userId": 1, "scopeMarkets": [1001, "1002"], "ttlSeconds": 600 }))
-        .answers::<token::Issued>(
+        .ok::<token::Issued>(
             "A new token.",
             &json!({ "Cache-Control": no_store }),
             &json!({ "token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.e30.AA", "expiresAt": 1_730_908_800_000_u64 }),
@@ -167,7 +167,7 @@ fn open_socket() -> Operation {
     });
     Operation::new("openSocket", "Open a socket for live prices", description)
         .security(json!([{ "clientToken": [] }, { "clientTokenInQuery": [] }]))
-        .answer(101, switching)
+        .response(101, switching)
         .refuses(&[
             ErrorCode::BadRequest,
             ErrorCode::Unauthorized,

@@ -13,7 +13,8 @@ use axum::{
 };
 use protocol::{
     MarketId,
-    error::{ErrorCode, json_problem},
+    error::ErrorCode,
+    json::json_problem,
     schema::{market_id, nullable},
     time::unix_ms,
     user::{read_user_id, user_id_schema},

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use backbone::{Append, Appended, Backbone};
 use protocol::{
     MarketId, Payload, Seq,
-    overrides::members,
-    update::{InvalidPayload, MarketState, lines_json, quoted},
+    json::{members, quoted},
+    update::{InvalidPayload, MarketState, lines_json},
 };
 
 use super::{

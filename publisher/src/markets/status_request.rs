@@ -2,7 +2,7 @@
 
 use protocol::{
     MarketId,
-    error::json_problem,
+    json::json_problem,
     overrides::{self, check_reason, reason_schema},
     schema::{always, market_id},
 };

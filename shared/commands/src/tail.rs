@@ -1,4 +1,4 @@
-//! `gateway tail`: follows markets in the terminal, over reconnects.
+//! `gateway tail`: follows markets at the terminal, over reconnects.
 
 mod show;
 
@@ -12,13 +12,13 @@ use axum::http::{HeaderValue, header::AUTHORIZATION};
 use futures_util::{SinkExt, StreamExt};
 use protocol::{
     MarketId, Secret,
-    client::{Client, Event, Next, Turn},
+    client::{Actions, AfterClose, Client, Event},
     time::unix_ms,
 };
 use serde::Deserialize;
 use service::{
     backoff::Backoff,
-    settings::{Row, Setting, Settings, Stop, variable},
+    settings::{Row, Setting, Settings, Stop},
     signals::Signals,
 };
 use tokio::time::timeout;
@@ -35,69 +35,74 @@ use crate::{
 };
 
 const TOKEN: Setting<Secret> =
-    Setting::new("TOKEN", "", "a client's token; without it the gateway is asked for one");
+    Setting::new("TOKEN", "", "a client's token; not set = the command requests one from the gateway");
 const TOKEN_API_KEY: Setting<Secret> =
-    Setting::new("TOKEN_API_KEY", "", "the key with which the gateway is asked for tokens");
-const USER: Setting<String> = Setting::new("USER", "tail", "the user id with which it is asked (flag only)");
+    Setting::new("TOKEN_API_KEY", "", "the bearer key for requesting a token");
+const USER: Setting<String> = Setting::new("USER", "tail", "the user id for requesting a token (flag only)");
 const JSON: Setting<bool> =
-    Setting::new("JSON", "false", "print the gateway's messages, one a line (flag only)");
-const COUNT: Setting<u64> = Setting::new("COUNT", "", "end after so many updates (flag only)");
+    Setting::new("JSON", "false", "print the gateway's messages, one per line (flag only)");
+const COUNT: Setting<u64> = Setting::new("COUNT", "", "end after this many updates (flag only)");
 
 const TABLE: &[Row] = &[TOKEN.row(), TOKEN_API_KEY.row(), USER.row(), JSON.row(), COUNT.row()];
 
 const USAGE: &str = "\
 gateway tail URL [MARKET…] [--json]: follows markets of the gateway at URL, such as http://127.0.0.1:8080, over reconnects.
 
-Markets come before the flags; without them it follows all that the gateway names, at most 200. A line an update: when it
-was accepted (UTC), market, seq, what changed, and how old it was when it came, the difference of the clocks allowed for.
-Ctrl-C ends it with a summary. No colours when the output is no terminal, or with NO_COLOR. With --json everything but
-the messages goes to standard error.";
+Markets come before the flags; without markets the command follows all that the gateway lists, at most 200. It prints one
+line per update: when it was accepted (UTC), market, seq, what changed, and its age on arrival, corrected for the difference
+of the clocks. Ctrl-C ends it with a summary. There are no colours with NO_COLOR, or if the output is not a terminal. With
+--json everything but the messages goes to standard error.";
 
-/// As many markets as a connection may have by default.
+/// The markets that a connection may have by default.
 const MAX_MARKETS: usize = 200;
-/// Of a message: more than the largest state has.
+/// The longest message, bytes: more than the largest state has.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
-/// Waiting to be sent: a few requests and pongs.
+/// The most bytes that wait to be sent: a few requests and pongs.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// A connection that lived this long was a good one: the next backoff starts anew.
+/// After a connection that lived this long, the backoff starts from its beginning.
 const STABLE: Duration = Duration::from_secs(10);
-/// The gateway's heartbeats come more often.
+/// A connection is lost after this long without a message. Heartbeats come more often.
 const SILENCE: Duration = Duration::from_mins(1);
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
 struct Tail {
     endpoint: Endpoint,
+    /// The token that the user gave.
     given: Option<Secret>,
     api_key: Option<Secret>,
     user: String,
     show: Show,
 }
 
-/// Why it ends.
+/// Why the command ends.
 enum End {
-    /// It was told to, or has shown as many as it should, or nobody reads any more.
+    /// It was interrupted, has shown `COUNT` updates, or its output was closed.
     Done,
-    /// There is no use in going on.
+    /// Reconnecting would not help.
     Failed(String),
 }
 
-/// How one connection ended, if all did not.
+/// How a connection ended, if the command goes on.
 enum Lost {
+    /// It was open, and ended with this close code.
     Closed(u16),
-    /// Before it was open.
+    /// It was never open, for this reason.
     Refused(String),
 }
 
-/// Follows the markets that the arguments behind the command's name say.
+/// Runs the command: follows markets until it is interrupted, and prints a summary.
 ///
 /// # Errors
-/// [`Stop`] with the help, or with everything that is wrong.
-pub fn run(args: impl Iterator<Item = String>) -> Result<ExitCode, Stop> {
+/// [`Stop`] with the help, or with every problem.
+pub fn run(
+    args: impl Iterator<Item = String>,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<ExitCode, Stop> {
     let mut args = args.peekable();
     let mut words = words(&mut args).into_iter();
-    let env = |name: &str| if name.starts_with("TOKEN") { variable(name) } else { None };
+    let env = |name: &str| if name.starts_with("TOKEN") { env(name) } else { None };
     let mut settings = Settings::read(USAGE, TABLE, args, env)?;
     let endpoint = Endpoint::parse(&words.next().unwrap_or_default());
     if let Err(problem) = &endpoint {
@@ -155,13 +160,13 @@ impl Tail {
             let (why, least_wait) = match lost {
                 Lost::Refused(why) => (why, Duration::ZERO),
                 Lost::Closed(code) => match client.closed(code) {
-                    Next::Stop { code, reason } => {
+                    AfterClose::Stop { code, reason } => {
                         return End::Failed(format!("the gateway closed: {code} {reason}"));
                     }
-                    Next::Reconnect { new_token: true, .. } if self.given.is_some() => {
+                    AfterClose::Reconnect { new_token: true, .. } if self.given.is_some() => {
                         return End::Failed("the token has expired".to_owned());
                     }
-                    Next::Reconnect { code, least_wait_ms, new_token } => {
+                    AfterClose::Reconnect { code, least_wait_ms, new_token } => {
                         if new_token {
                             token = None;
                         }
@@ -175,7 +180,7 @@ impl Tail {
         }
     }
 
-    /// One connection, from handshake to its end.
+    /// Makes one connection, and follows it to its end.
     async fn connection(&mut self, client: &mut Client, token: &mut Option<Secret>) -> Result<Lost, End> {
         if token.is_none() {
             match self.token().await {
@@ -188,12 +193,12 @@ impl Tail {
         }
         let mut socket = match self.open(token.as_ref()).await {
             Ok(socket) => socket,
-            Err(Error::Http(answer)) => {
-                let body = answer.body().as_deref().unwrap_or_default();
-                let why = format!("{} {}", answer.status().as_u16(), String::from_utf8_lossy(body));
-                // A token that was asked for may have expired meanwhile.
-                let may_be_old = answer.status() == 401 && self.given.is_none();
-                if answer.status().is_client_error() && answer.status() != 429 && !may_be_old {
+            Err(Error::Http(response)) => {
+                let body = response.body().as_deref().unwrap_or_default();
+                let why = format!("{} {}", response.status().as_u16(), String::from_utf8_lossy(body));
+                // A token that the command requested may have expired meanwhile.
+                let may_be_old = response.status() == 401 && self.given.is_none();
+                if response.status().is_client_error() && response.status() != 429 && !may_be_old {
                     return Err(End::Failed(why));
                 }
                 if may_be_old {
@@ -209,7 +214,7 @@ impl Tail {
         loop {
             for text in send.drain(..) {
                 if socket.send(Message::text(text)).await.is_err() {
-                    break; // its end is read next
+                    break; // the read below returns the connection's end
                 }
             }
             let text = match timeout(SILENCE, socket.next()).await {
@@ -220,25 +225,25 @@ impl Tail {
                 Ok(Some(Ok(_))) => continue,
                 Ok(Some(Err(_)) | None) | Err(_) => return Ok(Lost::Closed(1006)),
             };
-            let mut turn = match client.heard(&text) {
-                Ok(turn) => turn,
+            let mut actions = match client.received(&text) {
+                Ok(actions) => actions,
                 Err(error) => {
-                    self.show.say(&format!("a message that is not of the protocol: {error}"));
+                    self.show.say(&format!("a message that is not in the protocol: {error}"));
                     continue;
                 }
             };
             loop {
-                send.append(&mut turn.send);
-                let fetch = turn.fetch;
-                self.tell(turn, &mut send)?;
+                send.append(&mut actions.send);
+                let fetch = actions.fetch;
+                self.show_events(actions, &mut send)?;
                 let Some(fetch) = fetch else { break };
                 let fetched = self.get(&fetch.path(), token.as_ref()).await;
                 match fetched.and_then(|text| client.fetched(fetch, &text).map_err(|error| error.to_string()))
                 {
-                    Ok(next) => turn = next,
-                    // The socket can tell it as well.
+                    Ok(next) => actions = next,
+                    // A new connection resumes, which brings the missing updates as well.
                     Err(problem) => {
-                        self.show.say(&format!("what is missing cannot be had: {problem}"));
+                        self.show.say(&format!("the missing updates cannot be fetched: {problem}"));
                         return Ok(Lost::Closed(1006));
                     }
                 }
@@ -246,8 +251,8 @@ impl Tail {
         }
     }
 
-    fn tell(&mut self, turn: Turn, send: &mut Vec<String>) -> Result<(), End> {
-        for event in turn.events {
+    fn show_events(&mut self, actions: Actions, send: &mut Vec<String>) -> Result<(), End> {
+        for event in actions.events {
             if matches!(event, Event::Clock(_)) {
                 send.push(format!(r#"{{"type":"ping","ts":{}}}"#, unix_ms()));
             }
@@ -280,7 +285,7 @@ impl Tail {
         timeout(SILENCE, handshake).await.map_err(|_| Error::Io(io::ErrorKind::TimedOut.into()))?
     }
 
-    /// The token that was given, or one of the gateway's.
+    /// Returns the token that the user gave, or requests one from the gateway.
     async fn token(&self) -> Result<Secret, Lost> {
         #[derive(Deserialize)]
         struct Issued {
@@ -294,11 +299,11 @@ impl Tail {
         let bearer = self.api_key.as_ref().map(|key| format!("Bearer {}", key.expose()));
         let headers: Vec<(&str, &str)> =
             bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
-        let answer = self.endpoint.send("POST", "/api/ws/token", &headers, body).await;
-        let answer = answer.map_err(|error| Lost::Refused(error.to_string()))?;
-        match serde_json::from_str::<Issued>(&answer.text) {
-            Ok(Issued { token }) if answer.status == 200 => Ok(Secret::new(&token)),
-            _ => Err(Lost::Refused(format!("{} {}", answer.status, answer.text))),
+        let response = self.endpoint.send("POST", "/api/ws/token", &headers, body).await;
+        let response = response.map_err(|error| Lost::Refused(error.to_string()))?;
+        match serde_json::from_str::<Issued>(&response.text) {
+            Ok(Issued { token }) if response.status == 200 => Ok(Secret::new(&token)),
+            _ => Err(Lost::Refused(format!("{} {}", response.status, response.text))),
         }
     }
 
@@ -306,12 +311,16 @@ impl Tail {
         let bearer = token.map(|token| format!("Bearer {}", token.expose()));
         let headers: Vec<(&str, &str)> =
             bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
-        let answer = self.endpoint.send("GET", path, &headers, String::new()).await;
-        let answer = answer.map_err(|error| error.to_string())?;
-        if answer.status == 200 { Ok(answer.text) } else { Err(format!("{} {}", answer.status, answer.text)) }
+        let response = self.endpoint.send("GET", path, &headers, String::new()).await;
+        let response = response.map_err(|error| error.to_string())?;
+        if response.status == 200 {
+            Ok(response.text)
+        } else {
+            Err(format!("{} {}", response.status, response.text))
+        }
     }
 
-    /// Those that were named, or else all that the gateway names.
+    /// Returns the markets that the user named, or all that the gateway lists.
     async fn or_all(
         &self,
         named: Vec<MarketId>,
@@ -333,7 +342,7 @@ impl Tail {
         let path = format!("/api/markets?limit={MAX_MARKETS}");
         let listed = self.get(&path, token.as_ref()).await.map_err(|problem| {
             if problem.starts_with("404") {
-                "this gateway names no markets: say which to follow".to_owned()
+                "this gateway lists no markets: say which to follow".to_owned()
             } else {
                 problem
             }

@@ -1,63 +1,70 @@
-//! A client's side of the protocol (docs/protocol.md, "How to write a client"), without I/O: texts that came go in, what
-//! to send, to fetch and to show comes out. `gateway tail` is made of it, and docs/vectors says what it must do.
+//! A client's side of the protocol as a state machine without I/O (`docs/protocol.md#how-to-write-a-client`).
+//!
+//! Received texts go in; texts to send, requests to make and events come out. The `tail` command is built on it, and
+//! `docs/vectors` states how it must handle each message.
+
+mod messages;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use self::messages::{
+    Ack, Bye, Envelope, Page, Ping, Refusal, Rejected, State, Status, Update, lines_of, parse,
+};
+use crate::{close::CloseCode, ids::MarketId};
 
-use crate::ids::MarketId;
+/// Updates that a market holds back while earlier ones are fetched. Beyond that the oldest are dropped, and fetched later.
+const MAX_HELD_BACK: usize = 256;
 
-/// Updates kept of a market while what is missing before them is fetched. Beyond it the oldest go, and are fetched too.
-const MAX_LATER: usize = 256;
-
-/// Updates asked for at once: as many as an answer has at most.
+/// Updates requested at once: as many as a page has at most.
 const MAX_UPDATES: usize = 1000;
 
-/// Line name → that line's JSON text, byte for byte as it came.
+/// Line name → that line's JSON text, byte for byte as received.
 pub type Lines = BTreeMap<String, String>;
 
-/// What one client knows. Every connection begins with [`Client::opened`] and ends with [`Client::closed`].
+/// A client's knowledge, over all its connections. Each connection begins with [`Client::opened`] and ends with
+/// [`Client::closed`].
 #[derive(Debug, Default)]
 pub struct Client {
     markets: BTreeMap<MarketId, Market>,
     stale: bool,
+    /// The gateway's announcement that it closes this connection.
     bye: Option<Bye>,
 }
 
-/// What is known of a market.
+/// A client's knowledge of a market.
 #[derive(Debug, Default)]
 pub struct Market {
-    /// Which history; 0 as long as that is not known.
+    /// The log's epoch; 0 while it is not known.
     pub epoch: u64,
-    /// The last update in [`Market::lines`]; `None` before anything has come.
+    /// The last update in [`Market::lines`]; `None` before the first snapshot.
     pub seq: Option<u64>,
-    /// Its time, Unix milliseconds.
+    /// That update's time, Unix milliseconds.
     pub ts: u64,
     /// Every line as last set.
     pub lines: Lines,
-    /// Why the gateway does not deliver it.
+    /// The code with which the gateway rejected the market.
     pub rejected: Option<String>,
-    /// This connection's subscribe or resume was answered.
+    /// The gateway acknowledged this connection's subscribe or resume.
     live: bool,
-    /// A snapshot is announced: until it has come, no update fits.
-    awaits: bool,
-    /// What came while updates before it are fetched.
-    later: Option<VecDeque<Update>>,
+    /// The gateway will send a snapshot. Updates before it are ignored.
+    awaits_snapshot: bool,
+    /// Updates that were received while earlier ones are fetched; `None` while none are.
+    held_back: Option<VecDeque<Update>>,
 }
 
-/// What follows from something that came.
+/// What the caller does next.
 #[derive(Debug, Default)]
-pub struct Turn {
-    /// To send, in order.
+#[must_use = "the client depends on what it asks to send and to fetch"]
+pub struct Actions {
+    /// Texts to send, in order.
     pub send: Vec<String>,
-    /// To fetch; its answer goes into [`Client::fetched`].
+    /// A request to make. Its response goes into [`Client::fetched`].
     pub fetch: Option<Fetch>,
-    /// What happened, in order.
+    /// Events to show, in order.
     pub events: Vec<Event>,
 }
 
-/// A request over REST.
+/// A request by REST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fetch {
     /// The updates of a market after this seq.
@@ -66,100 +73,100 @@ pub enum Fetch {
     Snapshot(MarketId),
 }
 
-/// What happened.
+/// Something that a user of the client may want to know.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A market's lines are others.
+    /// A market's lines changed.
     Changed(Changed),
-    /// An update came whose predecessors, from `after` on, did not.
+    /// An update was received, but not the updates before it.
     Gap {
-        /// Whose.
+        /// The market.
         market: MarketId,
-        /// The last one before.
+        /// The last update before the gap.
         after: u64,
-        /// The one that came.
-        came: u64,
+        /// The first update after the gap.
+        received: u64,
     },
-    /// The gateway does not deliver a market, and why.
+    /// The gateway rejected a market, with this code.
     Rejected(MarketId, String),
-    /// The gateway cannot vouch for fresh prices, or (`None`) can again.
+    /// Prices may be old, for this reason; `None`: they are fresh again.
     Stale(Option<String>),
-    /// The gateway refused a message: code and text.
+    /// The gateway refused a message, with this code and text.
     Refused(String, String),
-    /// The gateway's clock as its heartbeat left, Unix milliseconds.
+    /// The gateway sent a heartbeat at this time of its clock, Unix milliseconds.
     Clock(u64),
-    /// A ping with this `ts` was answered.
+    /// The gateway answered a ping with this `ts`.
     Pong(u64),
 }
 
-/// How a market changed.
+/// A change of a market.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Changed {
-    /// Which.
+    /// The market.
     pub market: MarketId,
-    /// The seq that it is at now.
+    /// The market's seq after the change.
     pub seq: u64,
     /// That update's time, Unix milliseconds.
     pub ts: u64,
-    /// How that is known.
+    /// The kind of message that changed it.
     pub cause: Cause,
-    /// Line → before and after, of those that were carried or went.
+    /// Line → text before and after, for the lines that the message carries or removes.
     pub lines: BTreeMap<String, (Option<String>, Option<String>)>,
-    /// The message, as it came.
+    /// The message, as received.
     pub text: String,
 }
 
-/// Why lines changed.
+/// The kind of message that changed a market.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// An update.
     Update,
-    /// A state in place of what was known.
+    /// A snapshot replaced all lines.
     Snapshot {
-        /// History was lost, or too much was missed.
+        /// History was lost, or the client missed too much.
         reset: bool,
-        /// This client was too slow.
+        /// The client was too slow.
         conflated: bool,
     },
 }
 
-/// What to do when a connection has ended.
+/// What to do after a connection has ended (`docs/protocol.md#close-codes`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing: a bug, or not allowed.
+pub enum AfterClose {
+    /// Stop: there is a bug, or the client is not allowed any more.
     Stop {
         /// The close code.
         code: u16,
-        /// Its name, as far as the gateway said it.
+        /// The reason in the gateway's `bye`, if it sent one.
         reason: String,
     },
-    /// Connect again, to any gateway, after a backoff on top of this.
+    /// Connect again, to any gateway, after `least_wait_ms` and a backoff.
     Reconnect {
         /// The close code.
         code: u16,
         /// The least time to wait, milliseconds.
         least_wait_ms: u64,
-        /// The token is not good any more.
+        /// Get a new token first: this one has expired.
         new_token: bool,
     },
 }
 
-/// An answer that does not fill a gap: connect again and resume.
+/// Why a response does not fill a gap. The client must connect again and resume.
 #[derive(Debug, thiserror::Error)]
-pub enum Unfilled {
-    /// Not in the protocol's shape.
+pub enum FetchError {
+    /// It does not have the protocol's shape.
     #[error("{0}")]
     Shape(#[from] serde_json::Error),
-    /// The gateway said that it may be old.
-    #[error("the answer may be old")]
+    /// The gateway marked it as possibly old.
+    #[error("the response may be old")]
     Stale,
-    /// It ends before what has come already.
-    #[error("the answer has nothing new")]
+    /// It has no update that the client lacks.
+    #[error("the response has nothing new")]
     NothingNew,
 }
 
 impl Fetch {
-    /// Where, below the gateway's address.
+    /// Returns the path and query of the request.
     #[must_use]
     pub fn path(&self) -> String {
         match self {
@@ -172,38 +179,39 @@ impl Fetch {
 }
 
 impl Client {
-    /// One that wants these markets.
+    /// Follows these markets. It knows nothing of them yet.
     #[must_use]
     pub fn new(markets: impl IntoIterator<Item = MarketId>) -> Self {
         let markets = markets.into_iter().map(|market| (market, Market::default())).collect();
         Self { markets, ..Self::default() }
     }
 
-    /// The markets it wants, and what it knows of each.
+    /// Returns the client's knowledge of each market.
     #[must_use]
     pub fn markets(&self) -> &BTreeMap<MarketId, Market> {
         &self.markets
     }
 
-    /// Whether the gateway has said that it cannot vouch for fresh prices.
+    /// Returns true while the gateway says that prices may be old.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.stale
     }
 
-    /// Whether the gateway vouches for a market's prices, and nothing of it is missing.
+    /// Returns true if a market's prices are fresh, and none of its updates is missing.
     #[must_use]
     pub fn is_fresh(&self, market: MarketId) -> bool {
-        let is_whole = |market: &Market| market.live && !market.awaits && market.later.is_none();
+        let is_whole = |market: &Market| market.live && !market.awaits_snapshot && market.held_back.is_none();
         !self.stale && self.markets.get(&market).is_some_and(is_whole)
     }
 
-    /// A connection is open: what to send.
+    /// Begins a connection that is open. Returns the texts to send.
+    #[must_use]
     pub fn opened(&mut self) -> Vec<String> {
-        self.stale = false; // while prices are stale, nobody new is let in
+        self.stale = false; // a gateway with stale prices refuses handshakes
         self.bye = None;
         for market in self.markets.values_mut() {
-            (market.live, market.awaits, market.later) = (false, false, None);
+            (market.live, market.awaits_snapshot, market.held_back) = (false, false, None);
         }
         let (mut offsets, mut unknown) = (Vec::new(), Vec::new());
         for (id, market) in &self.markets {
@@ -223,168 +231,162 @@ impl Client {
         send
     }
 
-    /// A message came.
+    /// Handles a message of the gateway.
     ///
     /// # Errors
-    /// When it is not in the protocol's shape. It changes nothing then.
-    pub fn heard(&mut self, text: &str) -> Result<Turn, serde_json::Error> {
-        #[derive(Deserialize)]
-        struct Envelope {
-            #[serde(rename = "type")]
-            kind: String,
-        }
-
-        let mut turn = Turn::default();
-        match serde_json::from_str::<Envelope>(text)?.kind.as_str() {
-            "ack" => self.acked(read(text)?, &mut turn),
-            "odds_update" => self.updated(Update::read(text)?, &mut turn),
+    /// If the message does not have the protocol's shape. It changes nothing then.
+    pub fn received(&mut self, text: &str) -> Result<Actions, serde_json::Error> {
+        let mut actions = Actions::default();
+        match parse::<Envelope>(text)?.kind.as_str() {
+            "ack" => self.acked(parse(text)?, &mut actions),
+            "odds_update" => self.updated(Update::parse(text)?, &mut actions),
             "snapshot" => {
-                let state: State = read(text)?;
+                let state: State = parse(text)?;
                 if self.markets.get(&state.market_id).is_some_and(|market| market.live) {
-                    self.replace(&state, text, &mut turn);
+                    self.replace(&state, text, &mut actions);
                 }
             }
             "status" => {
-                let Status { stale, reason } = read(text)?;
+                let Status { stale, reason } = parse(text)?;
                 self.stale = stale;
-                turn.events.push(Event::Stale(stale.then(|| reason.unwrap_or_default())));
+                actions.events.push(Event::Stale(stale.then(|| reason.unwrap_or_default())));
             }
             "ping" => {
-                turn.events.push(Event::Clock(read::<Ping>(text)?.ts));
-                turn.send.push(r#"{"type":"pong"}"#.to_owned());
+                actions.events.push(Event::Clock(parse::<Ping>(text)?.ts));
+                actions.send.push(r#"{"type":"pong"}"#.to_owned());
             }
-            "pong" => turn.events.push(Event::Pong(read::<Ping>(text)?.ts)),
+            "pong" => actions.events.push(Event::Pong(parse::<Ping>(text)?.ts)),
             "error" => {
-                let Refusal { code, message } = read(text)?;
-                turn.events.push(Event::Refused(code, message));
+                let Refusal { code, message } = parse(text)?;
+                actions.events.push(Event::Refused(code, message));
             }
-            "bye" => self.bye = Some(read(text)?),
-            // What else a later gateway may say is for later clients.
+            "bye" => self.bye = Some(parse(text)?),
+            // A later gateway may send other types, for later clients.
             _ => {}
         }
-        Ok(turn)
+        Ok(actions)
     }
 
-    /// The answer to a fetch came, with status 200.
+    /// Handles the response to a fetch, if its status is 200.
     ///
     /// # Errors
-    /// [`Unfilled`]: what is missing cannot be had this way.
-    pub fn fetched(&mut self, fetch: Fetch, text: &str) -> Result<Turn, Unfilled> {
-        let mut turn = Turn::default();
+    /// [`FetchError`] if the response does not fill the gap.
+    pub fn fetched(&mut self, fetch: Fetch, text: &str) -> Result<Actions, FetchError> {
+        let mut actions = Actions::default();
         let (Fetch::Updates(id, _) | Fetch::Snapshot(id)) = fetch;
-        let Some(market) = self.markets.get_mut(&id).filter(|market| market.later.is_some()) else {
-            return Ok(turn); // a snapshot came meanwhile
+        let Some(market) = self.markets.get_mut(&id).filter(|market| market.held_back.is_some()) else {
+            return Ok(actions); // a snapshot was received meanwhile
         };
         let before = market.seq;
         match fetch {
             Fetch::Updates(..) => {
-                let page: Page = read(text)?;
+                let page: Page = parse(text)?;
                 if page.stale {
-                    return Err(Unfilled::Stale);
+                    return Err(FetchError::Stale);
                 }
                 if !page.complete || (market.epoch != 0 && page.epoch != market.epoch) {
-                    turn.fetch = Some(Fetch::Snapshot(id));
-                    return Ok(turn);
+                    actions.fetch = Some(Fetch::Snapshot(id));
+                    return Ok(actions);
                 }
-                let updates: Vec<Update> =
-                    page.updates.iter().map(|update| Update::read(update.get())).collect::<Result<_, _>>()?;
+                let updates: Vec<Update> = page
+                    .updates
+                    .iter()
+                    .map(|update| Update::parse(update.get()))
+                    .collect::<Result<_, _>>()?;
                 for update in updates {
                     if Some(update.seq) == market.seq.map(|seq| seq + 1) {
-                        turn.events.push(market.apply(update));
+                        actions.events.push(market.apply(update));
                     }
                 }
             }
             Fetch::Snapshot(_) => {
-                let state: State = read(text)?;
+                let state: State = parse(text)?;
                 if state.stale {
-                    return Err(Unfilled::Stale);
+                    return Err(FetchError::Stale);
                 }
                 let reset = state.epoch != market.epoch;
-                let later = market.later.take();
-                self.replace(&State { reset, ..state }, text, &mut turn);
-                self.market(id).later = later;
+                let held_back = market.held_back.take();
+                self.replace(&State { reset, ..state }, text, &mut actions);
+                self.market(id).held_back = held_back;
             }
         }
         let market = self.market(id);
         if market.seq == before {
-            return Err(Unfilled::NothingNew);
+            return Err(FetchError::NothingNew);
         }
-        for update in market.later.take().unwrap_or_default() {
-            self.updated(update, &mut turn);
+        for update in market.held_back.take().unwrap_or_default() {
+            self.updated(update, &mut actions);
         }
-        Ok(turn)
+        Ok(actions)
     }
 
-    /// The connection has ended, with this close code (1006 when there was none).
-    pub fn closed(&mut self, code: u16) -> Next {
-        // What the gateway said before it closed counts more than what the network made of its close.
+    /// Ends the connection, with its close code (1006 without one).
+    #[must_use]
+    pub fn closed(&mut self, code: u16) -> AfterClose {
+        // The gateway's `bye` counts more than the close code, which the network may have replaced.
         let bye = self.bye.take();
         let code = bye.as_ref().map_or(code, |bye| bye.code);
         for market in self.markets.values_mut() {
             market.live = false;
         }
-        let is_final = matches!(code, 1002 | 1003 | 1007 | 1009 | 4403);
+        let known = CloseCode::from_number(code).filter(|code| *code != CloseCode::Normal);
+        let is_final = known.is_some_and(|code| !code.reconnect());
         if bye.as_ref().map_or(is_final, |bye| !bye.reconnect) {
-            return Next::Stop { code, reason: bye.map(|bye| bye.reason).unwrap_or_default() };
+            return AfterClose::Stop { code, reason: bye.map(|bye| bye.reason).unwrap_or_default() };
         }
-        let of_the_table = match code {
-            1013 | 4409 => 1000,
-            4429 => 5000,
-            _ => 0,
-        };
-        let least_wait_ms = bye.map_or(0, |bye| bye.after_ms).max(of_the_table);
-        Next::Reconnect { code, least_wait_ms, new_token: code == 4401 }
+        let least_wait_ms = bye.map_or(0, |bye| bye.after_ms).max(known.map_or(0, CloseCode::after_ms));
+        AfterClose::Reconnect { code, least_wait_ms, new_token: known == Some(CloseCode::TokenExpired) }
     }
 
-    fn acked(&mut self, ack: Ack, turn: &mut Turn) {
+    fn acked(&mut self, ack: Ack, actions: &mut Actions) {
         for Rejected { market_id, code } in ack.rejected {
             if let Some(market) = self.markets.get_mut(&market_id) {
-                (market.live, market.later, market.rejected) = (false, None, Some(code.clone()));
-                turn.events.push(Event::Rejected(market_id, code));
+                (market.live, market.held_back, market.rejected) = (false, None, Some(code.clone()));
+                actions.events.push(Event::Rejected(market_id, code));
             }
         }
         for (id, position) in ack.positions {
             let Some(market) = self.markets.get_mut(&id) else { continue };
             if market.live {
-                // It was asked for the epoch alone.
+                // This subscribe only requested the epoch.
                 market.epoch = if market.epoch == 0 { position.epoch } else { market.epoch };
                 continue;
             }
             (market.live, market.rejected) = (true, None);
-            market.awaits = position.recovered != Some(true);
-            if !market.awaits {
+            market.awaits_snapshot = position.recovered != Some(true);
+            if !market.awaits_snapshot {
                 market.epoch = position.epoch;
             }
         }
     }
 
-    fn updated(&mut self, update: Update, turn: &mut Turn) {
+    fn updated(&mut self, update: Update, actions: &mut Actions) {
         let id = update.market_id;
         let Some(market) = self.markets.get_mut(&id) else { return };
-        let Some(seq) = market.seq.filter(|_| market.live && !market.awaits) else { return };
+        let Some(seq) = market.seq.filter(|_| market.live && !market.awaits_snapshot) else { return };
         if update.seq <= seq {
             return;
         }
-        if let Some(later) = &mut market.later {
-            if later.len() == MAX_LATER {
-                later.pop_front();
+        if let Some(held_back) = &mut market.held_back {
+            if held_back.len() == MAX_HELD_BACK {
+                held_back.pop_front();
             }
-            later.push_back(update);
+            held_back.push_back(update);
         } else if update.seq == seq + 1 {
-            turn.events.push(market.apply(update));
+            actions.events.push(market.apply(update));
             if market.epoch == 0 {
-                // Its first update says nothing of it, and the answer to this does.
-                turn.send.push(format!(r#"{{"type":"subscribe","markets":["{id}"]}}"#));
+                // An update has no epoch, but the ack of this has.
+                actions.send.push(format!(r#"{{"type":"subscribe","markets":["{id}"]}}"#));
             }
         } else {
-            turn.events.push(Event::Gap { market: id, after: seq, came: update.seq });
-            turn.fetch = Some(Fetch::Updates(id, seq));
-            market.later = Some(VecDeque::from([update]));
+            actions.events.push(Event::Gap { market: id, after: seq, received: update.seq });
+            actions.fetch = Some(Fetch::Updates(id, seq));
+            market.held_back = Some(VecDeque::from([update]));
         }
     }
 
-    /// A state in place of what was known of its market, which is wanted.
-    fn replace(&mut self, state: &State, text: &str, turn: &mut Turn) {
+    /// Replaces the lines of a followed market by those of `state`.
+    fn replace(&mut self, state: &State, text: &str, actions: &mut Actions) {
         let market = self.market(state.market_id);
         let after = lines_of(&state.payload);
         let mut lines: BTreeMap<String, (Option<String>, Option<String>)> = BTreeMap::new();
@@ -395,10 +397,10 @@ impl Client {
             lines.entry(name).or_default().1 = Some(line);
         }
         (market.epoch, market.seq, market.ts) = (state.epoch, Some(state.seq), state.ts);
-        (market.awaits, market.later) = (false, None);
+        (market.awaits_snapshot, market.held_back) = (false, None);
         let cause = Cause::Snapshot { reset: state.reset, conflated: state.conflated };
         let (market, seq, ts) = (state.market_id, state.seq, state.ts);
-        turn.events.push(Event::Changed(Changed { market, seq, ts, cause, lines, text: text.to_owned() }));
+        actions.events.push(Event::Changed(Changed { market, seq, ts, cause, lines, text: text.to_owned() }));
     }
 
     fn market(&mut self, id: MarketId) -> &mut Market {
@@ -421,109 +423,4 @@ impl Market {
         (self.seq, self.ts) = (Some(seq), ts);
         Event::Changed(Changed { market, seq, ts, cause: Cause::Update, lines, text })
     }
-}
-
-#[derive(Debug)]
-struct Update {
-    market_id: MarketId,
-    seq: u64,
-    ts: u64,
-    payload: Lines,
-    text: String,
-}
-
-impl Update {
-    fn read(text: &str) -> Result<Self, serde_json::Error> {
-        let State { market_id, seq, ts, payload, .. } = read(text)?;
-        let payload = payload.into_iter().map(|(name, line)| (name, line.get().to_owned())).collect();
-        Ok(Self { market_id, seq, ts, payload, text: text.to_owned() })
-    }
-}
-
-/// A snapshot, of the socket or of REST; an update has fewer members.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct State {
-    market_id: MarketId,
-    seq: u64,
-    ts: u64,
-    payload: BTreeMap<String, Box<RawValue>>,
-    #[serde(default)]
-    epoch: u64,
-    #[serde(default)]
-    reset: bool,
-    #[serde(default)]
-    conflated: bool,
-    /// REST only.
-    #[serde(default)]
-    stale: bool,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    updates: Vec<Box<RawValue>>,
-    epoch: u64,
-    complete: bool,
-    #[serde(default)]
-    stale: bool,
-}
-
-#[derive(Deserialize)]
-struct Ack {
-    #[serde(default)]
-    positions: BTreeMap<MarketId, Position>,
-    #[serde(default)]
-    rejected: Vec<Rejected>,
-}
-
-#[derive(Deserialize)]
-struct Position {
-    epoch: u64,
-    recovered: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Rejected {
-    market_id: MarketId,
-    code: String,
-}
-
-#[derive(Deserialize)]
-struct Status {
-    stale: bool,
-    reason: Option<String>,
-}
-
-/// Or a pong.
-#[derive(Deserialize)]
-struct Ping {
-    ts: u64,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    code: String,
-    #[serde(default)]
-    message: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Bye {
-    code: u16,
-    reason: String,
-    reconnect: bool,
-    #[serde(default)]
-    after_ms: u64,
-}
-
-/// A line that is `null` is none.
-fn lines_of(payload: &BTreeMap<String, Box<RawValue>>) -> Lines {
-    let there = payload.iter().filter(|(_, line)| line.get() != "null");
-    there.map(|(name, line)| (name.clone(), line.get().to_owned())).collect()
-}
-
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
-    serde_json::from_str(text)
 }

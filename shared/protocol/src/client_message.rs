@@ -1,4 +1,4 @@
-//! Client → server: what a text frame says.
+//! Messages from client to server: text in, requests out (`docs/protocol.md#client-to-server`).
 
 use std::{borrow::Cow, fmt};
 
@@ -9,67 +9,67 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    error::json_problem,
     ids::{MAX_SAFE_INTEGER, MarketId},
+    json::json_problem,
     position::{Epoch, Seq},
 };
 
 /// The longest `id` a client may give a message, characters.
 pub const MAX_ID_CHARS: usize = 64;
 
-/// A message and the id its answer echoes.
+/// A message, and the id that the ack repeats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientMessage {
-    /// The client's own id for it.
+    /// The client's own id for the message.
     pub id: Option<MessageId>,
-    /// What it asks.
+    /// The request.
     pub request: ClientRequest,
 }
 
-/// What a client asks (contract, section 3).
+/// What a message requests (`docs/protocol.md#client-to-server`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientRequest {
-    /// Start live delivery, with each market's snapshot first if wanted.
+    /// Starts live delivery.
     Subscribe {
-        /// Each once, in the order given.
+        /// The markets, each once, in the client's order.
         markets: Vec<MarketId>,
-        /// Whether snapshots come first.
+        /// Sends each market's snapshot first.
         snapshot: bool,
     },
-    /// Stop.
+    /// Stops live delivery.
     Unsubscribe {
-        /// Each once, in the order given.
+        /// The markets, each once, in the client's order.
         markets: Vec<MarketId>,
     },
-    /// Subscribe, replaying what was missed after each offset.
+    /// Starts live delivery, and replays the updates after each offset.
     Resume {
-        /// Each market once, in the order given.
+        /// The client's last update in each market, each once, in the client's order.
         offsets: Vec<(MarketId, Offset)>,
     },
-    /// Answered by a pong with the same `ts`.
+    /// Requests a pong with the same `ts`.
     Ping {
-        /// Any JSON number, as written; absent = none.
+        /// Any JSON number, as written; `None` if absent.
         ts: Option<Box<str>>,
     },
-    /// Activity only.
+    /// Answers a ping. It only shows that the client is alive.
     Pong,
     /// Replaces the connection's token.
     Refresh {
-        /// The new one.
+        /// The new token.
         token: String,
     },
 }
 
-/// Where a client stands in a market.
+/// A client's last update in a market.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offset {
-    /// The epoch, if the client knows of epochs.
+    /// The update's epoch, if the client knows epochs.
     pub epoch: Option<Epoch>,
-    /// The last update it has.
+    /// The update's seq; 0 for none.
     pub seq: Seq,
 }
 
-/// A message's id: a string of at most 64 characters, or an integer. Echoed as it came.
+/// A message's id: a string of at most 64 characters, or an integer. Responses repeat it unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum MessageId {
@@ -79,12 +79,12 @@ pub enum MessageId {
     Number(i64),
 }
 
-/// A message that is refused, with the id to echo if it could be read.
+/// Why a message is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadMessage {
-    /// The client's id, if it had a good one.
+    /// The message's id, if it could be read.
     pub id: Option<MessageId>,
-    /// What is wrong, naming the field.
+    /// A sentence for people that names the field.
     pub message: String,
 }
 
@@ -92,8 +92,7 @@ impl ClientMessage {
     /// Reads a text frame.
     ///
     /// # Errors
-    /// [`BadMessage`] that names what is wrong. Members that the contract does not know are ignored, so that newer
-    /// clients can talk to older pods.
+    /// [`BadMessage`] that names the field. Unknown members are ignored, so that newer clients can talk to older pods.
     pub fn parse(text: &str) -> Result<Self, BadMessage> {
         let bad = |message: String| BadMessage { id: None, message };
         // serde would read an array as the members in order.
@@ -112,8 +111,7 @@ impl ClientMessage {
     }
 }
 
-/// Every member the contract knows, unread, so that each error can name its field. serde refuses one that stands
-/// twice.
+/// Every known member, not parsed yet, so that each error can name its field. serde refuses a member that appears twice.
 #[derive(Deserialize)]
 struct Raw<'a> {
     #[serde(rename = "type", borrow)]
@@ -132,7 +130,7 @@ struct Raw<'a> {
     token: Option<&'a RawValue>,
 }
 
-/// `Some` also for an explicit `null`, which is then refused or read as the field's own rule says.
+/// Keeps an explicit `null` as `Some`. The field's own rule then refuses or reads it.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -192,7 +190,7 @@ fn read_ts(raw: &RawValue) -> Result<Box<str>, String> {
     if number { Ok(raw.get().into()) } else { Err("ts: a number, Unix milliseconds".to_owned()) }
 }
 
-/// `{"1001":1024,"1002":{"epoch":E,"seq":88}}`, each market once.
+/// Reads `{"1001":1024,"1002":{"epoch":E,"seq":88}}`, with each market once.
 struct Offsets(Vec<(MarketId, Offset)>);
 
 impl<'de> Deserialize<'de> for Offsets {
@@ -256,7 +254,7 @@ impl<'de> Deserialize<'de> for Offset {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Offset, A::Error> {
                 let full = Full::deserialize(de::value::MapAccessDeserializer::new(map))?;
                 let offset = self.visit_u64::<A::Error>(full.seq)?;
-                // Epoch 0 stands for "no log yet" in our own answers; given back, it claims nothing.
+                // Our acks write epoch 0 for "no log yet". A client that returns it makes no claim.
                 let epoch = full.epoch.map(Epoch::new).filter(|epoch| *epoch != Epoch::NONE);
                 Ok(Offset { epoch, ..offset })
             }
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_messages_of_the_field_parse() {
+    fn messages_of_existing_clients_parse() {
         assert_eq!(
             request(r#"{"type":"subscribe","markets":["1001","1002",1001]}"#),
             ClientRequest::Subscribe { markets: vec![market(1001), market(1002)], snapshot: false }
@@ -314,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_echoed_and_a_bad_message_names_its_field() {
+    fn an_id_is_kept_and_a_bad_message_names_its_field() {
         let message = ClientMessage::parse(r#"{"type":"pong","id":"a\u00e9"}"#).unwrap();
         assert_eq!(message.id, Some(MessageId::Text("aé".into())));
         for (text, field) in [

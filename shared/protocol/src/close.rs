@@ -1,9 +1,9 @@
-//! Close codes and what a client does about them: one table (contract, section 3).
+//! The one table of close codes, and of what a client does after each: `docs/protocol.md#close-codes`.
 
-/// Why the server ends a connection.
+/// Why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
-    /// The client closed. Its close frame is answered with its own code, whichever that is.
+    /// The client closed. The server answers its close frame with the same code, whichever that is.
     Normal,
     /// A frame that breaks RFC 6455.
     ProtocolError,
@@ -15,22 +15,22 @@ pub enum CloseCode {
     TooBig,
     /// The pod is draining.
     Draining,
-    /// The pod could not answer a request in time: another one may, or this one later.
+    /// The pod could not read a requested market in time.
     Unavailable,
     /// The token has expired.
     TokenExpired,
-    /// Not allowed any more.
+    /// The token was revoked.
     NotAllowed,
-    /// Silent for `HEARTBEAT_TIMEOUT`.
+    /// The client was silent for `HEARTBEAT_TIMEOUT`.
     Silent,
-    /// Unwritable for `SLOW_AFTER`.
+    /// The socket accepted no byte for `SLOW_AFTER`.
     TooSlow,
-    /// Too many messages.
+    /// The client sent too many messages.
     TooManyMessages,
 }
 
 impl CloseCode {
-    /// Every code, for tables and tests.
+    /// Every code.
     pub const ALL: [Self; 12] = [
         Self::Normal,
         Self::ProtocolError,
@@ -46,7 +46,7 @@ impl CloseCode {
         Self::TooManyMessages,
     ];
 
-    /// Number, reason, and whether the client should come back.
+    /// Returns the number, the reason, and whether the client should reconnect.
     const fn row(self) -> (u16, &'static str, bool) {
         match self {
             Self::Normal => (1000, "NORMAL", false),
@@ -64,25 +64,31 @@ impl CloseCode {
         }
     }
 
-    /// The code in the close frame.
+    /// Returns the code with this number, if the server has one.
+    #[must_use]
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.number() == number)
+    }
+
+    /// Returns the number in the close frame.
     #[must_use]
     pub const fn number(self) -> u16 {
         self.row().0
     }
 
-    /// The reason, in the close frame and in `bye`.
+    /// Returns the reason in the close frame and in `bye`.
     #[must_use]
     pub const fn reason(self) -> &'static str {
         self.row().1
     }
 
-    /// Whether the client should reconnect.
+    /// Returns true if the client should reconnect.
     #[must_use]
     pub const fn reconnect(self) -> bool {
         self.row().2
     }
 
-    /// The least time the client waits before it reconnects, milliseconds; a draining pod spreads it further.
+    /// Returns the minimum wait before the client reconnects, milliseconds. A draining pod adds to it.
     #[must_use]
     pub const fn after_ms(self) -> u64 {
         match self {
@@ -90,5 +96,18 @@ impl CloseCode {
             Self::TooSlow | Self::Unavailable => 1_000,
             _ => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_found_by_its_number() {
+        for code in CloseCode::ALL {
+            assert_eq!(CloseCode::from_number(code.number()), Some(code));
+        }
+        assert_eq!(CloseCode::from_number(1006), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The codes of everything that is refused, over HTTP and in the socket.
+//! The tables of error codes: over HTTP (`docs/protocol.md#errors`) and on a socket (`docs/protocol.md#error-messages`).
 
 use serde::Serialize;
 use utoipa::{
@@ -6,39 +6,39 @@ use utoipa::{
     openapi::{Object, RefOr, Schema, Type},
 };
 
-/// Why an HTTP request is refused (contract, section 4).
+/// Why an HTTP request is refused (`docs/protocol.md#errors`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// Wrong shape.
+    /// The request has the wrong shape.
     BadRequest,
-    /// No good token.
+    /// There is no valid token.
     Unauthorized,
-    /// A good token that does not allow this.
+    /// The token is valid, but does not allow this.
     Forbidden,
-    /// No such route.
+    /// There is no such path.
     NotFound,
-    /// The route has no such method.
+    /// The path has no such method.
     MethodNotAllowed,
-    /// Not what the caller believed it was.
+    /// The market is not at the expected seq.
     Conflict,
-    /// More than is read.
+    /// The body is too long.
     PayloadTooLarge,
-    /// Right shape, wrong content.
+    /// The shape is right, but the content breaks a rule.
     Unprocessable,
-    /// An upgrade of another kind is needed.
+    /// The request is not a WebSocket handshake.
     UpgradeRequired,
-    /// Too often.
+    /// There were too many requests.
     RateLimited,
-    /// A longer request line and headers than are read.
+    /// The request line and headers are too long.
     HeaderTooLarge,
-    /// Our fault.
+    /// The server has a bug.
     Internal,
-    /// Not now.
+    /// The server cannot do this now.
     ServiceUnavailable,
 }
 
 impl ErrorCode {
-    /// All of them.
+    /// Every code.
     pub const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::Unauthorized,
@@ -55,38 +55,40 @@ impl ErrorCode {
         Self::ServiceUnavailable,
     ];
 
-    /// Code, HTTP status, and what it means.
+    /// Returns the code, the HTTP status, and the meaning.
     const fn row(self) -> (&'static str, u16, &'static str) {
         match self {
             Self::BadRequest => ("BAD_REQUEST", 400, "wrong shape"),
-            Self::Unauthorized => ("UNAUTHORIZED", 401, "no good token"),
-            Self::Forbidden => ("FORBIDDEN", 403, "a good token that does not allow this"),
+            Self::Unauthorized => ("UNAUTHORIZED", 401, "no valid token"),
+            Self::Forbidden => ("FORBIDDEN", 403, "a valid token that does not allow this"),
             Self::NotFound => ("NOT_FOUND", 404, "no such path"),
             Self::MethodNotAllowed => ("METHOD_NOT_ALLOWED", 405, "the path has no such method"),
             Self::Conflict => ("CONFLICT", 409, "the market is not at `expectedSeq`"),
-            Self::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", 413, "more than is read"),
+            Self::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", 413, "the body exceeds the limit"),
             Self::Unprocessable => ("UNPROCESSABLE", 422, "right shape, wrong content"),
             Self::UpgradeRequired => ("UPGRADE_REQUIRED", 426, "no WebSocket handshake"),
-            Self::RateLimited => ("RATE_LIMITED", 429, "too often"),
-            Self::HeaderTooLarge => ("HEADER_TOO_LARGE", 431, "the request's head is longer than is read"),
-            Self::Internal => ("INTERNAL", 500, "our fault"),
+            Self::RateLimited => ("RATE_LIMITED", 429, "too many requests"),
+            Self::HeaderTooLarge => {
+                ("HEADER_TOO_LARGE", 431, "the request line and header fields exceed the limit")
+            }
+            Self::Internal => ("INTERNAL", 500, "a bug in the server"),
             Self::ServiceUnavailable => ("SERVICE_UNAVAILABLE", 503, "not now"),
         }
     }
 
-    /// The code as clients read it.
+    /// Returns the code as clients read it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         self.row().0
     }
 
-    /// The HTTP status.
+    /// Returns the HTTP status.
     #[must_use]
     pub const fn status(self) -> u16 {
         self.row().1
     }
 
-    /// What it means, in a few words.
+    /// Returns the meaning in a few words.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         self.row().2
@@ -113,35 +115,23 @@ pub struct ErrorBody<'a> {
     pub message: &'a str,
 }
 
-/// What is wrong with a JSON text, without the strings that serde shows of it: there may be a token in the wrong place.
-#[must_use]
-pub fn json_problem(error: &serde_json::Error) -> String {
-    let problem = error.to_string();
-    match (problem.find('"'), problem.rfind('"')) {
-        (Some(first), Some(last)) if first < last => {
-            format!("{}…{}", &problem[..first], &problem[last + 1..])
-        }
-        _ => problem,
-    }
-}
-
-/// Why a message in the socket, or one market of it, is refused (contract, section 3).
+/// Why a message on a socket, or one market of it, is refused (`docs/protocol.md#error-messages`, `docs/protocol.md#ack`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Not a message of the contract.
+    /// The text is not a message of the protocol.
     BadMessage,
-    /// Outside the token's scope.
+    /// The market is outside the token's scope.
     Forbidden,
-    /// More than `MAX_MARKETS_PER_CONNECTION`.
+    /// The connection would have more than `MAX_MARKETS_PER_CONNECTION`.
     LimitExceeded,
-    /// More often than `MESSAGE_RATE`.
+    /// The client sends more than `MESSAGE_RATE` allows.
     RateLimited,
-    /// The new token is not good, or somebody else's.
+    /// The new token is not valid, or belongs to another user.
     Unauthorized,
 }
 
 impl Refusal {
-    /// The code as clients read it.
+    /// Returns the code as clients read it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -159,20 +149,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_codes_are_all_of_them() {
+    fn the_list_of_codes_is_complete() {
         assert!(ErrorCode::ALL.iter().enumerate().all(|(index, code)| *code as usize == index));
         assert_eq!(ErrorCode::ALL.len(), ErrorCode::ServiceUnavailable as usize + 1);
-    }
-
-    #[test]
-    fn a_json_problem_shows_no_string_of_the_text() {
-        for (text, problem) in [
-            (r#""hush, \" hush""#, "invalid type: string …, expected u64 at line 1 column 15"),
-            ("[]", "invalid type: sequence, expected u64 at line 1 column 0"),
-            ("{", "invalid type: map, expected u64 at line 1 column 0"),
-        ] {
-            let error = serde_json::from_str::<u64>(text).unwrap_err();
-            assert_eq!(json_problem(&error), problem);
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Identifiers that come from outside.
+//! Market ids, and the integers that every client can read.
 
 use std::{fmt, str::FromStr};
 
@@ -11,10 +11,10 @@ use utoipa::{
 /// The largest integer that every client's number type holds exactly: 2^53 − 1.
 pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
-/// A market's id: an integer 1 … 2^53 − 1 (contract, section 1).
+/// A market's id: an integer 1 … 2^53 − 1 (`docs/protocol.md#terms`).
 ///
-/// Parses from a JSON number or a decimal string without sign, leading zeros, fraction or exponent; writes itself as
-/// a number, and as a decimal string where it is an object's key.
+/// It parses from a JSON number, or a decimal string without sign, leading zeros, fraction or exponent. It is written as a
+/// number, and as a decimal string where it is an object's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct MarketId(u64);
@@ -25,7 +25,7 @@ pub struct MarketId(u64);
 pub struct InvalidMarketId;
 
 impl MarketId {
-    /// The id with this value.
+    /// Makes an id of a number.
     ///
     /// # Errors
     /// [`InvalidMarketId`] outside 1 … 2^53 − 1.
@@ -33,7 +33,7 @@ impl MarketId {
         if value == 0 || value > MAX_SAFE_INTEGER { Err(InvalidMarketId) } else { Ok(Self(value)) }
     }
 
-    /// The number, 1 … 2^53 − 1.
+    /// Returns the number, 1 … 2^53 − 1.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -94,7 +94,7 @@ impl PartialSchema for MarketId {
 
 impl ToSchema for MarketId {}
 
-/// A canonical decimal: digits only, no leading zero, no sign, so that each number has exactly one spelling.
+/// Reads a decimal without sign and leading zeros, so that each number has exactly one spelling.
 #[must_use]
 pub fn parse_decimal(text: &str) -> Option<u64> {
     let canonical = text == "0" || (!text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit()));

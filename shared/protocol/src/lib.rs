@@ -8,6 +8,7 @@ pub mod client_message;
 pub mod close;
 pub mod error;
 pub mod ids;
+pub mod json;
 pub mod overrides;
 pub mod position;
 pub mod price;

@@ -1,15 +1,12 @@
-//! An override as the admin API takes it: JSON text, checked by the rules of `docs/protocol.md#admin-api`.
+//! Reads an override of the admin API, and checks it by `docs/protocol.md#rules-of-an-override`.
 //!
-//! Prices are decimal text. Every check looks at the text, and the text goes on unchanged. Nothing here recurses
-//! deeper than [`MAX_NESTING`]: serde_json skips over a `RawValue` without recursion, and deeper values are refused
-//! before anything looks into them.
+//! Prices are decimal text. Every check reads the text, and the text passes through unchanged. Nothing recurses deeper than
+//! [`MAX_NESTING`]: serde_json skips over a `RawValue` without recursion, and deeper values are refused before they are
+//! parsed.
 
-use std::{collections::HashSet, fmt};
+use std::collections::HashSet;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, DeserializeOwned, MapAccess},
-};
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use utoipa::{
     ToSchema,
@@ -21,8 +18,8 @@ use utoipa::{
 
 use crate::{
     MarketId, Payload, Seq,
-    error::json_problem,
     ids::MAX_SAFE_INTEGER,
+    json::{json_problem, members},
     price::{InvalidOdds, MAX_DECIMALS, MAX_ODDS, check_decimal_odds},
     schema::{self, nullable, text},
 };
@@ -33,7 +30,7 @@ pub const MAX_OVERRIDE_BYTES: usize = 64 * 1024;
 pub const MAX_LINES: usize = 32;
 /// The longest payload, bytes of JSON text.
 pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
-/// How many objects and arrays may stand in each other, the payload being the first.
+/// How deep objects and arrays may be nested. The payload is the first level.
 pub const MAX_NESTING: usize = 3;
 /// The longest name in a payload, characters.
 pub const MAX_NAME_CHARS: usize = 64;
@@ -41,20 +38,21 @@ pub const MAX_NAME_CHARS: usize = 64;
 pub const MAX_REASON_CHARS: usize = 500;
 /// Members of a line that must be decimal odds.
 pub const PRICED: [&str; 7] = ["home", "away", "draw", "over", "under", "yes", "no"];
-/// What an override asks.
+
+/// A request to change a market's lines.
 #[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Override {
-    /// Which market.
+    /// The market.
     #[schema(rename = "marketId", schema_with = schema::market_id, required)]
     pub market: MarketId,
-    /// The lines it sets and removes.
+    /// The lines that it sets and removes.
     #[schema(schema_with = payload_schema, required)]
     pub payload: Payload,
-    /// Why; empty when not said.
+    /// The reason, for the audit; empty if absent.
     #[schema(schema_with = reason_schema, required = false)]
     pub reason: String,
-    /// The seq that the market must be at.
+    /// The seq at which the market must be.
     #[schema(schema_with = expected_seq_schema, required = false)]
     pub expected_seq: Option<Seq>,
 }
@@ -63,7 +61,7 @@ impl Override {
     /// Reads `{"marketId":1001,"payload":{…},"reason":"…","expectedSeq":1024}`; the last two are optional.
     ///
     /// # Errors
-    /// [`InvalidOverride`] names the field and the rule.
+    /// [`InvalidOverride`] that names the field and the rule.
     pub fn parse(text: &str) -> Result<Self, InvalidOverride> {
         if text.len() > MAX_OVERRIDE_BYTES {
             return Err(InvalidOverride::TooLarge);
@@ -96,7 +94,7 @@ impl Override {
     }
 }
 
-/// The schema of a payload that keeps the rules of [`payload`], but for its length and the decimals of a price.
+/// Returns the schema of a payload. It has the rules of [`payload`], except for its length and the decimals of a price.
 fn payload_schema() -> RefOr<Schema> {
     let object = |values: RefOr<Schema>| {
         Object::builder()
@@ -122,7 +120,7 @@ fn payload_schema() -> RefOr<Schema> {
         .into()
 }
 
-/// The schema of a reason that [`check_reason`] lets through.
+/// Returns the schema of a reason that [`check_reason`] accepts.
 #[must_use]
 pub fn reason_schema() -> RefOr<Schema> {
     let reason = text(0, MAX_REASON_CHARS).pattern(Some(r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"));
@@ -135,7 +133,7 @@ fn expected_seq_schema() -> RefOr<Schema> {
     nullable(seq, "The seq that the market must be at.")
 }
 
-/// Whether a reason can be kept and shown.
+/// Returns true if a reason is short enough and has no control characters except tabs and line ends.
 #[must_use]
 pub fn check_reason(reason: &str) -> bool {
     let unprintable = |c: char| c.is_control() && c != '\n' && c != '\t';
@@ -145,47 +143,47 @@ pub fn check_reason(reason: &str) -> bool {
 /// Why a text is not an override.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidOverride {
-    /// More than is read.
+    /// The text is too long.
     #[error("an override has at most {MAX_OVERRIDE_BYTES} bytes")]
     TooLarge,
-    /// Not UTF-8, and so not JSON.
+    /// The body is not UTF-8, and so not JSON.
     #[error("the body is not UTF-8 text")]
     NotUtf8,
-    /// Not a JSON object.
+    /// The text is not a JSON object.
     #[error("not a JSON object: {}", json_problem(.0))]
     Json(serde_json::Error),
-    /// A field that an override has not.
+    /// A field is unknown.
     #[error("{0}: unknown field; an override has marketId, payload, reason and expectedSeq")]
     UnknownField(String),
-    /// The same field again.
+    /// A field appears twice.
     #[error("{0}: stands twice")]
     FieldTwice(String),
-    /// A field that every override has.
+    /// A required field is missing.
     #[error("{0}: missing")]
     Missing(&'static str),
-    /// A field of another type.
+    /// A field has another type.
     #[error("{field}: {}", json_problem(problem))]
     WrongType {
-        /// Which field.
+        /// The field.
         field: &'static str,
-        /// What was expected instead.
+        /// What was expected.
         problem: serde_json::Error,
     },
-    /// A payload that is no object at all.
+    /// The payload is not an object.
     #[error("payload: must be an object of lines")]
     PayloadNotAnObject,
-    /// A reason that is too long to keep or cannot be shown.
+    /// The reason is too long or has control characters.
     #[error("reason: at most {MAX_REASON_CHARS} characters, without control characters")]
     Reason,
-    /// A payload that breaks a rule.
+    /// The payload breaks a rule.
     #[error(transparent)]
     Payload(#[from] InvalidPayload),
 }
 
-/// Checks a payload's JSON text against every rule of `docs/protocol.md#admin-api`.
+/// Checks a payload's JSON text against every rule of `docs/protocol.md#rules-of-an-override`.
 ///
 /// # Errors
-/// [`InvalidPayload`] says where it breaks which rule.
+/// [`InvalidPayload`] that names the first broken rule and its path.
 pub fn payload(text: &str) -> Result<Payload, InvalidPayload> {
     let mut check = PayloadCheck { path: String::from("payload") };
     if text.len() > MAX_PAYLOAD_BYTES {
@@ -195,13 +193,13 @@ pub fn payload(text: &str) -> Result<Payload, InvalidPayload> {
     Payload::parse(text).map_err(|_| check.broken(Rule::NotLines))
 }
 
-/// A payload breaks a rule.
+/// Why a payload is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {rule}")]
 pub struct InvalidPayload {
-    /// Where, such as `payload.moneyline.home`.
+    /// The path in the payload, such as `payload.moneyline.home`.
     pub path: String,
-    /// Which.
+    /// The rule that is broken there.
     pub rule: Rule,
 }
 
@@ -227,15 +225,15 @@ pub enum Rule {
     Price(#[from] InvalidOdds),
 }
 
-/// Walks a payload, knowing where it is.
+/// Walks a payload, and knows the path at which it is.
 struct PayloadCheck {
     path: String,
 }
 
 impl PayloadCheck {
-    /// `depth`: 1 for the payload, 2 for a line, 3 for what a selection may hold.
+    /// Checks an object. `depth` is 1 for the payload, 2 for a line, 3 for a selection's value.
     fn object(&mut self, text: &str, depth: usize) -> Result<(), InvalidPayload> {
-        // The text is known to be JSON: what can still be wrong in it is a name.
+        // The text is known to be JSON. Only a name can still be invalid in it.
         let members = members(text).map_err(|_| self.broken(Rule::Text))?;
         if depth == 1 && !(1..=MAX_LINES).contains(&members.len()) {
             return Err(self.broken(Rule::LineCount));
@@ -265,7 +263,7 @@ impl PayloadCheck {
         Ok(())
     }
 
-    /// `depth`: the one that `text` is at if it is an object or an array.
+    /// Checks a value. `depth` is its level if it is an object or an array.
     fn value(&mut self, text: &str, depth: usize) -> Result<(), InvalidPayload> {
         match text.as_bytes().first() {
             Some(b'{' | b'[') if depth > MAX_NESTING => Err(self.broken(Rule::TooDeep)),
@@ -285,45 +283,11 @@ impl PayloadCheck {
     }
 }
 
-/// A JSON object's members as they stand, a name that stands twice included.
-///
-/// # Errors
-/// When the text is no JSON object.
-pub fn members(text: &str) -> Result<Vec<(String, &RawValue)>, serde_json::Error> {
-    struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-    impl<'de> Deserialize<'de> for Members<'de> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Visitor;
-
-            impl<'de> de::Visitor<'de> for Visitor {
-                type Value = Members<'de>;
-
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str("an object")
-                }
-
-                fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                    let mut members = Vec::new();
-                    while let Some(member) = map.next_entry()? {
-                        members.push(member);
-                    }
-                    Ok(Members(members))
-                }
-            }
-
-            deserializer.deserialize_map(Visitor)
-        }
-    }
-
-    serde_json::from_str(text).map(|Members(members)| members)
-}
-
 fn read<T: DeserializeOwned>(field: &'static str, value: &RawValue) -> Result<T, InvalidOverride> {
     serde_json::from_str(value.get()).map_err(|problem| InvalidOverride::WrongType { field, problem })
 }
 
-/// A seq that every client's number type holds.
+/// A seq that every client can read as a number.
 #[derive(Deserialize)]
 #[serde(try_from = "u64")]
 struct ExpectedSeq(Seq);
@@ -340,7 +304,7 @@ impl TryFrom<u64> for ExpectedSeq {
     }
 }
 
-/// A name from outside, short enough for a message.
+/// Shortens a name from outside to fit into an error message.
 fn shortened(name: &str) -> String {
     name.chars().take(MAX_NAME_CHARS).collect()
 }

@@ -1,4 +1,4 @@
-//! Where something stands in a market's log.
+//! Positions in a market's log: epoch and seq (`docs/protocol.md#terms`).
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::ids::parse_decimal;
 
-/// Number of an update in its market's log: 1, 2, 3 … without holes; 0 means nothing yet (contract, section 1).
+/// An update's number in its market's log: 1, 2, 3 … without holes. 0 means that there is no update yet.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
@@ -19,28 +19,28 @@ use crate::ids::parse_decimal;
 pub struct Seq(u64);
 
 impl Seq {
-    /// Before the first update.
+    /// The seq before the first update.
     pub const ZERO: Self = Self(0);
 
-    /// The seq with this number.
+    /// Makes a seq of a number.
     #[must_use]
     pub const fn new(value: u64) -> Self {
         Self(value)
     }
 
-    /// The number.
+    /// Returns the number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The one after this.
+    /// Returns the seq after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// How many updates lie between `earlier` and this one; 0 when `earlier` is not earlier.
+    /// Returns the number of updates from `earlier` to this one; 0 if `earlier` is not earlier.
     #[must_use]
     pub const fn distance_from(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -53,7 +53,7 @@ impl fmt::Display for Seq {
     }
 }
 
-/// One unbroken history of a market's log: Unix seconds of its creation; 0 = no log yet (contract, section 1).
+/// One unbroken history of a market's log: the Unix second in which it began. 0 means that there is no log yet.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
@@ -65,16 +65,16 @@ impl fmt::Display for Seq {
 pub struct Epoch(u64);
 
 impl Epoch {
-    /// No log yet.
+    /// The epoch of a market without a log.
     pub const NONE: Self = Self(0);
 
-    /// The epoch that began at these Unix seconds.
+    /// Makes the epoch that began at these Unix seconds.
     #[must_use]
     pub const fn new(unix_seconds: u64) -> Self {
         Self(unix_seconds)
     }
 
-    /// Unix seconds of the log's creation.
+    /// Returns the Unix seconds of the log's beginning.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -87,28 +87,29 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A place in a log. As text it is the Redis stream entry id, `<epoch>-<seq>` (contract, section 6).
+/// An update's position in its market's log. As text it is the id of a Redis stream entry, `<epoch>-<seq>`
+/// (`docs/protocol.md#redis-keys`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
-    /// Which history.
+    /// The log's epoch.
     pub epoch: Epoch,
-    /// The last update at or before this place.
+    /// The update's seq; 0 before the first.
     pub seq: Seq,
 }
 
 impl Position {
-    /// Before everything: a market that nobody has published yet.
+    /// The position of a market that has never been published.
     pub const ORIGIN: Self = Self { epoch: Epoch::NONE, seq: Seq::ZERO };
 
-    /// The place of update `seq` of `epoch`.
+    /// Makes the position of update `seq` of `epoch`.
     #[must_use]
     pub const fn new(epoch: u64, seq: u64) -> Self {
         Self { epoch: Epoch::new(epoch), seq: Seq::new(seq) }
     }
 
-    /// Whether an update at `self` comes right after `before`, with nothing lost in between.
+    /// Returns true if `self` is the next position after `before`, so that no update is missing between them.
     ///
-    /// The first log of a market continues the state "nothing yet".
+    /// The first update of a market's first log follows [`Position::ORIGIN`].
     #[must_use]
     pub fn follows(self, before: Self) -> bool {
         self.seq == before.seq.next() && (self.epoch == before.epoch || before == Self::ORIGIN)
@@ -121,7 +122,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A stream entry id that is not `<epoch>-<seq>`.
+/// A text is not `<epoch>-<seq>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a log position: expected <epoch>-<seq>")]
 pub struct InvalidPosition(pub String);

@@ -1,28 +1,29 @@
-//! Decimal odds as text. Prices never become floats: they are checked digit by digit and pass through unchanged.
+//! Decimal odds as text (`docs/protocol.md#rules-of-an-override`). A price never becomes a float: its digits are checked, and
+//! its text passes through unchanged.
 
 /// Why a text is not decimal odds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOdds {
-    /// Not a plain decimal number, such as a string, a sign or an exponent.
+    /// It is not a plain decimal number: it is a string, or has a sign or an exponent.
     #[error("must be decimal odds: a plain decimal number such as 1.85")]
     NotDecimal,
-    /// More digits after the point than a price has.
+    /// It has too many digits after the point.
     #[error("must be decimal odds with at most {MAX_DECIMALS} decimals")]
     TooPrecise,
-    /// Outside 1 < x ≤ 10000.
+    /// It is outside 1 < x ≤ 10000.
     #[error("must be decimal odds above 1 and at most {MAX_ODDS}")]
     OutOfRange,
 }
 
-/// The highest price (contract, section 5).
+/// The highest price.
 pub const MAX_ODDS: u32 = 10_000;
-/// The most digits after the point (contract, section 5).
+/// The most digits after the point.
 pub const MAX_DECIMALS: usize = 4;
 
-/// Checks the JSON text of a price: 1 < x ≤ 10000 with at most 4 decimals (contract, section 5).
+/// Checks the JSON text of a price: 1 < x ≤ 10000, with at most 4 decimals.
 ///
 /// # Errors
-/// [`InvalidOdds`] says which rule it breaks.
+/// [`InvalidOdds`] names the rule that the text breaks.
 pub fn check_decimal_odds(text: &str) -> Result<(), InvalidOdds> {
     let (whole, decimals) = match text.split_once('.') {
         Some((_, "")) => return Err(InvalidOdds::NotDecimal),
@@ -96,7 +97,7 @@ mod tests {
     }
 
     proptest! {
-        /// The digits decide, not a float: compared as an integer number of ten-thousandths.
+        /// Compares with an integer number of ten-thousandths.
         #[test]
         fn agrees_with_exact_integers(ten_thousandths in 0u64..110_000_000, decimals in 0usize..=4) {
             let scale = 10_u64.pow(4 - u32::try_from(decimals).unwrap());

@@ -1,4 +1,4 @@
-//! Server → client: each message as JSON text.
+//! Messages from server to client, as JSON text (`docs/protocol.md#server-to-client`).
 
 use std::fmt::Write;
 
@@ -10,11 +10,12 @@ use crate::{
     close::CloseCode,
     error::Refusal,
     ids::MarketId,
+    json::quoted,
     position::{Position, Seq},
-    update::{MarketState, Payload, Update, quoted},
+    update::{MarketState, Payload, Update},
 };
 
-/// `odds_update`: one update of a market's log.
+/// Writes `odds_update`: one update of a market's log.
 #[must_use]
 pub fn odds_update(market: MarketId, update: &Update) -> String {
     format!(
@@ -23,37 +24,37 @@ pub fn odds_update(market: MarketId, update: &Update) -> String {
     )
 }
 
-/// The members of what [`odds_update`] writes.
+/// The members that [`odds_update`] writes.
 #[derive(ToSchema)]
 #[schema(description = "One update of a market's log.", rename_all = "camelCase")]
 pub struct OddsUpdate {
     /// `odds_update`.
     pub r#type: String,
-    /// The market's.
+    /// The market's id.
     pub market_id: MarketId,
-    /// The update's.
+    /// The update's seq.
     pub seq: Seq,
     /// Unix milliseconds at which it was accepted.
     pub ts: u64,
-    /// The lines it replaces.
+    /// The lines that the update sets or removes.
     pub payload: Payload,
 }
 
 /// Why a snapshot is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SnapshotCause {
-    /// The client asked for it.
+    /// The client requested it.
     Asked,
-    /// History was lost or is too old.
+    /// History was lost, or the client missed too much.
     Reset,
-    /// The client was too slow: older updates were folded into this.
+    /// The client was too slow: the snapshot stands for the updates that it missed.
     Conflated,
 }
 
-/// `snapshot`: a market's state, to replace what the client has.
+/// Writes `snapshot`: a market's state, which replaces all lines that the client has.
 #[must_use]
 pub fn snapshot(market: MarketId, state: &MarketState, cause: SnapshotCause) -> String {
-    let mark = match cause {
+    let reason = match cause {
         SnapshotCause::Asked => "",
         SnapshotCause::Reset => r#","reset":true"#,
         SnapshotCause::Conflated => r#","conflated":true"#,
@@ -61,53 +62,53 @@ pub fn snapshot(market: MarketId, state: &MarketState, cause: SnapshotCause) -> 
     let Position { epoch, seq } = state.position;
     let (ts, payload) = (state.ts, state.payload_json());
     format!(
-        r#"{{"type":"snapshot","marketId":{market},"seq":{seq},"ts":{ts},"payload":{payload},"epoch":{epoch}{mark}}}"#
+        r#"{{"type":"snapshot","marketId":{market},"seq":{seq},"ts":{ts},"payload":{payload},"epoch":{epoch}{reason}}}"#
     )
 }
 
-/// The answer to a request: what of it holds now.
+/// The result of a request (`docs/protocol.md#ack`).
 #[derive(Clone, Debug, Default)]
 pub struct Ack {
     /// The request's id.
     pub id: Option<MessageId>,
-    /// Its markets that are now subscribed.
+    /// The request's markets that are now subscribed.
     pub subscribed: Vec<Subscribed>,
-    /// Its markets that are now not subscribed; `None` unless that was asked.
+    /// The request's markets that are now not subscribed; `None` unless it is an unsubscribe.
     pub unsubscribed: Option<Vec<MarketId>>,
-    /// What was refused, and why.
+    /// The request's markets that were refused, and why.
     pub rejected: Vec<(MarketId, Refusal)>,
-    /// Whether `positions` belongs in the answer: for subscribe and resume.
+    /// Writes `positions`: true for subscribe and resume.
     pub with_positions: bool,
 }
 
-/// One market of an ack.
+/// A subscribed market of an ack.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscribed {
-    /// Which.
+    /// The market.
     pub market: MarketId,
-    /// Where live delivery starts.
+    /// The position after which delivery starts.
     pub position: Position,
-    /// After a resume: whether everything missed is replayed.
+    /// After a resume: true if all missed updates are replayed.
     pub recovered: Option<bool>,
 }
 
 impl Ack {
-    /// The message.
+    /// Writes the message.
     #[must_use]
     pub fn json(&self) -> String {
         let mut json = format!(r#"{{"type":"ack","ok":{}"#, self.rejected.is_empty());
         write_id(&mut json, self.id.as_ref());
-        let _ = write!(json, r#","subscribed":{}"#, array(self.subscribed.iter().map(|one| one.market)));
+        let _ = write!(json, r#","subscribed":{}"#, array(self.subscribed.iter().map(|entry| entry.market)));
         if let Some(markets) = &self.unsubscribed {
             let _ = write!(json, r#","unsubscribed":{}"#, array(markets));
         }
         if self.with_positions {
             json.push_str(r#","positions":{"#);
-            for (index, one) in self.subscribed.iter().enumerate() {
+            for (index, entry) in self.subscribed.iter().enumerate() {
                 let comma = if index > 0 { "," } else { "" };
-                let Position { epoch, seq } = one.position;
-                let _ = write!(json, r#"{comma}"{}":{{"epoch":{epoch},"seq":{seq}"#, one.market);
-                if let Some(recovered) = one.recovered {
+                let Position { epoch, seq } = entry.position;
+                let _ = write!(json, r#"{comma}"{}":{{"epoch":{epoch},"seq":{seq}"#, entry.market);
+                if let Some(recovered) = entry.recovered {
                     let _ = write!(json, r#","recovered":{recovered}"#);
                 }
                 json.push('}');
@@ -133,7 +134,7 @@ impl Ack {
     }
 }
 
-/// `pong`, with the client's own `ts` as it wrote it.
+/// Writes `pong`, with the client's `ts` as the client wrote it.
 #[must_use]
 pub fn pong(id: Option<&MessageId>, ts: Option<&str>) -> String {
     let mut json = String::from(r#"{"type":"pong""#);
@@ -145,19 +146,19 @@ pub fn pong(id: Option<&MessageId>, ts: Option<&str>) -> String {
     json
 }
 
-/// `ping`: the server's heartbeat.
+/// Writes `ping`: the server's heartbeat.
 #[must_use]
 pub fn ping(now_ms: u64) -> String {
     format!(r#"{{"type":"ping","ts":{now_ms}}}"#)
 }
 
-/// `status`: whether this pod can vouch for fresh prices.
+/// Writes `status`: whether this pod's prices are stale, and why.
 #[must_use]
 pub fn status(stale: bool, reason: &str, since_ms: u64) -> String {
     format!(r#"{{"type":"status","stale":{stale},"reason":"{reason}","since":{since_ms}}}"#)
 }
 
-/// `error`: a message was refused; the connection stays.
+/// Writes `error`: a message was refused, and the connection stays open.
 #[must_use]
 pub fn error(id: Option<&MessageId>, refusal: Refusal, message: &str) -> String {
     let mut json = format!(r#"{{"type":"error","code":"{}","message":{}"#, refusal.as_str(), quoted(message));
@@ -166,7 +167,7 @@ pub fn error(id: Option<&MessageId>, refusal: Refusal, message: &str) -> String 
     json
 }
 
-/// `bye`: just before the server closes.
+/// Writes `bye`: the server closes the connection next.
 #[must_use]
 pub fn bye(code: CloseCode, after_ms: u64) -> String {
     format!(
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_spelled_as_the_contract_says() {
+    fn messages_are_spelled_as_the_protocol_says() {
         let update = Update {
             position: Position::new(7, 1025),
             ts: 1_710_001_113_000,
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_says_what_holds_now() {
+    fn an_ack_lists_subscribed_unsubscribed_and_rejected_markets() {
         let subscribed =
             Subscribed { market: market(1001), position: Position::new(7, 1030), recovered: Some(true) };
         let ack = Ack {

@@ -1,14 +1,14 @@
-//! The wall clock in the contract's unit.
+//! The wall clock.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Unix milliseconds now (0 for a clock set before 1970).
+/// Returns the Unix milliseconds now; 0 if the clock is before 1970.
 #[must_use]
 pub fn unix_ms() -> u64 {
     unix_us() / 1000
 }
 
-/// Unix microseconds now (0 for a clock set before 1970).
+/// Returns the Unix microseconds now; 0 if the clock is before 1970.
 #[must_use]
 pub fn unix_us() -> u64 {
     SystemTime::now()

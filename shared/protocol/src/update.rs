@@ -1,33 +1,34 @@
-//! What a market's log carries, and the state it adds up to.
+//! Updates of a market's log, and the state that they add up to.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess},
-};
-use serde_json::value::RawValue;
+use serde::de::Error;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{Object, RefOr, Schema},
 };
 
-use crate::{TraceContext, position::Position, schema::nullable};
+use crate::{
+    TraceContext,
+    json::{self, quoted},
+    position::Position,
+    schema::nullable,
+};
 
-/// One entry of a market's log (contract, section 1).
+/// One update of a market's log (`docs/protocol.md#terms`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
-    /// Its epoch and seq.
+    /// The update's epoch and seq.
     pub position: Position,
-    /// Unix milliseconds at which it was accepted.
+    /// The Unix milliseconds at which it was accepted.
     pub ts: u64,
-    /// The payload's JSON text, byte for byte as received: an object of whole lines.
+    /// The payload's JSON text, byte for byte as received. It is an object of whole lines.
     pub payload: Box<str>,
-    /// The append's span, where it is traced.
+    /// The context of the append's span, if the update is traced.
     pub trace: Option<TraceContext>,
 }
 
-/// A payload taken apart into lines; the text itself is kept as it was written, since prices are decimal text.
+/// A payload as text, and taken apart into lines. The text stays as it was written, since prices are decimal text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     text: Box<str>,
@@ -39,17 +40,17 @@ pub struct Payload {
 pub struct Line {
     /// The line's name, decoded.
     pub name: Box<str>,
-    /// Its JSON text; `None` where the payload says `null`, which removes the line.
+    /// The line's JSON text; `None` if the payload has `null`, which removes the line.
     pub text: Option<Box<str>>,
 }
 
 /// Why a text is not a payload.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidPayload {
-    /// Not JSON, not an object, or an object with the same line twice.
+    /// It is not JSON, not an object, or has the same line twice.
     #[error("payload: {0}")]
     Json(#[from] serde_json::Error),
-    /// A line that is neither an object nor `null`.
+    /// A line is neither an object nor `null`.
     #[error("payload.{line}: a line is an object of selections, or null to remove it")]
     LineNotAnObject {
         /// The line's name.
@@ -63,27 +64,28 @@ impl Payload {
     /// # Errors
     /// [`InvalidPayload`] unless it is an object of distinct lines, each an object or `null`.
     pub fn parse(text: &str) -> Result<Self, InvalidPayload> {
-        let Lines(raw) = serde_json::from_str(text)?;
-        let lines = raw
-            .into_iter()
-            .map(|(name, value)| match value.get() {
-                "null" => Ok(Line { name: name.into(), text: None }),
-                object if object.starts_with('{') => {
-                    Ok(Line { name: name.into(), text: Some(object.into()) })
-                }
-                _ => Err(InvalidPayload::LineNotAnObject { line: name }),
-            })
-            .collect::<Result<_, _>>()?;
+        let mut lines: Vec<Line> = Vec::new();
+        for (name, value) in json::members(text)? {
+            if lines.iter().any(|line| *line.name == *name) {
+                return Err(serde_json::Error::custom(format_args!("the line {name:?} stands twice")).into());
+            }
+            let text = match value.get() {
+                "null" => None,
+                object if object.starts_with('{') => Some(object.into()),
+                _ => return Err(InvalidPayload::LineNotAnObject { line: name }),
+            };
+            lines.push(Line { name: name.into(), text });
+        }
         Ok(Self { text: text.into(), lines })
     }
 
-    /// The JSON text as it was written.
+    /// Returns the JSON text as it was written.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The lines, in the order they were written.
+    /// Returns the lines in the order in which they were written.
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         &self.lines
@@ -103,10 +105,10 @@ impl PartialSchema for Payload {
 
 impl ToSchema for Payload {}
 
-/// A market's state: every line as last set, at a position (contract, section 1, "snapshot").
+/// A market's state: every line as last set, at a position (`docs/protocol.md#terms`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MarketState {
-    /// The last update that is in it.
+    /// The position of the last update that it includes.
     pub position: Position,
     /// That update's `ts`, Unix milliseconds; 0 before the first.
     pub ts: u64,
@@ -115,7 +117,7 @@ pub struct MarketState {
 }
 
 impl MarketState {
-    /// Sets what `payload` carries, as of `position` and `ts`.
+    /// Sets and removes the lines of `payload`, which is at `position` and `ts`.
     pub fn apply(&mut self, position: Position, ts: u64, payload: &Payload) {
         for line in payload.lines() {
             match &line.text {
@@ -127,14 +129,14 @@ impl MarketState {
         self.ts = ts;
     }
 
-    /// The state as one payload: an object of all lines, ordered by name.
+    /// Returns the state as one payload: an object of all lines, ordered by name.
     #[must_use]
     pub fn payload_json(&self) -> String {
         lines_json(self.lines.iter().map(|(name, text)| (&**name, &**text)))
     }
 }
 
-/// A JSON object of lines: names quoted and escaped, texts as they are.
+/// Writes a JSON object of lines. Names are quoted and escaped; texts stay as they are.
 #[must_use]
 pub fn lines_json<'a>(lines: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut json = String::from("{");
@@ -148,42 +150,6 @@ pub fn lines_json<'a>(lines: impl Iterator<Item = (&'a str, &'a str)>) -> String
     }
     json.push('}');
     json
-}
-
-/// `text` as a JSON string literal.
-#[must_use]
-pub fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-/// An object's members in order, each name once.
-struct Lines<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Lines<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Lines<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of lines")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut lines: Vec<(String, &RawValue)> = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if lines.iter().any(|(seen, _)| *seen == name) {
-                        return Err(de::Error::custom(format_args!("the line {name:?} stands twice")));
-                    }
-                    lines.push((name, value));
-                }
-                Ok(Lines(lines))
-            }
-        }
-
-        deserializer.deserialize_map(Visitor)
-    }
 }
 
 #[cfg(test)]

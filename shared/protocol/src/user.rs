@@ -1,4 +1,4 @@
-//! User ids, as requests give them and tokens name them.
+//! User ids, in requests and in tokens.
 
 use serde_json::Value;
 use utoipa::openapi::{Object, RefOr, Schema, Type, schema::AnyOf};
@@ -8,7 +8,7 @@ use crate::schema::text;
 /// The longest user id, characters.
 pub const MAX_USER_ID_CHARS: usize = 128;
 
-/// Reads a user id from a request, an integer or a string, as the text that tokens have.
+/// Reads a user id from a request. It is an integer or a string there, and text in tokens.
 ///
 /// # Errors
 /// A sentence that says what is expected.

@@ -1,4 +1,4 @@
-//! What both services' HTTP sides have in common: listening, bodies, the error answer, pages, and what operators ask.
+//! HTTP in both services: the listener, bodies, JSON and error responses, pages, the operators' routes, and a client.
 
 pub mod body;
 pub mod client;
@@ -18,10 +18,10 @@ use axum::{
 use protocol::error::{ErrorBody, ErrorCode};
 use serde::Serialize;
 
-/// What a client is told to wait after a 429 or 503, seconds.
+/// The value of `Retry-After` in a 429 or 503, seconds.
 const RETRY_AFTER_S: u64 = 1;
 
-/// An error's answer: `body`, which is an [`ErrorBody`] or has one flattened in, under the code's status.
+/// Makes an error response with the code's status. `body` is an [`ErrorBody`], or has the members of one.
 pub fn refuse(code: ErrorCode, body: &impl Serialize) -> Response {
     let mut response = json(body);
     *response.status_mut() = StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -37,18 +37,18 @@ pub fn refuse(code: ErrorCode, body: &impl Serialize) -> Response {
     response
 }
 
-/// An error's answer with nothing but its code and message.
+/// Makes an error response with only a code and a message.
 #[must_use]
 pub fn refusal(code: ErrorCode, message: &str) -> Response {
     refuse(code, &ErrorBody { code: code.as_str(), message })
 }
 
-/// `200` with `body` as JSON.
+/// Makes a 200 with `body` as JSON.
 pub fn json(body: &impl Serialize) -> Response {
     json_text(serde_json::to_string(body).unwrap_or_default())
 }
 
-/// `200` with JSON that is already text.
+/// Makes a 200 with JSON that is already text.
 #[must_use]
 pub fn json_text(text: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "application/json")], text.into()).into_response()

@@ -1,5 +1,5 @@
-//! What both services need around their own work: settings, secrets that change, tokens, telemetry, signals, the HTTP
-//! listener, and pages.
+//! The parts that both services share around their own work: settings, secrets that change, tokens, telemetry, signals, the
+//! HTTP listener and client, and pages.
 //!
 //! This crate knows neither service.
 

@@ -1,27 +1,27 @@
-//! The settings that say where the markets' logs are, and how much of them is kept.
+//! The settings of the markets' logs: their Redis, and how much of them it keeps.
 
 use backbone::{RedisConfig, Retention, TailFrom};
 use protocol::Secret;
 
 use crate::settings::{FromSetting, Setting, Settings};
 
-/// Where the markets' logs are.
+/// The Redis with the markets' logs.
 pub const REDIS_URL: Setting<Secret> = Setting::new(
     "REDIS_URL",
     "",
-    "required: where the markets' logs are: redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001",
+    "required: the Redis with the markets' logs: redis://host:6379, rediss://…, redis-sentinel://h1:26379,h2:26379/mymaster or redis-cluster://h1:7000,h2:7001",
 );
-/// Whom `rediss://` trusts.
+/// The authorities that `rediss://` trusts.
 pub const REDIS_CA: Setting<Secret> =
     Setting::new("REDIS_CA", "", "PEM of the authorities to trust instead of the system's, for rediss://");
-/// Updates kept per market.
+/// Updates that Redis keeps per market.
 pub const HISTORY_LEN: Setting<usize> =
-    Setting::new("HISTORY_LEN", "1000", "updates that a market's log keeps, about");
-/// Audit entries kept per market.
+    Setting::new("HISTORY_LEN", "1000", "approximate number of updates that a market's log keeps in Redis");
+/// Audit entries that Redis keeps per market.
 pub const AUDIT_LEN: Setting<usize> =
-    Setting::new("AUDIT_LEN", "100000", "audit entries that a market keeps, about");
+    Setting::new("AUDIT_LEN", "100000", "approximate number of audit entries that a market keeps in Redis");
 
-/// Reads [`REDIS_URL`] and [`REDIS_CA`]. Returns `None` where no URL is set.
+/// Reads [`REDIS_URL`] and [`REDIS_CA`]. Returns `None` if no URL is set.
 pub fn redis(settings: &mut Settings, tail_from: TailFrom) -> Option<RedisConfig> {
     let ca_pem = settings.optional(&REDIS_CA);
     Some(RedisConfig { url: settings.optional(&REDIS_URL)?, ca_pem, tail_from })

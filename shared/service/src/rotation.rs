@@ -1,5 +1,6 @@
-//! Secrets that change while the process runs: read anew from their files on SIGHUP, and when a file has another
-//! content. What cannot be used changes nothing.
+//! Secrets that change while the process runs (`docs/operations.md#secrets-and-tokens`).
+//!
+//! A secret's file is reloaded on SIGHUP, and when it has another content. An unusable secret changes nothing.
 
 use std::{
     fmt, io,
@@ -15,28 +16,28 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-/// How often the files are looked at. A change is taken at the second look that sees it.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the files are read. A change is used at the second reading that finds it.
+const READ_EVERY: Duration = Duration::from_secs(1);
 /// The longest file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// A value that is replaced as a whole. Clones share it.
+/// A value that can be replaced as a whole. Clones share it.
 pub struct Live<T>(Arc<RwLock<Arc<T>>>);
 
 impl<T> Live<T> {
-    /// Begins with `value`.
+    /// Starts with `value`.
     #[must_use]
     pub fn new(value: T) -> Self {
         Self(Arc::new(RwLock::new(Arc::new(value))))
     }
 
-    /// The value now.
+    /// Returns the current value.
     #[must_use]
     pub fn get(&self) -> Arc<T> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Another value from now on.
+    /// Replaces the value, for all clones.
     pub fn set(&self, value: T) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
     }
@@ -60,24 +61,24 @@ impl<T: fmt::Debug> fmt::Debug for Live<T> {
     }
 }
 
-/// A file that holds a secret, and who takes another one from it.
+/// A file with a secret, and the function that takes a new secret from it.
 #[derive(Clone)]
 pub struct SecretFile {
     setting: &'static str,
     path: PathBuf,
-    /// What is in use.
+    /// The secret in use.
     current: Secret,
     take: Arc<Take>,
-    /// What the last look saw, when that was something else.
-    seen: Option<Seen>,
-    /// That has been said.
-    is_told: bool,
+    /// The content at the last reading, if it was another one.
+    pending: Option<Content>,
+    /// The pending content was tried, and the result was logged.
+    is_tried: bool,
 }
 
 type Take = dyn Fn(&Secret) -> Result<(), String> + Send + Sync;
 
 #[derive(Clone, PartialEq, Eq)]
-enum Seen {
+enum Content {
     Secret(Secret),
     Unreadable(String),
 }
@@ -89,52 +90,52 @@ impl SecretFile {
         current: Secret,
         take: impl Fn(&Secret) -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
-        Self { setting, path, current, take: Arc::new(take), seen: None, is_told: false }
+        Self { setting, path, current, take: Arc::new(take), pending: None, is_tried: false }
     }
 
-    /// Reads the file again. What is new is taken when it was there at the last look as well, so that a file that is
-    /// being written is not taken half; or at once when somebody `asked`.
-    async fn look(&mut self, asked: bool) {
+    /// Reads the file again. A new content is used if the last reading found it too, so that half of a file that is being
+    /// written is not. With `now` it is used at once.
+    async fn reload(&mut self, now: bool) {
         let path = self.path.clone();
         let read = spawn_blocking(move || read(&path)).await.map_err(io::Error::other).flatten();
-        let seen = match read {
+        let content = match read {
             Ok(secret) if secret == self.current => {
-                self.seen = None;
-                if asked {
+                self.pending = None;
+                if now {
                     tracing::info!(setting = self.setting, "the file has the secret that is in use");
                 }
                 return;
             }
-            Ok(secret) => Seen::Secret(secret),
-            Err(error) => Seen::Unreadable(error.to_string()),
+            Ok(secret) => Content::Secret(secret),
+            Err(error) => Content::Unreadable(error.to_string()),
         };
-        if self.seen.as_ref() != Some(&seen) {
-            self.is_told = false;
-            if !asked {
-                self.seen = Some(seen);
+        if self.pending.as_ref() != Some(&content) {
+            self.is_tried = false;
+            if !now {
+                self.pending = Some(content);
                 return;
             }
         }
-        if !self.is_told || asked {
-            match self.take(&seen) {
+        if !self.is_tried || now {
+            match self.take(&content) {
                 Ok(()) => tracing::info!(setting = self.setting, "a new secret is in use"),
                 Err(error) => {
                     tracing::error!(setting = self.setting, path = %self.path.display(), error, "the file cannot be used: the former secret stays in use");
                 }
             }
         }
-        self.is_told = true;
-        self.seen = Some(seen);
+        self.is_tried = true;
+        self.pending = Some(content);
     }
 
-    fn take(&mut self, seen: &Seen) -> Result<(), String> {
-        match seen {
-            Seen::Secret(secret) => {
+    fn take(&mut self, content: &Content) -> Result<(), String> {
+        match content {
+            Content::Secret(secret) => {
                 (self.take)(secret)?;
                 self.current = secret.clone();
                 Ok(())
             }
-            Seen::Unreadable(error) => Err(error.clone()),
+            Content::Unreadable(error) => Err(error.clone()),
         }
     }
 }
@@ -145,36 +146,36 @@ impl fmt::Debug for SecretFile {
     }
 }
 
-/// Looks at these files forever, from now on. Without any, SIGHUP does what it does to any process.
+/// Follows these files forever, in a task. Without files there is no task, and SIGHUP ends the process, as by default.
 ///
 /// # Errors
-/// When the process cannot have signal handlers.
+/// If the process cannot have signal handlers.
 pub fn follow(mut files: Vec<SecretFile>) -> io::Result<Option<JoinHandle<()>>> {
     if files.is_empty() {
         return Ok(None);
     }
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut looks = interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut readings = interval(READ_EVERY);
+    readings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     Ok(Some(tokio::spawn(async move {
         loop {
-            let asked = tokio::select! {
+            let now = tokio::select! {
                 _ = hangup.recv() => true,
-                _ = looks.tick() => false,
+                _ = readings.tick() => false,
             };
             for file in &mut files {
-                file.look(asked).await;
+                file.reload(now).await;
             }
         }
     })))
 }
 
-/// A file's text as a value: editors end the last line.
+/// Returns a file's text as a value, without the line end that editors add.
 pub(crate) fn without_line_end(text: &str) -> &str {
     text.trim_end_matches(['\r', '\n'])
 }
 
-/// Never shows what it has read. What is no file, as a pipe, might keep it waiting forever.
+/// Reads a secret, and never shows it. Other things than files are refused: a pipe might block forever.
 fn read(path: &Path) -> io::Result<Secret> {
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_change_is_taken_at_the_second_look_or_at_once_when_asked() {
+    async fn a_change_is_used_at_the_second_reading_or_at_once_on_request() {
         let dir = std::env::temp_dir().join(format!("kmarket-rotation-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("secret");
@@ -203,34 +204,34 @@ mod tests {
         });
         let taken = || std::mem::take(&mut *taken.lock().unwrap());
         write("a\n");
-        file.look(false).await;
-        file.look(true).await;
-        assert!(taken().is_empty(), "it is in use");
+        file.reload(false).await;
+        file.reload(true).await;
+        assert!(taken().is_empty(), "it is in use already");
         write("half");
-        file.look(false).await;
+        file.reload(false).await;
         write("whole\n");
-        file.look(false).await;
-        assert!(taken().is_empty(), "it still changes");
-        file.look(false).await;
-        file.look(false).await;
+        file.reload(false).await;
+        assert!(taken().is_empty(), "it is still changing");
+        file.reload(false).await;
+        file.reload(false).await;
         assert_eq!(taken(), ["whole"]);
         write("c");
-        file.look(true).await;
+        file.reload(true).await;
         assert_eq!(taken(), ["c"]);
         write("bad");
         for _ in 0..4 {
-            file.look(false).await;
+            file.reload(false).await;
         }
-        assert_eq!(taken(), ["bad"], "tried, and told, once");
-        file.look(true).await;
-        assert_eq!(taken(), ["bad"], "and once more when asked");
+        assert_eq!(taken(), ["bad"], "tried and logged once");
+        file.reload(true).await;
+        assert_eq!(taken(), ["bad"], "and once more on request");
         std::fs::remove_file(&path).unwrap();
         for _ in 0..3 {
-            file.look(false).await;
+            file.reload(false).await;
         }
         write("c");
-        file.look(false).await;
-        assert!(taken().is_empty(), "what is not there changes nothing");
+        file.reload(false).await;
+        assert!(taken().is_empty(), "a missing file changes nothing");
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(format!("{file:?}"), format!("SecretFile(JWT_SECRET at {})", path.display()));
     }

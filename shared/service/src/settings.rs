@@ -1,4 +1,4 @@
-//! Settings from flags, environment variables and files (contract, section 7). All problems are reported at once.
+//! Settings from flags, environment variables and files (`README.md#configuration`). All problems are reported at once.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -6,7 +6,7 @@ use protocol::{MarketId, Secret, ids::InvalidMarketId};
 
 use crate::rotation::{SecretFile, without_line_end};
 
-/// One setting: an environment variable, and a flag, which is the same in lower case with dashes.
+/// A setting: an environment variable, and a flag with the same name in lower case with dashes.
 ///
 /// The module that a setting is for owns its constant. A service collects the [`Row`]s of its settings into its table.
 #[derive(Debug)]
@@ -15,14 +15,14 @@ pub struct Setting<T> {
     parse: fn(&str) -> Result<T, String>,
 }
 
-/// What `--help` says of a setting.
+/// A setting's row in `--help`.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// The environment variable.
     pub name: &'static str,
-    /// What holds when nothing is set; a description in parentheses where the service works it out.
+    /// The default. It is a description in parentheses if the service computes it, and empty if there is none.
     pub default: &'static str,
-    /// One line for `--help`.
+    /// The help text, one line.
     pub help: &'static str,
 }
 
@@ -54,7 +54,7 @@ impl<T> Setting<T> {
     }
 }
 
-/// An environment variable. One that is not UTF-8 counts as not set.
+/// Returns an environment variable's value. A value that is not UTF-8 counts as not set.
 #[must_use]
 pub fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -63,22 +63,22 @@ pub fn variable(name: &str) -> Option<String> {
 /// Why a service does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
-    /// `--help` was asked for; the text to print.
+    /// `--help` was given. This is the text to print.
     #[error("{0}")]
     Help(String),
-    /// Everything that is wrong, a line each.
+    /// Every problem, one line each.
     #[error("cannot start:\n  {}", .0.join("\n  "))]
     Problems(Vec<String>),
 }
 
-/// What was set, and what is wrong with it so far.
+/// The values that are set, and the problems found so far.
 pub struct Settings {
     table: &'static [Row],
-    /// Some of them are secrets.
+    /// By setting. Some are secrets.
     values: BTreeMap<&'static str, String>,
-    /// Where those come from that were read from a file.
+    /// The files of those values that were read from one.
     files: BTreeMap<&'static str, PathBuf>,
-    /// Who set each: `a flag`, `the environment`.
+    /// The origin of each value: `a flag`, `the environment`.
     origins: BTreeMap<&'static str, &'static str>,
     problems: Vec<String>,
 }
@@ -95,7 +95,7 @@ impl Settings {
     /// `_FILE` (`-file`) added names a file that holds the value.
     ///
     /// # Errors
-    /// [`Stop::Help`] when a flag asks for it. Problems are kept for [`Settings::finish`].
+    /// [`Stop::Help`] if `--help` is among the flags. Problems are kept for [`Settings::finish`].
     pub fn read(
         usage: &str,
         table: &'static [Row],
@@ -142,7 +142,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Takes one setting, plain or from its file, out of one source.
+    /// Reads one setting, plain or from its file, from one source.
     fn take(
         &mut self,
         name: &'static str,
@@ -178,7 +178,7 @@ impl Settings {
         }
     }
 
-    /// Returns the setting's value, or its default. A value that does not parse is a problem; the default stands for it.
+    /// Returns the setting's value, or its default. A value that does not parse is a problem, and gives the default.
     pub fn value<T>(&mut self, setting: &Setting<T>) -> T {
         self.optional(setting).unwrap_or_else(|| {
             let Row { name, default, .. } = setting.row;
@@ -199,7 +199,7 @@ impl Settings {
         }
     }
 
-    /// Returns true if the setting is set, to a good value or not.
+    /// Returns true if the setting is set, to a valid value or not.
     #[must_use]
     pub fn is_set<T>(&self, setting: &Setting<T>) -> bool {
         self.values.contains_key(setting.name())
@@ -222,8 +222,8 @@ impl Settings {
         value.max(1)
     }
 
-    /// Returns the file that the setting was read from, if it was. `take` is called when the file has another secret.
-    /// A pipe, as a shell makes one, never has another.
+    /// Returns the file that the setting was read from, if any. `take` is called when the file has another secret.
+    /// A pipe, such as a shell makes, never has another.
     #[must_use]
     pub fn secret_file<T>(
         &self,
@@ -235,7 +235,7 @@ impl Settings {
         Some(SecretFile::new(name, path.clone(), Secret::new(value), take))
     }
 
-    /// A line for each setting that is not as by default: its value, unless that is secret, and where it came from.
+    /// Returns one line per setting that differs from its default: its value, unless that is secret, and its origin.
     #[must_use]
     pub fn summary(&self) -> String {
         let differs =
@@ -256,12 +256,12 @@ impl Settings {
         if lines.is_empty() { "  none".to_owned() } else { lines.join("\n") }
     }
 
-    /// Records something wrong with a setting.
+    /// Adds a problem with a setting.
     pub fn problem(&mut self, name: &str, message: &str) {
         self.problems.push(format!("{name}: {message}"));
     }
 
-    /// Ends the reading where something required is missing.
+    /// Ends the reading because something required is missing. Returns every problem.
     #[must_use]
     pub fn stop(self) -> Stop {
         Stop::Problems(self.problems)
@@ -270,7 +270,7 @@ impl Settings {
     /// Ends the reading.
     ///
     /// # Errors
-    /// [`Stop::Problems`] with everything that was wrong.
+    /// [`Stop::Problems`] if there are any.
     pub fn finish(self) -> Result<(), Stop> {
         if self.problems.is_empty() { Ok(()) } else { Err(Stop::Problems(self.problems)) }
     }
@@ -285,7 +285,7 @@ impl Settings {
     }
 }
 
-/// A value without what is secret in it.
+/// Returns a value without the secrets in it.
 fn shown(name: &str, value: &str) -> String {
     if ["SECRET", "KEY", "PASSWORD"].iter().any(|word| name.contains(word)) || name == "TOKEN" {
         return "[redacted]".to_owned();
@@ -303,9 +303,9 @@ fn flag_of(name: &str) -> String {
     format!("--{}", name.to_lowercase().replace('_', "-"))
 }
 
-/// What a setting's text can be read as.
+/// A type that a setting's text can be parsed as.
 pub trait FromSetting: Sized {
-    /// Reads the text.
+    /// Parses the text.
     ///
     /// # Errors
     /// A sentence that says what is expected.
@@ -379,7 +379,7 @@ from_str_setting!(
     String => "text"
 );
 
-/// A comma-separated list.
+/// Reads a comma-separated list.
 impl<T: FromStr> FromSetting for Vec<T>
 where
     T::Err: fmt::Display,
@@ -387,8 +387,8 @@ where
     fn parse(text: &str) -> Result<Self, String> {
         text.split(',')
             .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .map(|part| part.parse().map_err(|error| format!("{part:?}: {error}")))
+            .filter(|item| !item.is_empty())
+            .map(|item| item.parse().map_err(|error| format!("{item:?}: {error}")))
             .collect()
     }
 }
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_says_what_differs_and_where_it_came_from_and_no_secret() {
+    fn a_summary_shows_what_differs_and_its_origin_and_no_secret() {
         let env = [("LISTEN", "127.0.0.1:8080"), ("JWT_SECRET", "hush"), ("HEARTBEAT_INTERVAL", "2s")];
         let summary = read(&["--demo"], &env).summary();
         let lines = [

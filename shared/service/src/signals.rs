@@ -9,15 +9,15 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Begins to listen.
     ///
     /// # Errors
-    /// When the process cannot have signal handlers.
+    /// If the process cannot have signal handlers.
     pub fn listen() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

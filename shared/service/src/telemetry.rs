@@ -1,4 +1,4 @@
-//! Logs, metrics and traces, set up the same way in both services.
+//! Sets up logs, metrics and traces in both services alike.
 
 mod process;
 pub mod traces;
@@ -15,12 +15,12 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 use crate::settings::{FromSetting, Setting, Settings};
 
-/// How a log line is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     Text,
-    /// One JSON object a line, for machines.
+    /// One JSON object per line, for programs.
     Json,
 }
 
@@ -32,7 +32,7 @@ impl LogFormat {
     }
 }
 
-/// How log lines are written.
+/// The setting of the format.
 pub const LOG_FORMAT: Setting<LogFormat> =
     Setting::new("LOG_FORMAT", "(text on a terminal, else json)", "text or json");
 
@@ -46,7 +46,7 @@ impl FromSetting for LogFormat {
     }
 }
 
-/// Sends log lines of `RUST_LOG` (default `info`) to standard error. Later calls in a process change nothing.
+/// Sends the log lines that `RUST_LOG` selects (`info` by default) to standard error. Later calls change nothing.
 pub fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
@@ -64,15 +64,15 @@ const BUCKETS_US: [u32; 14] = [
     5_000_000, 10_000_000,
 ];
 
-/// What the name of a histogram ends in that counts markets.
+/// The ending of the names of histograms that count markets.
 const MARKETS_SUFFIX: &str = "_markets";
-/// Its buckets' upper bounds.
+/// The upper bounds of such a histogram's buckets.
 const BUCKETS_MARKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// Installs the process's metrics recorder; the handle renders what `GET /metrics` answers.
+/// Installs the process's metrics recorder. The handle renders its metrics.
 ///
 /// # Errors
-/// When the process already has a recorder.
+/// If the process already has a recorder.
 pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
     PrometheusBuilder::new()
         .set_buckets(&BUCKETS_US.map(seconds))?
@@ -80,18 +80,17 @@ pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()
 }
 
-/// Which commit this is, where whoever built it said so in `KMARKET_COMMIT`.
+/// The commit that this is built from, if the build had `KMARKET_COMMIT`.
 const COMMIT: Option<&str> = option_env!("KMARKET_COMMIT");
 
-/// Exports which build this is as `name`, a gauge that is always 1.
+/// Exports the version and the commit as labels of `name`, a gauge that is always 1.
 pub fn export_build_info(name: &'static str) {
     metrics::describe_gauge!(name, "Always 1; the labels say which build this is");
     let commit = COMMIT.filter(|commit| !commit.is_empty()).unwrap_or("unknown");
     metrics::gauge!(name, "version" => env!("CARGO_PKG_VERSION"), "commit" => commit).set(1.0);
 }
 
-/// A counter with one label, whose values are all there from the beginning: what has not happened is 0, and an alert sees
-/// the first time.
+/// Begins a counter with one label at 0 for each value of the label, so that an alert sees the first increase.
 pub fn start_counters<V: ToString>(
     name: &'static str,
     label: &'static str,
@@ -102,7 +101,7 @@ pub fn start_counters<V: ToString>(
     }
 }
 
-/// Everything as Prometheus text: of the recorder, of `histograms`, and of the process.
+/// Returns the metrics of the recorder, of `histograms` and of the process, as Prometheus text.
 #[must_use]
 pub fn render_metrics(recorded: &PrometheusHandle, histograms: &[&Histogram]) -> String {
     let mut text = recorded.render();
@@ -117,8 +116,8 @@ fn seconds(us: u32) -> f64 {
     f64::from(us) / 1e6
 }
 
-/// A histogram of what happens some hundred thousand times a second. The recorder keeps each value until it is next
-/// folded; this only counts.
+/// A histogram for events that happen some hundred thousand times per second. It only counts, while the recorder keeps each
+/// sample until it is next asked.
 #[derive(Debug)]
 pub struct Histogram {
     name: &'static str,
@@ -128,17 +127,17 @@ pub struct Histogram {
     sum_us: AtomicU64,
 }
 
-/// What one thread has measured and not yet added to a [`Histogram`].
+/// Samples of one thread that are not in a [`Histogram`] yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// By bucket; the last one has no upper bound.
     pub buckets: [u64; BUCKETS_US.len() + 1],
-    /// Microseconds, together.
+    /// The sum of all samples, microseconds.
     pub sum_us: u64,
 }
 
 impl Counts {
-    /// One more, of so many microseconds.
+    /// Adds a sample of `us` microseconds.
     pub fn record(&mut self, us: u64) {
         self.buckets
             [BUCKETS_US.iter().position(|&bound| us <= u64::from(bound)).unwrap_or(BUCKETS_US.len())] += 1;
@@ -147,7 +146,7 @@ impl Counts {
 }
 
 impl Histogram {
-    /// Nothing yet. `name` ends in `_seconds`.
+    /// Makes an empty histogram. `name` ends in `_seconds`.
     #[must_use]
     pub const fn new(name: &'static str, help: &'static str) -> Self {
         Self {
@@ -158,7 +157,7 @@ impl Histogram {
         }
     }
 
-    /// Adds what was measured.
+    /// Adds samples.
     pub fn add(&self, counts: &Counts) {
         for (bucket, &count) in self.buckets.iter().zip(&counts.buckets).filter(|(_, count)| **count > 0) {
             bucket.fetch_add(count, Ordering::Relaxed);
@@ -166,7 +165,7 @@ impl Histogram {
         self.sum_us.fetch_add(counts.sum_us, Ordering::Relaxed);
     }
 
-    /// Appends it as Prometheus text.
+    /// Appends the histogram as Prometheus text.
     fn render(&self, text: &mut String) {
         let Self { name, help, buckets, sum_us } = self;
         let bounds = BUCKETS_US.map(|us| seconds(us).to_string()).into_iter().chain(["+Inf".to_owned()]);
@@ -187,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tally_renders_as_prometheus_reads_a_histogram() {
+    fn a_histogram_renders_as_prometheus_reads_it() {
         let histogram = Histogram::new("x_seconds", "How long.");
         let mut counts = Counts::default();
         for us in [0, 500, 501, 9_999_999, 10_000_001] {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{
     MarketId,
-    client::{Client, Event, Fetch, Next, Turn},
+    client::{Actions, AfterClose, Client, Event, Fetch},
 };
 use serde_json::Value;
 use tests::{
@@ -230,8 +230,8 @@ impl Run {
                 let say = ["resume", "subscribe"]
                     .iter()
                     .fold(say, |say, kind| say.replace(&format!("\"id\":${kind},"), ""));
-                let turn = self.client.heard(&say).unwrap();
-                let sent = messages(&self.take(turn));
+                let actions = self.client.received(&say).unwrap();
+                let sent = messages(&self.take(actions));
                 if let Some(sends) = sends {
                     assert_eq!(sent, sorted(sends));
                 }
@@ -240,13 +240,13 @@ impl Run {
                 let path = |fetch: &Fetch| fetch.path().split("&limit").next() == Some(get.as_str());
                 let at = self.fetches.iter().position(path).expect("it is asked for");
                 let fetch = self.fetches.swap_remove(at);
-                let turn = self.client.fetched(fetch, &answer).unwrap();
-                self.take(turn);
+                let actions = self.client.fetched(fetch, &answer).unwrap();
+                self.take(actions);
             }
             MessageStep::Close { close, then } => {
                 let done = match self.client.closed(close) {
-                    Next::Stop { .. } => Then::default(),
-                    Next::Reconnect { least_wait_ms, new_token, .. } => {
+                    AfterClose::Stop { .. } => Then::default(),
+                    AfterClose::Reconnect { least_wait_ms, new_token, .. } => {
                         Then { reconnect: true, least_wait_ms, new_token }
                     }
                 };
@@ -261,11 +261,11 @@ impl Run {
         }
     }
 
-    fn take(&mut self, turn: Turn) -> Vec<String> {
+    fn take(&mut self, actions: Actions) -> Vec<String> {
         let changed = |event: &Event| matches!(event, Event::Changed(changed) if changed.text.is_empty());
-        assert!(!turn.events.iter().any(changed), "a change says which message made it");
-        self.fetches.extend(turn.fetch);
-        turn.send
+        assert!(!actions.events.iter().any(changed), "a change says which message made it");
+        self.fetches.extend(actions.fetch);
+        actions.send
     }
 
     fn expect(&self, market: MarketId, expected: Option<Expected>) {

@@ -113,7 +113,7 @@ fn inspect_says_what_a_token_says_and_whether_it_is_good_and_why_not() {
     let good = tokens::expiring(42, 7_300);
     let (code, out, _) = run(gateway(), &["inspect", &good]);
     assert_eq!(code, Some(0), "{out}");
-    for said in [r#""sub":"42""#, r#""alg":"HS256""#, "expires in 2 hours 1 minute", "Good under JWT_SECRET"]
+    for said in [r#""sub":"42""#, r#""alg":"HS256""#, "expires in 2 hours 1 minute", "Valid under JWT_SECRET"]
     {
         assert!(out.contains(said), "{said} in {out}");
     }

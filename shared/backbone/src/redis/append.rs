@@ -6,7 +6,7 @@ use ::redis::{
     Cmd, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind, Value, cmd, from_redis_value,
 };
 use futures_util::future::join_all;
-use protocol::{ids::MarketId, position::Position, update::quoted};
+use protocol::{ids::MarketId, json::quoted, position::Position};
 use tokio::time::sleep;
 
 use super::{RedisBackbone, decode::malformed, node::Node, nodes::RETRY_AFTER_MS};

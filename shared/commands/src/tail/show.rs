@@ -1,4 +1,4 @@
-//! How `gateway tail` shows what happens.
+//! The output of `gateway tail`: events as lines or JSON, and a summary.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -13,9 +13,9 @@ use protocol::{
 };
 use serde_json::value::RawValue;
 
-/// Latencies are counted by the millisecond up to this.
+/// Latencies are counted by the millisecond up to this one.
 const MAX_LATENCY_MS: usize = 60_000;
-/// The clocks' difference is known from so many heartbeats.
+/// The difference of the clocks is estimated from this many heartbeats.
 const CLOCK_SAMPLES: usize = 8;
 
 const UP: &str = "32";
@@ -23,18 +23,18 @@ const DOWN: &str = "31";
 const DIM: &str = "2";
 const NOTICE: &str = "33";
 
-/// Shows events on standard output, and sums them up.
+/// Shows events on standard output, and counts them for the summary.
 pub(super) struct Show {
     json: bool,
     coloured: bool,
-    /// Updates that are still to be shown; `None`: all.
+    /// How many more updates to show; `None`: all.
     left: Option<u64>,
     begun: Instant,
     connections: u64,
     gaps: u64,
     resets: u64,
     markets: BTreeSet<u64>,
-    /// How many updates were so many milliseconds old.
+    /// The number of updates by their age on arrival, milliseconds.
     latencies: Vec<u64>,
     offsets: VecDeque<i64>,
     round_trips: VecDeque<u64>,
@@ -64,25 +64,27 @@ impl Show {
         self.say("connected");
     }
 
-    /// Something that is no message of a market.
+    /// Shows a line that is not about a market's message.
     pub(super) fn say(&self, words: &str) {
         if self.json {
             eprintln!("{words}");
         } else {
-            // Whoever reads no more is noticed at the next update.
+            // A closed output is noticed at the next update.
             let _ = writeln!(io::stdout(), "{}", self.paint(NOTICE, &format!("-- {}", plain(words))));
         }
     }
 
-    /// Shows it; `false`: nothing more is to be shown.
+    /// Shows an event. Returns false after the last one.
     pub(super) fn event(&mut self, event: Event) -> io::Result<bool> {
         match event {
             Event::Changed(changed) => return self.changed(&changed),
-            Event::Gap { market, after, came } => {
+            Event::Gap { market, after, received } => {
                 self.gaps += 1;
-                self.say(&format!("market {market}: #{came} came after #{after}; fetching what is missing"));
+                self.say(&format!(
+                    "market {market}: #{received} came after #{after}; fetching the updates between them"
+                ));
             }
-            Event::Rejected(market, code) => self.say(&format!("market {market} is refused: {code}")),
+            Event::Rejected(market, code) => self.say(&format!("market {market} is rejected: {code}")),
             Event::Stale(Some(reason)) => self.say(&format!("prices may be old: {reason}")),
             Event::Stale(None) => self.say("prices are fresh again"),
             Event::Refused(code, message) => self.say(&format!("refused: {code}: {message}")),
@@ -94,7 +96,7 @@ impl Show {
         Ok(true)
     }
 
-    /// What came while it ran.
+    /// Shows the summary.
     pub(super) fn summary(&self) {
         let count: u64 = self.latencies.iter().sum();
         let latency = match (self.percentile(50), self.percentile(99)) {
@@ -123,7 +125,7 @@ impl Show {
             self.resets += 1;
         }
         let line = if self.json {
-            // A payload may be written over several lines; within strings there are none.
+            // A payload may have line ends between its members, but none within strings.
             changed.text.replace(['\n', '\r'], " ")
         } else {
             self.line(changed, age_ms)
@@ -164,10 +166,10 @@ impl Show {
         format!("{head}  {market}  #{seq}  {}{}{age}", self.paint(NOTICE, &what), lines.join("  "))
     }
 
-    /// Each selection, and what it was before.
+    /// Writes each selection, and its value before.
     fn line_change(&self, before: Option<&str>, after: &str) -> String {
-        let (before, after_parts) = (before.map(selections).unwrap_or_default(), selections(after));
-        if after_parts.is_empty() {
+        let (before, selected) = (before.map(selections).unwrap_or_default(), selections(after));
+        if selected.is_empty() {
             return plain(after);
         }
         let selection = |(name, value): (&String, &String)| {
@@ -181,11 +183,11 @@ impl Show {
                 _ => format!("{name} {}", plain(value)),
             }
         };
-        after_parts.iter().map(selection).collect::<Vec<_>>().join("  ")
+        selected.iter().map(selection).collect::<Vec<_>>().join("  ")
     }
 
-    /// How old an update is now, as the SDK reckons it: every heartbeat is late by its way here, and the one that was
-    /// least late says most about the clocks.
+    /// Returns the age of an update now, as the SDK estimates it. Every heartbeat is late by its transfer time; the least
+    /// late one tells most about the clocks.
     fn age_ms(&self, ts: u64) -> u64 {
         let way = self.round_trips.iter().min().map_or(0, |rtt| rtt.cast_signed() / 2);
         let offset = self.offsets.iter().max().map_or(0, |offset| offset + way);
@@ -212,19 +214,19 @@ impl Show {
     }
 }
 
-/// The selections of a line, each with its JSON text.
+/// Returns the selections of a line, each with its JSON text.
 fn selections(line: &str) -> BTreeMap<String, String> {
-    let parts: BTreeMap<String, &RawValue> = serde_json::from_str(line).unwrap_or_default();
-    parts.into_iter().map(|(name, value)| (name, value.get().to_owned())).collect()
+    let selections: BTreeMap<String, &RawValue> = serde_json::from_str(line).unwrap_or_default();
+    selections.into_iter().map(|(name, value)| (name, value.get().to_owned())).collect()
 }
 
-/// Whether a number went up; for the arrow alone, prices stay text.
+/// Returns true if a number went up, false if it went down. It is for the arrow only: prices stay text.
 fn direction(before: &str, after: &str) -> Option<bool> {
     let (before, after): (f64, f64) = (before.parse().ok()?, after.parse().ok()?);
     before.partial_cmp(&after).filter(|order| order.is_ne()).map(std::cmp::Ordering::is_lt)
 }
 
-/// Text that moves no cursor.
+/// Replaces control characters, so that no text moves the terminal's cursor.
 fn plain(text: &str) -> String {
     text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
 }
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_what_each_selection_was_before() {
+    fn a_line_shows_each_selection_s_value_before() {
         let lines = BTreeMap::from([
             (
                 "moneyline".to_owned(),
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_of_what_came() {
+    fn percentiles_are_of_the_updates_received() {
         let mut show = show();
         assert_eq!(show.percentile(50), None);
         (show.latencies[2], show.latencies[40]) = (98, 2);
@@ -293,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_comes_moves_the_cursor() {
+    fn no_text_moves_the_cursor() {
         assert_eq!(plain("a\x1b[2Jb\nc"), "a [2Jb c");
     }
 }

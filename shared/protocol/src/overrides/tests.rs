@@ -32,9 +32,9 @@ fn payloads_within_the_rules_pass_byte_for_byte() {
 }
 
 #[test]
-fn a_broken_rule_is_named_with_its_place() {
+fn a_broken_rule_is_named_with_its_path() {
     let odds = "must be decimal odds";
-    for (text, place, rule) in [
+    for (text, path, rule) in [
         ("{}", "payload:", "1 to 32 lines"),
         (r#"{"a":[]}"#, "payload.a:", "must be an object of selections"),
         (r#"{"a":1}"#, "payload.a:", "must be an object of selections"),
@@ -65,7 +65,7 @@ fn a_broken_rule_is_named_with_its_place() {
         (r#"{"btts":{"no":{"deep":{"deeper":[]}}}}"#, "payload.btts.no:", odds),
     ] {
         let message = broken(text);
-        assert!(message.starts_with(place) && message.contains(rule), "{text}: {message}");
+        assert!(message.starts_with(path) && message.contains(rule), "{text}: {message}");
     }
     let lines = (0..33).map(|n| format!(r#""{n}":null"#)).collect::<Vec<_>>().join(",");
     assert!(broken(&format!("{{{lines}}}")).contains("1 to 32 lines"));
@@ -75,7 +75,7 @@ fn a_broken_rule_is_named_with_its_place() {
 }
 
 #[test]
-fn deep_nesting_is_refused_without_being_entered() {
+fn deep_nesting_is_refused_before_it_is_parsed() {
     for depth in [4, 128, 10_000, 30_000] {
         let arrays = format!(r#"{{"a":{{"x":{}{}}}}}"#, "[".repeat(depth), "]".repeat(depth));
         let objects = format!(r#"{{"a":{}1{}}}"#, r#"{"x":"#.repeat(depth), "}".repeat(depth));
@@ -158,14 +158,14 @@ fn any_json() -> impl Strategy<Value = String> {
             prop::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(","))),
             prop::collection::vec((name.clone(), inner), 0..5).prop_map(|members| {
                 let members: Vec<_> =
-                    members.iter().map(|(n, v)| format!("{}:{v}", crate::update::quoted(n))).collect();
+                    members.iter().map(|(n, v)| format!("{}:{v}", crate::json::quoted(n))).collect();
                 format!("{{{}}}", members.join(" , "))
             }),
         ]
     })
 }
 
-/// Whether a parsed payload keeps the rules; the other way round than the code does it.
+/// Returns true if a payload keeps the rules. It checks parsed JSON, where the code checks text.
 fn keeps_the_rules(value: &serde_json::Value) -> bool {
     fn depth(value: &serde_json::Value) -> usize {
         match value {
@@ -182,7 +182,7 @@ fn keeps_the_rules(value: &serde_json::Value) -> bool {
 
 proptest! {
     #[test]
-    fn any_text_is_looked_at_without_a_panic(text in ".*", json in any_json()) {
+    fn any_text_is_checked_without_a_panic(text in ".*", json in any_json()) {
         let _ = Override::parse(&text);
         let _ = payload(&text);
         let _ = Override::parse(&json);

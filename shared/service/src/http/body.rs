@@ -1,4 +1,4 @@
-//! Reading a request's body within bounds of size and time.
+//! Reads a request's body within bounds of size and time.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use tokio::time::timeout;
 
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of a body that is too large which are read and thrown away: a client that writes all of it before it reads
-/// the answer sees the answer, not a broken connection.
+/// How many bytes of a body that is too large are read and discarded. A client that writes all of it before it reads then
+/// gets the response, and not a broken connection.
 const MAX_DISCARDED: usize = 32 * 1024 * 1024;
 
-/// Why a body is not there.
+/// Why a body cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// Longer than it may be.
+    /// The body is too long.
     #[error("the body has at most {max} bytes here")]
     TooLarge {
-        /// What it may be.
+        /// The longest body that is accepted, bytes.
         max: usize,
     },
-    /// The client left.
+    /// The connection ended before the body did.
     #[error("the body broke off")]
     Broken,
-    /// The client did not send it.
+    /// The client took too long to send it.
     #[error("the body did not arrive within {} s", BODY_TIMEOUT.as_secs())]
     TooSlow,
 }
 
-/// The whole body, of at most `max` bytes.
+/// Reads a whole body of at most `max` bytes.
 ///
 /// # Errors
-/// [`BodyError`], after a body that is too large has been read to its end, within reason.
+/// [`BodyError`]. A body that is too large is read to its end first, up to 32 MiB.
 pub async fn read(mut body: Body, max: usize) -> Result<Bytes, BodyError> {
     let whole = async {
         let mut kept = Vec::new();

@@ -1,6 +1,6 @@
-//! OpenAPI 3.1 documents: operations, around schemas that are derived from the types that are read and written.
+//! Builds OpenAPI 3.1 documents: operations around schemas that are derived from the types of requests and responses.
 //!
-//! Each error is answered as in the one table of [`ErrorCode`], so that an operation only names its codes.
+//! The one table of [`ErrorCode`] describes each error, so that an operation only names its codes.
 
 use std::sync::LazyLock;
 
@@ -12,27 +12,27 @@ use protocol::error::{ErrorBody, ErrorCode};
 use serde_json::{Map, Value, json};
 use utoipa::{ToSchema, openapi::path::Parameter};
 
-/// A document that is being put together.
+/// A document that is being built.
 pub struct Document {
     root: Value,
-    /// Headers of every answer that a handler gives.
+    /// The headers of every response that a handler makes.
     headers: Value,
 }
 
-/// A request and its answers.
+/// A request and its responses.
 pub struct Operation {
     value: Value,
     schemas: Vec<(String, Value)>,
 }
 
-/// Answers with a document's text.
+/// Responds with a document's text.
 #[must_use]
 pub fn serve(text: &'static LazyLock<String>) -> Response {
     ([(CONTENT_TYPE, "application/json")], text.as_str()).into_response()
 }
 
 impl Document {
-    /// One without operations. `headers` are those of every answer, `security` the schemes by name.
+    /// Makes a document without operations. `headers` are those of every response, `security` the schemes by name.
     #[must_use]
     pub fn new(title: &str, description: &str, headers: Value, security: &Value) -> Self {
         let root = json!({
@@ -51,30 +51,30 @@ impl Document {
         document
     }
 
-    /// Adds what `method`, in lower case, does at `path`.
+    /// Adds the operation of `method`, in lower case, at `path`.
     #[must_use]
     pub fn with(mut self, method: &str, path: &str, operation: Operation) -> Self {
         let Operation { mut value, schemas } = operation;
         self.schemas(schemas);
-        for (_, answer) in value["responses"].as_object_mut().into_iter().flatten() {
-            if let Some(name) = answer["$ref"].as_str().and_then(|name| name.strip_prefix(RESPONSES)) {
+        for (_, response) in value["responses"].as_object_mut().into_iter().flatten() {
+            if let Some(name) = response["$ref"].as_str().and_then(|name| name.strip_prefix(RESPONSES)) {
                 let code = ErrorCode::ALL.into_iter().find(|code| code.as_str() == name);
                 let mut refusal = code.map(refusal::<ErrorBody<'_>>).unwrap_or_default();
                 let mut headers = self.headers.clone();
                 for (_, header) in headers.as_object_mut().into_iter().flatten() {
-                    header["required"] = code.is_some_and(|code| !OF_THE_LISTENER.contains(&code)).into();
+                    header["required"] = code.is_some_and(|code| !LISTENER_ERRORS.contains(&code)).into();
                 }
                 extend(&mut refusal["headers"], &headers);
                 self.root["components"]["responses"][name] = refusal;
             } else {
-                extend(&mut answer["headers"], &self.headers);
+                extend(&mut response["headers"], &self.headers);
             }
         }
         self.root["paths"][path][method] = value;
         self
     }
 
-    /// The document, for people and programs.
+    /// Returns the document as text.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{:#}\n", self.root)
@@ -88,7 +88,7 @@ impl Document {
 }
 
 impl Operation {
-    /// `id` is for generated clients, `summary` is a line, `description` may be Markdown.
+    /// Makes an operation. `id` is for generated clients, `summary` is one line, `description` may be Markdown.
     #[must_use]
     pub fn new(id: &str, summary: &str, description: &str) -> Self {
         let value = json!({
@@ -97,33 +97,33 @@ impl Operation {
             "description": description,
             "responses": {},
         });
-        Self { value, schemas: Vec::new() }.refuses(&OF_THE_LISTENER)
+        Self { value, schemas: Vec::new() }.refuses(&LISTENER_ERRORS)
     }
 
-    /// One of these must be met; `{}` is nothing.
+    /// Requires one of `alternatives`; `{}` requires nothing.
     #[must_use]
     pub fn security(mut self, alternatives: Value) -> Self {
         self.value["security"] = alternatives;
         self
     }
 
-    /// Reads the document itself.
+    /// Makes the operation that responds with the document itself.
     #[must_use]
     pub fn document(id: &str) -> Self {
         let schema = json!({ "type": "object", "required": ["openapi", "info", "paths"] });
-        Self::new(id, "This document", "OpenAPI 3.1.").security(json!([])).answer(
+        Self::new(id, "This document", "OpenAPI 3.1.").security(json!([])).response(
             200,
-            json!({ "description": "It.", "content": { "application/json": { "schema": schema } } }),
+            json!({ "description": "The document.", "content": { "application/json": { "schema": schema } } }),
         )
     }
 
-    /// Parameters that are derived from a type.
+    /// Adds parameters that are derived from a type.
     #[must_use]
     pub fn parameters(self, parameters: Vec<Parameter>) -> Self {
         parameters.into_iter().fold(self, |operation, parameter| operation.parameter(json!(parameter)))
     }
 
-    /// A parameter, as in the document.
+    /// Adds a parameter, as JSON of the document.
     #[must_use]
     pub fn parameter(mut self, parameter: Value) -> Self {
         match self.value["parameters"].as_array_mut() {
@@ -133,14 +133,14 @@ impl Operation {
         self
     }
 
-    /// A JSON body.
+    /// Adds a JSON body.
     #[must_use]
     pub fn body<T: ToSchema>(self, example: &Value) -> Self {
         let media_type = json!({ "schema": reference::<T>(), "example": example });
         self.body_as("application/json", media_type).schemas::<T>()
     }
 
-    /// A body of another type, as in the document.
+    /// Adds a body of another type, as JSON of the document.
     #[must_use]
     pub fn body_as(mut self, content_type: &str, media_type: Value) -> Self {
         self.value["requestBody"]["required"] = true.into();
@@ -148,30 +148,30 @@ impl Operation {
         self
     }
 
-    /// `200` with JSON.
+    /// Adds a 200 with JSON.
     #[must_use]
-    pub fn answers<T: ToSchema>(self, description: &str, headers: &Value, example: &Value) -> Self {
+    pub fn ok<T: ToSchema>(self, description: &str, headers: &Value, example: &Value) -> Self {
         let content = json!({ "application/json": { "schema": reference::<T>(), "example": example } });
-        self.answer(200, json!({ "description": description, "headers": headers, "content": content }))
+        self.response(200, json!({ "description": description, "headers": headers, "content": content }))
             .schemas::<T>()
     }
 
-    /// Any answer, as in the document.
+    /// Adds any response, as JSON of the document.
     #[must_use]
-    pub fn answer(mut self, status: u16, answer: Value) -> Self {
-        self.value["responses"][status.to_string()] = answer;
+    pub fn response(mut self, status: u16, response: Value) -> Self {
+        self.value["responses"][status.to_string()] = response;
         self
     }
 
-    /// The errors it is answered with.
+    /// Adds error responses.
     #[must_use]
     pub fn refuses(self, codes: &[ErrorCode]) -> Self {
         codes.iter().fold(self, |operation, code| {
-            operation.answer(code.status(), json!({ "$ref": format!("{RESPONSES}{}", code.as_str()) }))
+            operation.response(code.status(), json!({ "$ref": format!("{RESPONSES}{}", code.as_str()) }))
         })
     }
 
-    /// Another schema that is referred to.
+    /// Adds a schema that the operation refers to.
     #[must_use]
     pub fn schemas<T: ToSchema>(mut self) -> Self {
         self.schemas.extend(schemas_of::<T>());
@@ -179,26 +179,26 @@ impl Operation {
     }
 }
 
-/// Where answers stand that several operations give.
+/// The place of responses that several operations make.
 const RESPONSES: &str = "#/components/responses/";
-/// What a listener itself answers, when a head is too long, or when it is full or about to end: without the headers that
-/// handlers give.
-const OF_THE_LISTENER: [ErrorCode; 2] = [ErrorCode::HeaderTooLarge, ErrorCode::ServiceUnavailable];
+/// The errors that the listener itself responds with, without the headers that handlers add: the header is too long, or the
+/// listener is full or about to end.
+const LISTENER_ERRORS: [ErrorCode; 2] = [ErrorCode::HeaderTooLarge, ErrorCode::ServiceUnavailable];
 
-/// `{"$ref":…}` to a type's schema.
+/// Returns `{"$ref":…}` to a type's schema.
 #[must_use]
 pub fn reference<T: ToSchema>() -> Value {
     json!({ "$ref": format!("#/components/schemas/{}", T::name()) })
 }
 
-/// A type's schema and those that it refers to, by name.
+/// Returns a type's schema, and those that it refers to, by name.
 fn schemas_of<T: ToSchema>() -> Vec<(String, Value)> {
     let mut schemas = vec![(T::name().into_owned(), T::schema())];
     T::schemas(&mut schemas);
     schemas.into_iter().map(|(name, schema)| (name, json!(schema))).collect()
 }
 
-/// An error's answer: what [`super::refuse`] writes, with a body that has the members of `T`.
+/// Returns an error response as [`super::refuse`] makes it, with a body that has the members of `T`.
 #[must_use]
 pub fn refusal<T: ToSchema>(code: ErrorCode) -> Value {
     let headers = match code {
@@ -217,7 +217,7 @@ pub fn refusal<T: ToSchema>(code: ErrorCode) -> Value {
     })
 }
 
-/// A header that an answer always has.
+/// Returns a header that a response always has.
 #[must_use]
 pub fn header(schema: &Value) -> Value {
     json!({ "required": true, "schema": schema })

@@ -1,4 +1,5 @@
-//! What operators ask, on a listener of its own (contract, section 4): `GET /livez`, `/readyz` and `/metrics`.
+//! The operators' routes, on a listener of their own: `GET /livez`, `/readyz` and `/metrics`
+//! (`docs/operations.md#health`).
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,22 +21,22 @@ use crate::{
     telemetry::{self, Histogram},
 };
 
-/// How often the recorder is asked to fold what was measured into its histograms, scraped or not.
+/// How often the recorder adds its samples to its histograms, also when it is not scraped.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// The listener of `/livez`, `/readyz` and `/metrics`. Each service has its own default.
+/// The operators' listener. Each service has its own default.
 pub const OPS_LISTEN: Setting<SocketAddr> =
     Setting::new("OPS_LISTEN", "", "address of /livez, /readyz and /metrics");
 
-/// A reason not to be ready: the process is about to end.
+/// The reason of a service that is not ready because it is about to end.
 pub const DRAINING: &str = "DRAINING";
-/// A reason not to be ready, and of a `status` message: prices cannot be read, or written, now.
+/// The reason of a service that is not ready because it cannot read or write prices. `status` messages have it too.
 pub const BACKBONE_UNREACHABLE: &str = "BACKBONE_UNREACHABLE";
 
-/// Whether a service can do its work now.
+/// Knows whether a service can do its work now.
 #[async_trait]
 pub trait Readiness: Send + Sync + 'static {
-    /// Why it cannot; empty when it can. Answers within about a second.
+    /// Returns why the service is not ready, within about a second. Empty if it is ready.
     async fn reasons(&self) -> Vec<String>;
 }
 
@@ -46,7 +47,7 @@ struct Ops {
     histograms: &'static [&'static Histogram],
 }
 
-/// The three routes. Liveness depends on nothing but the process. `histograms` are what is measured besides the recorder.
+/// Serves the three routes. Liveness depends on the process alone. `histograms` are those that are not in the recorder.
 pub fn router(
     readiness: Arc<dyn Readiness>,
     metrics: PrometheusHandle,
@@ -61,7 +62,7 @@ pub fn router(
         .with_state(Ops { readiness, metrics, histograms })
 }
 
-/// Keeps the recorder's memory bounded for as long as the process lives.
+/// Keeps the recorder's memory bounded, forever.
 pub async fn upkeep(metrics: PrometheusHandle) {
     let mut ticks = tokio::time::interval(UPKEEP_EVERY);
     loop {
@@ -79,7 +80,7 @@ async fn readyz(State(ops): State<Ops>) -> Response {
     }
 }
 
-/// Prometheus text format 0.0.4.
+/// Responds with all metrics in Prometheus text format 0.0.4.
 async fn render_metrics(State(ops): State<Ops>) -> impl IntoResponse {
     let text = telemetry::render_metrics(&ops.metrics, ops.histograms);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)

@@ -1,5 +1,5 @@
-//! Pages that are part of a service: files in its binary, served under a policy that lets a page run its own scripts
-//! and talk to its own host, and nothing else.
+//! Pages that are part of a service: files in its binary, under a strict policy. A page may run its own scripts and talk to
+//! its own host, and nothing else.
 
 use std::sync::Arc;
 
@@ -18,53 +18,53 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 
-/// The look that all pages share; each serves it under a path of its own.
+/// The style sheet of all pages. Each page serves it under a path of its own.
 pub const BASE_CSS: &str = include_str!("../../web/base.css");
-/// Making elements, for all pages.
+/// The script with which all pages make elements.
 pub const DOM_JS: &str = include_str!("../../web/dom.js");
-/// Texts in the reader's language, for all pages.
+/// The script with which all pages choose the reader's language.
 pub const I18N_JS: &str = include_str!("../../web/i18n.js");
-/// What a page is known by among others, for all pages.
+/// The icon of all pages.
 pub const ICON_SVG: &str = include_str!("../../web/icon.svg");
 
 /// One file of a page.
 #[derive(Clone, Copy, Debug)]
 pub struct File {
-    /// Where it is, `/board/board.js`.
+    /// The path, such as `/board/board.js`.
     pub path: &'static str,
-    /// What it is, with its charset.
+    /// The media type, with its charset.
     pub content_type: &'static str,
-    /// What is in it.
+    /// The content.
     pub bytes: &'static [u8],
 }
 
 impl File {
-    /// An HTML page.
+    /// Makes an HTML page.
     #[must_use]
     pub const fn html(path: &'static str, text: &'static str) -> Self {
         Self { path, content_type: "text/html; charset=utf-8", bytes: text.as_bytes() }
     }
 
-    /// A style sheet.
+    /// Makes a style sheet.
     #[must_use]
     pub const fn css(path: &'static str, text: &'static str) -> Self {
         Self { path, content_type: "text/css; charset=utf-8", bytes: text.as_bytes() }
     }
 
-    /// A JavaScript module.
+    /// Makes a JavaScript module.
     #[must_use]
     pub const fn js(path: &'static str, text: &'static str) -> Self {
         Self { path, content_type: "text/javascript; charset=utf-8", bytes: text.as_bytes() }
     }
 
-    /// A picture of lines.
+    /// Makes an SVG image.
     #[must_use]
     pub const fn svg(path: &'static str, text: &'static str) -> Self {
         Self { path, content_type: "image/svg+xml", bytes: text.as_bytes() }
     }
 }
 
-/// With every answer. Nothing inline, nothing from elsewhere, in nobody's frame.
+/// The headers of every response. They allow nothing inline, nothing from other hosts, and no frame around the page.
 const POLICY: [(HeaderName, &str); 6] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -75,11 +75,11 @@ const POLICY: [(HeaderName, &str); 6] = [
     (REFERRER_POLICY, "no-referrer"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    // A page and the scripts it came with change together: ask each time, and be told in one line that nothing did.
+    // A page and its scripts change together, so a browser asks each time; usually the response is a short 304.
     (CACHE_CONTROL, "no-cache"),
 ];
 
-/// `GET` and `HEAD` of each of `files`; with `If-None-Match` 304 while it is the same.
+/// Serves `GET` and `HEAD` of each of `files`. The response is 304 if `If-None-Match` has the file's tag.
 pub fn router(files: impl IntoIterator<Item = File>) -> Router {
     files.into_iter().fold(Router::new(), |router, file| {
         let mut headers = HeaderMap::new();
@@ -91,29 +91,29 @@ pub fn router(files: impl IntoIterator<Item = File>) -> Router {
         if let Ok(tag) = HeaderValue::from_str(&tag) {
             headers.insert(ETAG, tag);
         }
-        let answer = async move |asked: HeaderMap| answer(file.bytes, &tag, headers, &asked);
-        router.route(file.path, get(answer))
+        let handler = async move |request: HeaderMap| respond(file.bytes, &tag, headers, &request);
+        router.route(file.path, get(handler))
     })
 }
 
-fn answer(bytes: &'static [u8], tag: &str, mut headers: HeaderMap, asked: &HeaderMap) -> Response {
-    if !has(asked, tag) {
+fn respond(bytes: &'static [u8], tag: &str, mut headers: HeaderMap, request: &HeaderMap) -> Response {
+    if !has_tag(request, tag) {
         return (headers, Bytes::from_static(bytes)).into_response();
     }
     headers.remove(CONTENT_TYPE);
     (StatusCode::NOT_MODIFIED, headers).into_response()
 }
 
-/// Whether the client says that it has what `tag` names (RFC 9110 section 13.1.2).
-fn has(asked: &HeaderMap, tag: &str) -> bool {
-    let lists = asked.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
+/// Returns true if the client has the content that `tag` names (RFC 9110 section 13.1.2).
+fn has_tag(request: &HeaderMap, tag: &str) -> bool {
+    let lists = request.get_all(IF_NONE_MATCH).into_iter().filter_map(|value| value.to_str().ok());
     lists
         .flat_map(|list| list.split(','))
         .map(str::trim)
         .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 
-/// Quoted, the same for the same content only.
+/// Returns a quoted tag, which is the same only for the same content.
 fn tag(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     let half = digest.first_chunk().map_or(0, |half| u128::from_be_bytes(*half));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_answer_has_the_policy_and_what_the_file_is() {
+    async fn every_response_has_the_policy_and_the_file_s_type() {
         for file in FILES {
             let (status, headers, body) = ask(Method::GET, file.path, None).await;
             assert_eq!((status, &body[..]), (StatusCode::OK, file.bytes));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_the_file_already_is_told_so() {
+    async fn a_client_that_has_the_file_gets_304() {
         let tag = ask(Method::GET, "/", None).await.1[ETAG].to_str().unwrap().to_owned();
         assert_ne!(ask(Method::GET, "/page/page.js", None).await.1[ETAG], tag);
         for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {

@@ -1,4 +1,4 @@
-//! What the kernel knows of this process, under the names that Prometheus' own clients give it.
+//! Metrics of this process that the kernel knows, under the names that Prometheus' own clients use.
 
 use std::{fmt::Write, fs, sync::LazyLock};
 
@@ -7,18 +7,18 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-/// Type, name and help of each, in the order of [`values`].
+/// The type, name and help of each metric, in the order of [`values`].
 const TABLE: [(&str, &str, &str); 7] = [
-    ("counter", "process_cpu_seconds_total", "Time on a CPU, of users and of the kernel"),
-    ("gauge", "process_resident_memory_bytes", "Memory that is resident"),
-    ("gauge", "process_virtual_memory_bytes", "Memory that is mapped"),
+    ("counter", "process_cpu_seconds_total", "CPU time, user and system"),
+    ("gauge", "process_resident_memory_bytes", "Resident memory"),
+    ("gauge", "process_virtual_memory_bytes", "Mapped memory"),
     ("gauge", "process_threads", "Threads"),
     ("gauge", "process_open_fds", "Open file descriptors"),
-    ("gauge", "process_max_fds", "The most file descriptors that may be open"),
+    ("gauge", "process_max_fds", "Limit of open file descriptors"),
     ("gauge", "process_start_time_seconds", "When the process started, Unix time"),
 ];
 
-/// Appends them as Prometheus text. What cannot be read is left out.
+/// Appends the metrics as Prometheus text. Values that cannot be read are left out.
 pub(super) fn render(text: &mut String) {
     for ((kind, name, help), value) in TABLE.into_iter().zip(values()) {
         if let Some(value) = value {
@@ -30,7 +30,7 @@ pub(super) fn render(text: &mut String) {
 
 fn values() -> [Option<f64>; 7] {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // proc_pid_stat(5) counts from 1; the third is the first behind the name, which may have spaces and parentheses.
+    // proc_pid_stat(5) counts from 1. The third field is the first after the name, which may have spaces and parentheses.
     let fields: Vec<&str> =
         stat.rsplit_once(')').map_or(Vec::new(), |(_, rest)| rest.split_whitespace().collect());
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
@@ -49,14 +49,14 @@ fn values() -> [Option<f64>; 7] {
     ]
 }
 
-/// When the machine started, Unix seconds.
+/// The time at which the machine started, Unix seconds.
 static BOOTED: LazyLock<Option<u64>> = LazyLock::new(|| {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.parse().ok()
 });
 
 fn open_files() -> Option<u64> {
-    // Since Linux 6.2 the directory's size is their number; counting a hundred thousand takes tens of milliseconds.
+    // Since Linux 6.2 the directory's size is the number. Counting 100 000 entries would take tens of milliseconds.
     match fs::metadata("/proc/self/fd").ok()?.len() {
         0 => Some(fs::read_dir("/proc/self/fd").ok()?.count() as u64),
         count => Some(count),
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_s_numbers_are_what_they_say() {
+    fn each_value_is_in_its_range() {
         let [cpu, resident, mapped, threads, files, most_files, started] = values().map(Option::unwrap);
         assert!((0.0..86400.0).contains(&cpu));
         assert!(resident > 100_000.0 && resident <= mapped, "{resident} of {mapped}");

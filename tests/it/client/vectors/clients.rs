@@ -11,7 +11,7 @@ use std::{
 
 use protocol::{
     MarketId,
-    client::{Cause, Client, Event, Fetch, Next, Turn},
+    client::{Actions, AfterClose, Cause, Client, Event, Fetch},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -150,13 +150,13 @@ async fn follow(mut client: Client, gateway: SocketAddr, tokens: Tokens, states:
                 Ok(text) => text,
                 Err(code) => break code,
             };
-            let mut turn = client.heard(&text).unwrap();
-            while let Some(fetch) = note(&mut turn, &mut send, &mut saw) {
+            let mut actions = client.received(&text).unwrap();
+            while let Some(fetch) = note(&mut actions, &mut send, &mut saw) {
                 let answer = Rest::at(gateway).get(&fetch.path()).await;
-                turn = client.fetched(fetch, &answer.text).unwrap();
+                actions = client.fetched(fetch, &answer.text).unwrap();
             }
         };
-        let Next::Reconnect { code, least_wait_ms, new_token } = client.closed(code) else { break };
+        let AfterClose::Reconnect { code, least_wait_ms, new_token } = client.closed(code) else { break };
         saw.insert(code.to_string());
         tell(&client, &saw);
         if new_token {
@@ -166,9 +166,9 @@ async fn follow(mut client: Client, gateway: SocketAddr, tokens: Tokens, states:
     }
 }
 
-fn note(turn: &mut Turn, send: &mut Vec<String>, saw: &mut BTreeSet<String>) -> Option<Fetch> {
-    send.append(&mut turn.send);
-    for event in turn.events.drain(..) {
+fn note(actions: &mut Actions, send: &mut Vec<String>, saw: &mut BTreeSet<String>) -> Option<Fetch> {
+    send.append(&mut actions.send);
+    for event in actions.events.drain(..) {
         if let Event::Changed(changed) = event
             && let Cause::Snapshot { reset, conflated } = changed.cause
         {
@@ -176,7 +176,7 @@ fn note(turn: &mut Turn, send: &mut Vec<String>, saw: &mut BTreeSet<String>) -> 
             saw.extend(told.iter().filter(|(is, _)| *is).map(|(_, told)| (*told).to_owned()));
         }
     }
-    turn.fetch.take()
+    actions.fetch.take()
 }
 
 fn state(client: &Client, saw: &BTreeSet<String>) -> State {
