@@ -19,7 +19,7 @@ use crate::{
     directory::directory,
     ports::Port,
     process::{Process, Stream},
-    redis_server::run,
+    redis_server::{copy_files, run},
     wait::{until, within},
 };
 
@@ -443,13 +443,5 @@ pub enum Refusal {
 impl From<&Redis> for Access {
     fn from(redis: &Redis) -> Self {
         redis.access.clone()
-    }
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("the directory is writable");
-    for file in fs::read_dir(from).expect("Redis made it") {
-        let file = file.expect("it can be listed");
-        fs::copy(file.path(), to.join(file.file_name())).expect("it can be copied");
     }
 }

@@ -1,6 +1,6 @@
 //! Starts `redis-server` processes.
 
-use std::{io, path::Path, process::Command};
+use std::{fs, io, path::Path, process::Command};
 
 use crate::{access::Access, process::Process};
 
@@ -31,4 +31,13 @@ pub(crate) fn server() -> Command {
         panic!("redis-server does not run: {error}");
     }
     Command::new("redis-server")
+}
+
+/// Copies a server's files.
+pub(crate) fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the directory is writable");
+    for file in fs::read_dir(from).expect("Redis made it") {
+        let file = file.expect("it can be listed");
+        fs::copy(file.path(), to.join(file.file_name())).expect("it can be copied");
+    }
 }
