@@ -72,9 +72,10 @@ export class Markets {
         // A new token may allow a market that was refused, and an unsubscribe makes room for one.
         if (kind === 'refresh') this.#askAgain('FORBIDDEN', rejected);
         if (kind === 'unsubscribe') this.#askAgain('LIMIT_EXCEEDED', []);
-        for (const [key, { epoch, seq, recovered }] of Object.entries(positions)) {
+        for (const [key, { epoch, seq, ts, recovered }] of Object.entries(positions)) {
             const market = this.#markets.get(Number(key));
             if (!market) continue;
+            if (ts && !market.ts && Number(seq) === market.seq) market.ts = Number(ts);
             if (kind === 'learn') {
                 if (!market.epoch && market.live) market.epoch = Number(epoch);
                 continue;

@@ -4,7 +4,7 @@
 import { SEND_AGAIN_MS } from './connection.js';
 
 /** Markets per message. With numbers of any length the message fits into the server's MAX_MESSAGE_BYTES (16384). */
-const CHUNK = 200;
+const CHUNK = 150;
 const TOO_FAST_MS = 1000;
 
 export class Requests {
@@ -68,10 +68,7 @@ export class Requests {
         this.#sendChunks('unsubscribe', [...this.#unsubscribe], (ids) => ({ type: 'unsubscribe', markets: ids.map(String) }));
         this.#sendChunks('resume', wanted((market) => market.seq !== null && !market.live), (ids) => ({
             type: 'resume',
-            offsets: Object.fromEntries(ids.map((id) => {
-                const { epoch, seq } = this.#markets.get(id);
-                return [id, { epoch, seq }];
-            })),
+            offsets: Object.fromEntries(ids.map((id) => [id, offsetOf(this.#markets.get(id))])),
         }));
         this.#sendChunks('subscribe', wanted((market) => market.seq === null), (ids) => ({ type: 'subscribe', markets: ids.map(String), snapshot: true }));
         // These markets are live already. The ack brings their epoch.
@@ -95,4 +92,9 @@ export class Requests {
         if (kind === 'subscribe' || kind === 'resume') this.#markets.requested(ids, id);
         this.#connection.send({ ...message, id });
     }
+}
+
+/** Returns a market's position as a resume has it. `ts` tells histories apart that have the same epoch. */
+function offsetOf({ epoch, seq, ts }) {
+    return seq && ts ? { epoch, seq, ts } : { epoch, seq };
 }

@@ -92,7 +92,7 @@ test('a gap that HTTP cannot fill is resumed over the socket', async () => {
             await world.pass(5000);
         }
         assert.equal(world.requests.length, 3);
-        assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
+        assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 1, ts: 1_000_000_000_001 } });
     }
 });
 
@@ -119,11 +119,26 @@ test('after a close without bye one message resumes all markets', async () => {
         assert.equal(world.client.state, 'waiting', code);
         assert.equal(world.client.market(1001).fresh, false);
         await world.resumed();
-        assert.deepEqual(world.sent('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5 }, 1002: { epoch: 7, seq: 8 } }]);
+        assert.deepEqual(world.sent('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5, ts: 1_000_000_000_005 }, 1002: { epoch: 7, seq: 8, ts: 1_000_000_000_008 } }]);
         assert.equal(world.sent('subscribe').length, 0);
         world.receive(update(1001, 6));
         assert.equal(world.seq(), 6);
     }
+});
+
+test('an offset has the ts of its update, unless the ts is unknown', async () => {
+    const world = await live({ 1001: 5, 1002: 0 });
+    const offsets = async () => {
+        world.close(1006);
+        await world.pass(wait(world));
+        world.socket.on.open();
+        return world.sent('resume')[0].offsets;
+    };
+    world.receive(update(1001, 6));
+    assert.deepEqual(await offsets(), { 1001: { epoch: 7, seq: 6, ts: 1_000_000_000_006 }, 1002: { epoch: 7, seq: 0 } });
+    const { id } = world.sent('resume')[0];
+    world.receive({ type: 'ack', ok: true, id, positions: { 1001: { epoch: 7, seq: 9, ts: 1_000_000_000_009, recovered: true } } });
+    assert.equal((await offsets())[1001].ts, 1_000_000_000_006);
 });
 
 test('a close code for a bug or a ban stops the client until start is called', async () => {
@@ -455,7 +470,7 @@ test('states are stored, and the next run of the app resumes them', async () => 
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [6, false]);
     assert.equal(world.of('change').at(-1).cause, 'stored');
     world.socket.on.open();
-    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6, ts: 1_000_000_000_006 } });
     assert.deepEqual(world.sent('subscribe')[0].markets, ['1002']);
 });
 
@@ -469,7 +484,7 @@ test('a stored market is restored when it is subscribed, and forgotten after a d
     world.client.subscribe(1001);
     assert.deepEqual([world.of('change')[0].cause, world.seq()], ['stored', 6]);
     await world.pass(0);
-    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6, ts: world.time } });
     world.client.close();
     assert.deepEqual(Object.keys(JSON.parse(world.kept.get('kmarket'))), ['1001']);
 });
@@ -527,7 +542,7 @@ test('a request refused with RATE_LIMITED is sent again', async () => {
 test('every message fits into MAX_MESSAGE_BYTES', async () => {
     const world = new World();
     const ids = Array.from({ length: 450 }, (_, n) => Number.MAX_SAFE_INTEGER - n);
-    world.kept.set('kmarket', JSON.stringify(Object.fromEntries(ids.map((id) => [id, { epoch: 4102444800, seq: Number.MAX_SAFE_INTEGER - 1, ts: 1, lines: {} }]))));
+    world.kept.set('kmarket', JSON.stringify(Object.fromEntries(ids.map((id) => [id, { epoch: 4102444800, seq: Number.MAX_SAFE_INTEGER - 1, ts: 1_730_908_800_000, lines: {} }]))));
     world.client.subscribe(ids);
     world.client.start();
     await world.settle();

@@ -100,7 +100,7 @@ for (const promise of [false, true]) {
         api.show();
         await world.settle();
         open(api);
-        assert.deepEqual(api.tasks.at(-1).sent[0].offsets, { 1001: { epoch: 7, seq: 1 } });
+        assert.deepEqual(api.tasks.at(-1).sent[0].offsets, { 1001: { epoch: 7, seq: 1, ts: 1_000_000_000_001 } });
         assert.equal(api.open.length, 1);
     });
 
