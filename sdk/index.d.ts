@@ -26,13 +26,21 @@ export type Rejection = 'FORBIDDEN' | 'LIMIT_EXCEEDED' | (string & {});
 export interface Change extends Market {
     /** `stored`: the state came from storage, before the gateway delivered any. */
     cause: 'update' | 'snapshot' | 'stored';
-    /** Names of the lines that were set or removed. */
+    /** Names of the lines that were set or removed, or some of whose selections were. */
     changed: string[];
     /** True if history was lost, or more was missed than the gateway replays. */
     reset: boolean;
     /** True if this device was too slow, so that the snapshot replaces the updates before it. */
     conflated: boolean;
+    /** Why one message stands for several updates, else null. See `Fold`. */
+    fold: Fold | null;
 }
+
+/**
+ * `resumed`: updates were missed while this device was away. `paced`: the client asked for a slower pace. `slow`: this
+ * device, or its network, took the updates too slowly.
+ */
+export type Fold = 'resumed' | 'paced' | 'slow';
 
 /** `paused`: the app is in the background. `stopped`: a close code said that reconnecting is pointless; call `start`. */
 export type State = 'idle' | 'connecting' | 'open' | 'waiting' | 'paused' | 'stopped' | 'closed';

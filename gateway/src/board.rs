@@ -33,6 +33,7 @@ const FILES: &[File] = &[
     File::js("/board/sdk/gaps.js", include_str!("../../sdk/src/gaps.js")),
     File::js("/board/sdk/heartbeat.js", include_str!("../../sdk/src/heartbeat.js")),
     File::js("/board/sdk/json.js", include_str!("../../sdk/src/json.js")),
+    File::js("/board/sdk/lines.js", include_str!("../../sdk/src/lines.js")),
     File::js("/board/sdk/markets.js", include_str!("../../sdk/src/markets.js")),
     File::js("/board/sdk/requests.js", include_str!("../../sdk/src/requests.js")),
     File::js("/board/sdk/store.js", include_str!("../../sdk/src/store.js")),

@@ -1,5 +1,7 @@
 // The subscribed markets, and how acks, snapshots and updates change them. No I/O.
 
+import { checkLines, merged, without } from './lines.js';
+
 /** Updates held per market while a gap before them is fetched. Beyond it the oldest is dropped, and fetched as a gap later. */
 const MAX_LATER = 1000;
 
@@ -13,7 +15,8 @@ export class Markets {
      * connection is open. `on` has the callbacks:
      * - `event(type, event)` receives the events for the app.
      * - `ask(id)` is called when a market must be subscribed or resumed again.
-     * - `gap(market, missing)` is called when `missing` updates after the market's `seq` did not come.
+     * - `gap(market, missing)` is called when `missing` updates after the market's `seq` did not come; `Infinity`: when
+     *   only a snapshot helps.
      * - `changed()` is called when there is something to save.
      */
     constructor({ now, offsetMs, isOpen, on }) {
@@ -84,6 +87,7 @@ export class Markets {
             market.request = null;
             market.live = true;
             market.rejected = null;
+            market.liveFrom = Number(seq);
             market.awaits = kind === 'subscribe' || !recovered;
             if (!market.awaits) market.epoch = Number(epoch);
             else if (kind === 'subscribe' && !Number(seq) && market.seq === null) {
@@ -113,21 +117,32 @@ export class Markets {
 
     // ---- updates and snapshots ----
 
-    /** Applies an update that came over the socket. */
+    /** Applies an update that came over the socket. `from` makes it a fold: it has all changes of the seqs after `from`. */
     updated(update) {
         const market = this.#markets.get(Number(update.marketId));
         if (!market || !market.live || market.awaits) return;
         const seq = Number(update.seq);
+        const from = update.from === undefined ? seq - 1 : Number(update.from);
+        if (!(from < seq)) throw new TypeError('from is not below seq');
         if (market.gap) {
             market.gap.later.push(update);
             if (market.gap.later.length > MAX_LATER) market.gap.later.shift();
-        } else if (seq === market.seq + 1) {
-            this.apply(market, update);
-        } else if (seq > market.seq) {
-            market.gap = { later: [update], tries: 0 };
-            this.#on.gap(market, seq - market.seq - 1);
+        } else if (seq <= market.seq) {
+            // It is known already.
+        } else if (from > market.seq) {
+            this.#gap(market, [update], from - market.seq);
+        } else if (!this.apply(market, update, update.from === undefined ? null : this.#whyFold(market, from))) {
+            this.#gap(market, [], Infinity);
         }
     }
+
+    #gap(market, later, missing) {
+        market.gap = { later, tries: 0 };
+        this.#on.gap(market, missing);
+    }
+
+    /** A resume's folds begin before the position in its ack. A live fold is one because this device was too slow. */
+    #whyFold(market, from) { return from < market.liveFrom ? 'resumed' : 'slow'; }
 
     /** Applies a snapshot that came over the socket. Before the ack it belongs to an earlier subscription. */
     snapshot(message) {
@@ -135,29 +150,34 @@ export class Markets {
         if (market && market.live) this.replace(market, message);
     }
 
-    /** Applies the update whose seq is the market's plus one. */
-    apply(market, { seq, ts, payload }) {
-        check(seq, payload);
-        // Spread defines members, including one named __proto__. Assignment would not.
-        const lines = { ...market.lines, ...payload };
-        for (const name of Object.keys(payload)) if (payload[name] === null) delete lines[name];
+    /**
+     * Applies an update that continues from the market's seq, or a fold that includes it. Returns false, and changes
+     * nothing, if the update patches a line that the market does not have.
+     */
+    apply(market, { seq, ts, payload, patch }, fold = null) {
+        checkSeq(seq);
+        checkLines({ payload, patch });
+        const lines = merged(market.lines, payload, patch);
+        if (!lines) return false;
         Object.assign(market, { seq: Number(seq), ts: Number(ts), lines });
         // The ack of another subscribe is the way to learn the epoch of a market's first update.
         if (!market.epoch) this.#on.ask(market.id);
-        this.#changed(market, { cause: 'update', changed: Object.keys(payload) });
+        this.#changed(market, { cause: 'update', changed: Object.keys({ ...payload, ...patch }), fold });
+        return true;
     }
 
     /** Replaces the market's state. Only a reset may go back to an earlier position. */
     replace(market, { epoch, seq, ts, payload, reset, conflated }) {
-        check(seq, payload);
+        checkSeq(seq);
+        checkLines({ payload });
         const to = { epoch: Number(epoch) || 0, seq: Number(seq) };
         const isKnown = market.seq !== null;
         const isEarlier = to.epoch < market.epoch || (to.epoch === market.epoch && to.seq < market.seq);
         if (isKnown && !reset && isEarlier) return;
         const isSame = isKnown && !reset && to.epoch === market.epoch && to.seq === market.seq;
         const before = market.lines;
-        Object.assign(market, to, { ts: Number(ts), lines: { ...payload }, gap: null, awaits: false });
-        for (const name of Object.keys(payload)) if (payload[name] === null) delete market.lines[name];
+        Object.assign(market, to, { ts: Number(ts), lines: without(payload, { ...payload }), gap: null, awaits: false });
+        if (reset) market.liveFrom = to.seq;
         if (isSame) return;
         const changed = [...new Set([...Object.keys(before), ...Object.keys(payload)])];
         this.#changed(market, { cause: 'snapshot', changed, reset: Boolean(reset), conflated: Boolean(conflated) });
@@ -165,7 +185,7 @@ export class Markets {
 
     #changed(market, how) {
         this.#on.changed();
-        this.#on.event('change', { ...this.view(market), reset: false, conflated: false, ...how });
+        this.#on.event('change', { ...this.view(market), reset: false, conflated: false, fold: null, ...how });
     }
 
     // ---- freshness ----
@@ -202,6 +222,7 @@ function newMarket(id) {
         lines: {},
         live: false, // its subscribe or resume was acknowledged on this connection
         awaits: false, // a snapshot was announced: no update fits before it has come
+        liveFrom: 0, // the seq at which live delivery started: updates up to it were missed
         request: null, // the id of the request whose ack makes it live
         fresh: false, // as the last `fresh` event said
         gap: null, // {later, tries} while missing updates are fetched
@@ -209,8 +230,6 @@ function newMarket(id) {
     };
 }
 
-/** Throws before anything is changed. */
-function check(seq, payload) {
-    const isCount = Number.isSafeInteger(Number(seq)) && Number(seq) >= 0;
-    if (!isCount || !payload || typeof payload !== 'object') throw new TypeError('no seq or payload');
+function checkSeq(seq) {
+    if (!Number.isSafeInteger(Number(seq)) || Number(seq) < 0) throw new TypeError('no seq');
 }

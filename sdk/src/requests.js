@@ -69,10 +69,14 @@ export class Requests {
         this.#sendChunks('resume', wanted((market) => market.seq !== null && !market.live), (ids) => ({
             type: 'resume',
             offsets: Object.fromEntries(ids.map((id) => [id, offsetOf(this.#markets.get(id))])),
+            fold: true,
+            patch: true,
         }));
-        this.#sendChunks('subscribe', wanted((market) => market.seq === null), (ids) => ({ type: 'subscribe', markets: ids.map(String), snapshot: true }));
-        // These markets are live already. The ack brings their epoch.
-        this.#sendChunks('learn', wanted((market) => market.live), (ids) => ({ type: 'subscribe', markets: ids.map(String) }));
+        this.#sendChunks('subscribe', wanted((market) => market.seq === null), (ids) => ({
+            type: 'subscribe', markets: ids.map(String), snapshot: true, fold: true, patch: true,
+        }));
+        // These markets are live already. The ack brings their epoch. Without a snapshot there is no `patch`.
+        this.#sendChunks('learn', wanted((market) => market.live), (ids) => ({ type: 'subscribe', markets: ids.map(String), fold: true }));
         if (this.#subscribe.size || this.#unsubscribe.size) this.flushSoon(SEND_AGAIN_MS);
     }
 

@@ -26,6 +26,47 @@ test('a line may be named like a member of every object', async () => {
     assert.equal({}.yes, undefined);
 });
 
+test('a subscribe and a resume ask for folds and patches', async () => {
+    const world = await live();
+    assert.deepEqual(world.sent('subscribe').map(({ id, ...message }) => message), [{ type: 'subscribe', markets: ['1001'], snapshot: true, fold: true, patch: true }]);
+    world.close(1006);
+    await world.resumed();
+    const [{ fold, patch }] = world.sent('resume');
+    assert.deepEqual({ fold, patch }, { fold: true, patch: true });
+});
+
+test('a change says why its update is a fold', async () => {
+    const world = await live({ 1001: 5 });
+    world.receive({ ...update(1001, 9), from: 5 });
+    world.receive(update(1001, 10));
+    world.close(1006);
+    await world.pass(wait(world));
+    world.socket.on.open();
+    world.receive({ type: 'ack', ok: true, id: world.sent('resume')[0].id, positions: { 1001: { epoch: 7, seq: 500, recovered: true } } });
+    world.receive({ ...update(1001, 501), from: 10 });
+    world.receive({ ...update(1001, 504), from: 501 });
+    assert.deepEqual(world.of('change').map(({ seq, cause, fold }) => [seq, cause, fold]), [
+        [5, 'snapshot', null], [9, 'update', 'slow'], [10, 'update', null], [501, 'update', 'resumed'], [504, 'update', 'slow'],
+    ]);
+});
+
+test('a patch leaves the other selections, and the lines that were shown before, as they were', async () => {
+    const world = await live();
+    const before = world.client.market(1001).lines;
+    world.receive('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"patch":{"win":{"no":2.10}},"payload":{"total":{"over":1.90}}}');
+    assert.deepEqual(world.client.market(1001).lines, { win: { yes: '1.50', no: '2.10' }, total: { over: '1.90' } });
+    assert.deepEqual(before, { win: { yes: '1.50' } });
+    assert.deepEqual(world.of('change').at(-1).changed.sort(), ['total', 'win']);
+});
+
+test('a malformed fold or patch changes nothing and is reported', async () => {
+    const world = await live({ 1001: 5 });
+    for (const bad of [{ from: 6 }, { from: 'x' }, { from: null, payload: 5 }, { payload: undefined, patch: 5 }, { payload: undefined, patch: { win: null } }, { payload: [] }]) {
+        world.receive({ ...update(1001, 6), ...bad });
+    }
+    assert.deepEqual([world.seq(), world.of('error').length, world.requests.length], [5, 6, 0]);
+});
+
 test('updates and snapshots that are known already are ignored', async () => {
     const world = await live({ 1001: 5 });
     const changes = world.of('change').length;
