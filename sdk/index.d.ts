@@ -19,6 +19,8 @@ export interface Market {
     ageMs: number | null;
     /** Why the gateway refused the market, else null. */
     rejected: Rejection | null;
+    /** The gateway sends at most one message in so many ms; 0: every update at once. */
+    conflateMs: number;
 }
 
 export type Rejection = 'FORBIDDEN' | 'LIMIT_EXCEEDED' | (string & {});
@@ -116,6 +118,18 @@ export interface Options {
     tokenIn?: 'query' | 'protocol';
 }
 
+/** What to ask the gateway for. A gateway that does not know a member ignores it. */
+export interface SubscribeOptions {
+    /** At most one message in so many ms, with all changes in between: 0 (the default) to 60000. The gateway may round up. */
+    conflateMs?: number;
+    /** The same while the page or mini-program is hidden: 1000 by default. The slower of the two counts. */
+    hiddenConflateMs?: number;
+    /** False for every single update, without a pace. Only for markets that are not subscribed yet. */
+    fold?: boolean;
+    /** False for whole lines. Only for markets that are not subscribed yet. */
+    patch?: boolean;
+}
+
 export type Token = string | { token: string; /** Unix ms */ expiresAt?: number };
 
 export class Client {
@@ -131,8 +145,10 @@ export class Client {
     start(): void;
     /** Saves the markets and disconnects. `start` connects again. */
     close(): void;
-    /** Throws a TypeError for anything that is not a market id. */
-    subscribe(markets: MarketId | readonly MarketId[]): void;
+    /**
+     * Throws a TypeError for anything that is not a market id. With options for a subscribed market, changes its paces.
+     */
+    subscribe(markets: MarketId | readonly MarketId[], options?: SubscribeOptions): void;
     unsubscribe(markets: MarketId | readonly MarketId[]): void;
     /** Returns a subscribed market, or undefined until a state of it is known. */
     market(id: MarketId): Market | undefined;

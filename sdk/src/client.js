@@ -56,7 +56,8 @@ export class Client {
                 opened: () => this.#opened(),
                 message: (text) => this.#message(text),
                 dropped: () => this.#dropped(),
-                hidden: () => this.#store.save(),
+                hidden: () => { this.#hidden(true); this.#store.save(); },
+                shown: () => this.#hidden(false),
                 state: (event) => { emit('state', event); markets.reportFresh(); },
                 error: (event) => emit('error', event),
             },
@@ -87,10 +88,16 @@ export class Client {
         this.#connection.close();
     }
 
-    subscribe(ids) {
+    subscribe(ids, options) {
+        const all = optionsOf(options);
         for (const id of listOf(ids)) {
-            if (this.#markets.get(id)) continue;
-            this.#markets.add(id);
+            const known = this.#markets.get(id);
+            if (known) {
+                const { conflateMs, hiddenConflateMs } = all;
+                if (options) known.options = { ...known.options, conflateMs, hiddenConflateMs };
+                continue;
+            }
+            this.#markets.add(id, all);
             this.#requests.subscribe(id);
             const state = this.#store.stateOf(id);
             if (state) this.#markets.restore(id, state);
@@ -130,6 +137,12 @@ export class Client {
     #dropped() {
         this.#requests.forgetSent();
         this.#markets.disconnected();
+    }
+
+    #hidden(isHidden) {
+        this.#requests.isHidden = isHidden;
+        // At once: a hidden app may freeze before a timer fires.
+        this.#requests.flush();
     }
 
     #ask(id) {
@@ -177,11 +190,12 @@ export class Client {
         const request = this.#requests.take(id);
         if (!request) return;
         if (request.kind === 'refresh') this.#scheduleRefresh(RETRY_TOKEN_MS);
-        this.#markets.acked(id, request.kind, message);
+        this.#markets.acked(id, request, message);
     }
 
     #refused({ id, code, message }) {
         const request = this.#requests.take(Number(id));
+        if (request && request.kind === 'pace' && code === 'BAD_MESSAGE') return this.#requests.giveUpPace();
         this.#emit('error', { kind: 'refused', code, error: new Error(`${code}: ${message}`) });
         if (!request) return;
         if (request.kind === 'refresh') {
@@ -226,6 +240,15 @@ export class Client {
             }
         }
     }
+}
+
+const CONFLATE_MAX_MS = 60_000;
+
+function optionsOf({ fold = true, patch = true, conflateMs = 0, hiddenConflateMs = 1000 } = {}) {
+    for (const ms of [conflateMs, hiddenConflateMs]) {
+        if (!Number.isInteger(ms) || ms < 0 || ms > CONFLATE_MAX_MS) throw new TypeError(`not 0 to ${CONFLATE_MAX_MS} ms: ${ms}`);
+    }
+    return { fold: Boolean(fold), patch: Boolean(patch), conflateMs, hiddenConflateMs };
 }
 
 function listOf(ids) {

@@ -50,7 +50,7 @@ export class Connection {
      * - `opening()` and `opened()` are called before and after the state changes to open.
      * - `message(text)` receives each message of the current socket.
      * - `dropped()` is called when the current socket is given up, whatever the reason.
-     * - `hidden()` is called when the app goes to the background.
+     * - `hidden()` and `shown()` are called when the app goes to the background and when it is back.
      * - `state(event)` and `error(event)` receive the events of these types.
      */
     constructor({ host, url, tokenIn, timers, heartbeat, token, on }) {
@@ -71,6 +71,8 @@ export class Connection {
         if (this.#state !== 'idle' && this.#state !== 'stopped' && this.#state !== 'closed') return;
         this.#attempts = 0;
         if (!this.#unwatch && this.#host.watch) {
+            this.#isHidden = this.#isOffline = false; // changes that came after `close` were missed
+            this.#on.shown();
             this.#unwatch = this.#host.watch({
                 shown: () => this.#shown(),
                 hidden: () => this.#hidden(),
@@ -206,7 +208,7 @@ export class Connection {
 
     get #isPaused() { return this.#isHidden && Boolean(this.#host.pausesInBackground); }
 
-    #shown() { this.#isHidden = false; this.#hurry(); }
+    #shown() { this.#isHidden = false; this.#on.shown(); this.#hurry(); }
 
     #hidden() { this.#isHidden = true; this.#on.hidden(); }
 

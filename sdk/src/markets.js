@@ -32,7 +32,7 @@ export class Markets {
 
     ids() { return this.#markets.keys(); }
 
-    add(id) { this.#markets.set(id, newMarket(id)); }
+    add(id, options) { this.#markets.set(id, newMarket(id, options)); }
 
     delete(id) {
         this.#markets.get(id).gap = null;
@@ -49,9 +49,9 @@ export class Markets {
 
     /** Returns what an app sees of a market: `Market` in index.d.ts. */
     view(market) {
-        const { id, epoch, seq, ts, lines, rejected } = market;
+        const { id, epoch, seq, ts, lines, rejected, conflateMs } = market;
         const ageMs = ts ? Math.max(0, this.#now() + (this.#offsetMs() || 0) - ts) : null;
-        return { marketId: id, epoch, seq, ts, lines, fresh: this.#isFresh(market), ageMs, rejected };
+        return { marketId: id, epoch, seq, ts, lines, fresh: this.#isFresh(market), ageMs, rejected, conflateMs };
     }
 
     // ---- the connection ----
@@ -59,8 +59,9 @@ export class Markets {
     /** Forgets requests and gaps: the connection is gone, so no market is live. */
     disconnected() {
         for (const market of this.all()) {
-            market.request = market.gap = null;
-            market.live = false;
+            market.request = market.gap = market.askedMs = null;
+            market.live = market.wasPaced = false;
+            market.conflateMs = 0;
         }
     }
 
@@ -69,8 +70,9 @@ export class Markets {
         for (const id of ids) Object.assign(this.#markets.get(id), { request, gap: null });
     }
 
-    /** Applies the ack of the request `id`. `kind` is that of `Requests.send`. */
-    acked(id, kind, { positions = {}, rejected = [] }) {
+    /** Applies the ack of the request `id`, which `Requests.take` returned. */
+    acked(id, { kind, ids, conflateMs: askedMs }, { positions = {}, rejected = [], conflateMs }) {
+        if (kind === 'pace') for (const market of ids) this.#paced(this.#markets.get(market), Number(conflateMs === undefined ? askedMs : conflateMs));
         for (const { marketId, code } of rejected) this.#rejected(id, kind, Number(marketId), code);
         // A new token may allow a market that was refused, and an unsubscribe makes room for one.
         if (kind === 'refresh') this.#askAgain('FORBIDDEN', rejected);
@@ -86,6 +88,8 @@ export class Markets {
             if (market.request !== id) continue;
             market.request = null;
             market.live = true;
+            // A gateway that knows no pace says none.
+            this.#paced(market, Number(conflateMs) || 0);
             market.rejected = null;
             market.liveFrom = Number(seq);
             market.awaits = kind === 'subscribe' || !recovered;
@@ -97,11 +101,18 @@ export class Markets {
         this.#on.changed();
     }
 
+    /** Notes the pace that the gateway keeps. The first fold after a slower pace is still due to that pace. */
+    #paced(market, conflateMs) {
+        if (!market) return;
+        if (market.conflateMs > conflateMs) market.wasPaced = true;
+        market.conflateMs = conflateMs;
+    }
+
     #rejected(request, kind, id, code) {
         const market = this.#markets.get(id);
         if (!market || (kind !== 'refresh' && market.request !== request)) return;
         market.live = false;
-        market.request = market.gap = null;
+        market.request = market.gap = market.askedMs = null;
         const isNew = market.rejected !== code;
         market.rejected = code;
         if (isNew) this.#on.event('rejected', { marketId: id, code });
@@ -141,8 +152,11 @@ export class Markets {
         this.#on.gap(market, missing);
     }
 
-    /** A resume's folds begin before the position in its ack. A live fold is one because this device was too slow. */
-    #whyFold(market, from) { return from < market.liveFrom ? 'resumed' : 'slow'; }
+    /** Only the folds of a resume begin before the position in its ack. */
+    #whyFold({ liveFrom, conflateMs, wasPaced }, from) {
+        if (from < liveFrom) return 'resumed';
+        return conflateMs || wasPaced ? 'paced' : 'slow';
+    }
 
     /** Applies a snapshot that came over the socket. Before the ack it belongs to an earlier subscription. */
     snapshot(message) {
@@ -159,7 +173,7 @@ export class Markets {
         checkLines({ payload, patch });
         const lines = merged(market.lines, payload, patch);
         if (!lines) return false;
-        Object.assign(market, { seq: Number(seq), ts: Number(ts), lines });
+        Object.assign(market, { seq: Number(seq), ts: Number(ts), lines, wasPaced: false });
         // The ack of another subscribe is the way to learn the epoch of a market's first update.
         if (!market.epoch) this.#on.ask(market.id);
         this.#changed(market, { cause: 'update', changed: Object.keys({ ...payload, ...patch }), fold });
@@ -213,9 +227,13 @@ export class Markets {
     }
 }
 
-function newMarket(id) {
+function newMarket(id, options) {
     return {
         id,
+        options, // {fold, patch, conflateMs, hiddenConflateMs}
+        askedMs: null, // the pace asked for on this connection, null before
+        conflateMs: 0, // the pace that the gateway keeps
+        wasPaced: false, // the pace became faster, and no update has come since
         epoch: 0, // 0 until it is known
         seq: null, // null until a state is known
         ts: 0,

@@ -31,6 +31,7 @@ export function web({ WebSocket = globalThis.WebSocket, fetch = globalThis.fetch
             };
             const page = globalThis.document;
             listen(page, 'visibilitychange', () => (page.visibilityState === 'hidden' ? hidden() : shown()));
+            if (page && page.visibilityState === 'hidden') hidden(); // a page may be opened in the background
             listen(globalThis, 'pageshow', ({ persisted }) => { if (persisted) shown(); });
             listen(globalThis, 'online', online);
             listen(globalThis, 'offline', offline);

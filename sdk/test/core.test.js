@@ -50,6 +50,91 @@ test('a change says why its update is a fold', async () => {
     ]);
 });
 
+/** The members of a message beyond its type and id. */
+const plain = (messages) => messages.map(({ type, id, ...members }) => members);
+const ackPace = (world, more = {}) => world.receive({ type: 'ack', ok: true, id: world.sent('pace').at(-1).id, ...more });
+
+test('a hidden app asks for a message per second, a shown one for all updates, and the ack says what holds', async () => {
+    const world = await live({ 1001: 1, 1002: 1 });
+    world.on.hidden();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000 }]);
+    assert.equal(world.client.market(1001).conflateMs, 0);
+    ackPace(world, { conflateMs: 2000 });
+    assert.deepEqual([1001, 1002].map((id) => world.client.market(id).conflateMs), [2000, 2000]);
+    world.receive({ ...update(1001, 9), from: 1 });
+    world.on.shown();
+    assert.deepEqual(plain(world.sent('pace')).at(-1), { conflateMs: 0 });
+    ackPace(world);
+    assert.equal(world.client.market(1001).conflateMs, 0);
+    world.receive({ ...update(1001, 12), from: 9 }); // what the slower pace held back
+    world.receive({ ...update(1001, 14), from: 12 });
+    assert.deepEqual(world.of('change').map(({ fold }) => fold), [null, null, 'paced', 'paced', 'slow']);
+    world.on.shown();
+    assert.equal(world.sent('pace').length, 2);
+});
+
+test('a market may have a pace of its own, shown and hidden', async () => {
+    const world = new World();
+    world.client.subscribe(1001);
+    world.client.subscribe([1002, 1003], { conflateMs: 500, hiddenConflateMs: 3000 });
+    world.client.subscribe(1004, { conflateMs: 2000, hiddenConflateMs: 0 });
+    world.client.subscribe(1005, { conflateMs: 2000, fold: false, patch: false });
+    world.client.start();
+    await world.settle();
+    world.socket.on.open();
+    const both = { snapshot: true, fold: true, patch: true };
+    assert.deepEqual(plain(world.sent('subscribe')), [
+        { markets: ['1001'], ...both },
+        { markets: ['1002', '1003'], ...both, conflateMs: 500 },
+        { markets: ['1004'], ...both, conflateMs: 2000 },
+        { markets: ['1005'], snapshot: true },
+    ]);
+    world.on.hidden();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000, markets: ['1001'] }, { conflateMs: 3000, markets: ['1002', '1003'] }]);
+    world.client.subscribe(1001, { conflateMs: 4000 });
+    await world.pass(0);
+    assert.deepEqual(plain(world.sent('pace')).at(-1), { conflateMs: 4000, markets: ['1001'] });
+    assert.equal(world.sent('subscribe').length, 4);
+});
+
+test('a client that connects while hidden asks for the slower pace at once', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.close(1006);
+    await world.pass(wait(world));
+    world.socket.on.open();
+    assert.equal(world.sent('resume')[0].conflateMs, 1000);
+    const [{ id }] = world.sent('resume');
+    world.receive({ type: 'ack', ok: true, id, positions: { 1001: { epoch: 7, seq: 1, recovered: true } }, conflateMs: 1000 });
+    assert.deepEqual([world.client.market(1001).conflateMs, world.sent('pace').length], [1000, 0]);
+    world.on.shown();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 0 }]);
+});
+
+test('a gateway that does not know pace is not asked again on its connection', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.receive({ type: 'error', code: 'BAD_MESSAGE', message: 'type: unknown', id: world.sent('pace')[0].id });
+    world.on.shown();
+    world.on.hidden();
+    await world.pass(1000);
+    assert.deepEqual([world.sent('pace').length, world.of('error').length, world.client.market(1001).conflateMs], [1, 0, 0]);
+});
+
+test('a pace that the server refused because it came too fast is asked for again', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.receive({ type: 'error', code: 'RATE_LIMITED', message: 'slow down', id: world.sent('pace')[0].id });
+    await world.pass(2000);
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000 }, { conflateMs: 1000 }]);
+});
+
+test('subscribe throws for a pace that no gateway accepts', () => {
+    const world = new World();
+    for (const ms of [-1, 60_001, 1.5, '5', NaN]) assert.throws(() => world.client.subscribe(1001, { conflateMs: ms }), TypeError);
+    assert.equal(world.client.market(1001), undefined);
+});
+
 test('a patch leaves the other selections, and the lines that were shown before, as they were', async () => {
     const world = await live();
     const before = world.client.market(1001).lines;

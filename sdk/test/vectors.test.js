@@ -57,6 +57,10 @@ class Run {
             world.receive(step.say.replace(/"id":\$(\w+),?/, (_, type) => `"id":${world.sent(type).at(-1).id},`));
             await world.pass(0);
             if (step.sends) assert.deepEqual(sorted(this.#sent(from)), sorted(step.sends));
+        } else if (step.app) {
+            const from = world.socket.sent.length;
+            world.on[step.app]();
+            assert.deepEqual(sorted(this.#sent(from)), sorted(step.sends));
         } else if (step.get) {
             const at = this.requests.findIndex(({ url }) => url.pathname + query(url) === step.get);
             assert.notEqual(at, -1, `requested: ${this.requests.map(({ url }) => url.href)}`);

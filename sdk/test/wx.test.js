@@ -115,6 +115,15 @@ for (const promise of [false, true]) {
     });
 }
 
+test('a hidden mini-program asks for a slower pace before it freezes, and for all updates when it is shown', async () => {
+    const { api, task } = await live();
+    const paces = () => task.sent.filter(({ type }) => type === 'pace').map(({ conflateMs }) => conflateMs);
+    api.tell('AppHide');
+    assert.deepEqual(paces(), [1000]);
+    api.tell('AppShow');
+    assert.deepEqual(paces(), [1000, 0]);
+});
+
 test('a socket that survived the background is kept', async () => {
     const { api, world, task } = await live();
     api.tell('AppHide');
