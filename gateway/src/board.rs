@@ -27,6 +27,7 @@ const FILES: &[File] = &[
     File::js("/board/i18n.js", pages::I18N_JS),
     File::svg("/board/icon.svg", pages::ICON_SVG),
     File::js("/board/sdk/index.js", include_str!("../../sdk/src/index.js")),
+    File::js("/board/sdk/backoff.js", include_str!("../../sdk/src/backoff.js")),
     File::js("/board/sdk/client.js", include_str!("../../sdk/src/client.js")),
     File::js("/board/sdk/clock.js", include_str!("../../sdk/src/clock.js")),
     File::js("/board/sdk/connection.js", include_str!("../../sdk/src/connection.js")),

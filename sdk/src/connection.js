@@ -7,14 +7,13 @@
 //
 // Each attempt has a generation. Events of a socket of an earlier generation are ignored.
 
+import { BACKOFF_MAX_MS, backoffMs, firstRetryMs } from './backoff.js';
 import { RETRY_TOKEN_MS } from './token.js';
 
 /** Close codes that end reconnecting: docs/protocol.md#close-codes. sdk/test/close-codes.test.js compares the two. */
 const STOP = new Set([1002, 1003, 1007, 1009, 4403]);
 /** The least wait before a reconnect, by close code. Holds when no `bye` said a longer one. */
 const LEAST_WAIT_MS = { 1013: 1000, 4409: 1000, 4429: 5000 };
-const BACKOFF_MS = 500;
-const BACKOFF_MAX_MS = 30_000;
 /** A connection that lasted this long resets the backoff. */
 const STABLE_MS = 10_000;
 const CONNECT_TIMEOUT_MS = 15_000;
@@ -112,7 +111,7 @@ export class Connection {
         const url = `${this.#url.replace(/^http/, 'ws')}/ws/odds${isInQuery ? `?token=${encodeURIComponent(token)}` : ''}`;
         const limit = () => this.#timers.set('connect', CONNECT_TIMEOUT_MS, (late) => {
             // After a freeze the response may be waiting already.
-            if (late) limit(); else this.#closed(1006, 'CONNECT_TIMEOUT');
+            if (late) limit(); else this.#giveUp('CONNECT_TIMEOUT');
         });
         limit();
         let socket = null;
@@ -124,7 +123,7 @@ export class Connection {
             });
         } catch (error) {
             this.#on.error({ kind: 'socket', error });
-            if (generation === this.#generation) this.#closed(1006, 'CANNOT_CONNECT');
+            if (generation === this.#generation) this.#giveUp('CANNOT_CONNECT');
             return;
         }
         // A host may report the failure before it returns the socket.
@@ -167,10 +166,13 @@ export class Connection {
     /** Expects the close that follows a `bye`. What the bye says overrides the close code that arrives. */
     bye({ code, reason, reconnect, afterMs }) {
         this.#bye = { code: Number(code), reason, reconnect, afterMs: Math.min(Number(afterMs) || 0, BYE_AFTER_MAX_MS) };
-        this.#timers.set('bye', BYE_TIMEOUT_MS, () => this.#closed(1006, 'NO_CLOSE'));
+        this.#timers.set('bye', BYE_TIMEOUT_MS, () => this.#giveUp('NO_CLOSE'));
     }
 
-    #closed(code, reason) {
+    /** Ends a connection by the client's own decision. */
+    #giveUp(reason) { this.#closed(1006, reason, true); }
+
+    #closed(code, reason, isOwn = false) {
         const wasOpen = this.#state === 'open';
         const bye = this.#bye;
         if (bye) ({ code, reason } = bye);
@@ -182,14 +184,18 @@ export class Connection {
         // A browser does not say why a handshake failed: it may have been a 401.
         if (code === 4401 || (!wasOpen && this.#token.ageMs > RETRY_TOKEN_MS)) this.#token.forget();
         if (wasOpen && this.#host.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
-        this.#wait({ code, reason, afterMs: Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0) });
+        const afterMs = Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0);
+        // A gateway that says when to come back spreads its clients itself.
+        this.#wait({ code, reason, afterMs, isCut: wasOpen && !isOwn && !bye && !afterMs });
     }
 
-    /** Waits `afterMs` and a random backoff, then connects. */
-    #wait({ code, reason, afterMs = 0 }) {
+    /** Waits `afterMs` and a random time, then connects. `isCut`: the connection ended, and the client did not end it. */
+    #wait({ code, reason, afterMs = 0, isCut = false }) {
         if (this.#isPaused) return this.#become('paused', { code, reason });
-        const most = Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** this.#attempts++);
-        const retryInMs = afterMs + (this.#isOffline ? BACKOFF_MAX_MS : this.#host.random() * most);
+        const random = this.#host.random();
+        const backoff = isCut && !this.#attempts ? firstRetryMs(random) : backoffMs(this.#attempts, random);
+        this.#attempts += 1;
+        const retryInMs = afterMs + (this.#isOffline ? BACKOFF_MAX_MS : backoff);
         this.#notBefore = this.#host.now() + afterMs;
         this.#become('waiting', { code, reason, retryInMs });
         this.#timers.set('retry', retryInMs, () => this.#connect());
@@ -223,7 +229,7 @@ export class Connection {
     #tickSoon() {
         this.#timers.set('tick', TICK_MS, (late) => {
             if (this.#heartbeat.tick(late)) this.#tickSoon();
-            else this.#closed(1006, 'SILENT');
+            else this.#giveUp('SILENT');
         });
     }
 

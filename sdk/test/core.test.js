@@ -2,6 +2,17 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { World, snapshot, update, wait } from './world.js';
 
+/** Returns a random number generator (mulberry32) that gives the same numbers for the same seed. */
+function seeded(seed) {
+    let state = seed;
+    return () => {
+        state = (state + 0x6d2b79f5) | 0;
+        let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+        mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+        return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+    };
+}
+
 const live = (positions, epoch) => new World().live(positions, epoch);
 
 test('an update replaces whole lines, and null removes one', async () => {
@@ -307,7 +318,7 @@ test('the client closes the socket if no close follows a bye', async () => {
 });
 
 test('after 4429 the client waits at least 5 s, after 1013 at least 1 s', async () => {
-    for (const [code, least] of [[4429, 5000], [1013, 1000], [1006, 0]]) {
+    for (const [code, least] of [[4429, 5000], [1013, 1000]]) {
         const world = await live();
         world.close(code);
         assert.equal(wait(world), least + 250);
@@ -323,14 +334,44 @@ test('the backoff doubles with full jitter up to 30 s, and a connection of 10 s 
         await world.pass(waits[n]);
         world.close(1006);
     }
-    assert.deepEqual(waits, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
+    assert.deepEqual(waits.map(Math.round), [667, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
     await world.resumed();
     world.close(1006);
     assert.equal(wait(world), 15_000);
     await world.resumed();
     await world.pass(10_000);
     world.close(1006);
-    assert.equal(wait(world), 250);
+    assert.equal(Math.round(wait(world)), 667);
+});
+
+test('the first retries after a cut spread over 3 s, and half of them come within a second', async () => {
+    const random = seeded(15);
+    const waits = [];
+    for (let n = 0; n < 500; n += 1) {
+        const world = await new World({}, { random }).live();
+        world.close(1006);
+        waits.push(wait(world));
+    }
+    waits.sort((a, b) => a - b);
+    assert.ok(waits[250] < 900, `median ${waits[250]}`);
+    assert.ok(waits[499] > 2900 && waits[499] <= 3000, `last ${waits[499]}`);
+    const perTenth = Array.from({ length: 30 }, (_, n) => waits.filter((ms) => Math.floor(ms / 100) === n).length);
+    assert.ok(Math.max(...perTenth) <= 60, `in 100 ms: ${perTenth}`);
+});
+
+test('a retry after the client\'s own decision, or after a bye, is not spread', async () => {
+    const bye = await live();
+    bye.receive({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 0 });
+    bye.close(1012);
+    assert.equal(wait(bye), 250);
+    const silent = await live();
+    await silent.pass(45_000);
+    assert.equal(silent.of('state').find(({ reason }) => reason === 'SILENT').retryInMs, 250);
+    const unreachable = new World();
+    unreachable.client.start();
+    await unreachable.settle();
+    unreachable.close(1006);
+    assert.equal(wait(unreachable), 250);
 });
 
 test('after 4401 the client asks for a new token, after another close it uses the old one', async () => {
