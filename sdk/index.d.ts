@@ -13,7 +13,10 @@ export interface Market {
     /** When the last update was accepted, in Unix ms of the server's clock; 0 before the first update. */
     ts: number;
     lines: Lines;
-    /** True while updates arrive, none is missing, and the gateway's prices are not stale. */
+    /**
+     * True while updates arrive in time, none is missing, and the gateway's prices are not stale. False after a freeze
+     * of the app until the gateway answers a ping, and when the last update came more than 5 s late.
+     */
     fresh: boolean;
     /** The age of the last update, corrected for the difference of the clocks; null before the first update. */
     ageMs: number | null;
@@ -86,8 +89,13 @@ export interface Host {
     /** True if the client must not connect while the app is hidden. */
     pausesInBackground?: boolean;
     storage?: Storage;
-    /** Unix ms. */
+    /** The device's clock, in Unix ms. */
     now(): number;
+    /**
+     * Ms since any moment, by a clock that cannot be set. It may stand still while the device sleeps. Without it, a change
+     * of the device's clock looks like a freeze of the app.
+     */
+    monotonic?(): number;
     /** 0 ≤ x < 1 */
     random(): number;
     setTimeout(run: () => void, ms: number): unknown;

@@ -38,6 +38,7 @@ const FILES: &[File] = &[
     File::js("/board/sdk/markets.js", include_str!("../../sdk/src/markets.js")),
     File::js("/board/sdk/requests.js", include_str!("../../sdk/src/requests.js")),
     File::js("/board/sdk/store.js", include_str!("../../sdk/src/store.js")),
+    File::js("/board/sdk/time.js", include_str!("../../sdk/src/time.js")),
     File::js("/board/sdk/timers.js", include_str!("../../sdk/src/timers.js")),
     File::js("/board/sdk/token.js", include_str!("../../sdk/src/token.js")),
     File::js("/board/sdk/web.js", include_str!("../../sdk/src/web.js")),

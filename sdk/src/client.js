@@ -18,11 +18,12 @@ import { parse } from './json.js';
 import { Markets } from './markets.js';
 import { Requests } from './requests.js';
 import { Store } from './store.js';
+import { Time } from './time.js';
 import { Timers } from './timers.js';
 import { RETRY_TOKEN_MS, TokenHolder } from './token.js';
 
 export class Client {
-    #timers; #heartbeat; #token; #markets; #store; #connection; #requests;
+    #time; #timers; #heartbeat; #token; #markets; #store; #connection; #requests;
     #listeners = new Map(); // type → listeners
 
     constructor({ url, token, host, storage = host.storage, storageKey = 'kmarket', readAuth = false, tokenIn }) {
@@ -30,13 +31,17 @@ export class Client {
         if (typeof token !== 'function') throw new TypeError('token: a function');
         const base = url.replace(/\/+$/, '');
         const emit = (type, event) => this.#emit(type, event);
-        const now = () => host.now();
-        const timers = this.#timers = new Timers(host);
-        this.#heartbeat = new Heartbeat({ now, send: (message) => this.#connection.send(message) });
-        this.#token = new TokenHolder({ host, timers, heartbeat: this.#heartbeat, provider: token });
+        const time = this.#time = new Time(host);
+        const timers = this.#timers = new Timers({ host, time });
+        this.#heartbeat = new Heartbeat({
+            time,
+            send: (message) => this.#connection.send(message),
+            doubted: () => this.#markets.reportFresh(),
+        });
+        this.#token = new TokenHolder({ time, timers, provider: token });
         this.#markets = new Markets({
-            now,
-            offsetMs: () => this.#heartbeat.clock.offsetMs,
+            time,
+            heartbeat: this.#heartbeat,
             isOpen: () => this.state === 'open',
             on: {
                 event: emit,
@@ -47,14 +52,15 @@ export class Client {
         });
         const markets = this.#markets;
         // Timers of its own, because a lost connection cancels all the others.
-        this.#store = new Store({ host, timers: new Timers(host), storage, key: storageKey, markets, emit });
+        this.#store = new Store({ time, timers: new Timers({ host, time }), storage, key: storageKey, markets, emit });
         this.#connection = new Connection({
-            host, url: base, tokenIn: tokenIn || host.tokenIn || 'query', timers, heartbeat: this.#heartbeat, token: this.#token,
+            host, time, url: base, tokenIn: tokenIn || host.tokenIn || 'query', timers, heartbeat: this.#heartbeat, token: this.#token,
             on: {
                 prepare: () => this.#store.load(),
                 opening: () => this.#opening(),
                 opened: () => this.#opened(),
                 message: (text) => this.#message(text),
+                tick: () => this.#tick(),
                 dropped: () => this.#dropped(),
                 hidden: () => { this.#hidden(true); this.#store.save(); },
                 shown: () => this.#hidden(false),
@@ -72,7 +78,7 @@ export class Client {
 
     get stale() { return this.#markets.stale; }
 
-    get clock() { return this.#heartbeat.clock; }
+    get clock() { return this.#time.clock; }
 
     /** Adds a listener. Returns a function that removes it. */
     on(type, listener) {
@@ -134,6 +140,11 @@ export class Client {
         this.#requests.flush();
     }
 
+    #tick() {
+        if (this.#markets.trustAgain()) this.#heartbeat.ping();
+        this.#markets.reportFresh();
+    }
+
     #dropped() {
         this.#requests.forgetSent();
         this.#markets.disconnected();
@@ -179,10 +190,8 @@ export class Client {
 
     #pinged({ ts }) {
         this.#connection.send({ type: 'pong' });
-        const isFirst = this.clock.offsetMs === null;
-        this.#heartbeat.pinged(ts);
-        // The server's clock is known now, and with it when the token expires.
-        if (isFirst && this.#timers.has('refresh')) this.#scheduleRefresh();
+        // The server's clock may be known only now, and with it when the token expires.
+        if (this.#heartbeat.pinged(ts) && this.#timers.has('refresh')) this.#scheduleRefresh();
     }
 
     #acked(message) {

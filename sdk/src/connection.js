@@ -8,6 +8,7 @@
 // Each attempt has a generation. Events of a socket of an earlier generation are ignored.
 
 import { BACKOFF_MAX_MS, backoffMs, firstRetryMs } from './backoff.js';
+import { TICK_MS } from './heartbeat.js';
 import { RETRY_TOKEN_MS } from './token.js';
 
 /** Close codes that end reconnecting: docs/protocol.md#close-codes. sdk/test/close-codes.test.js compares the two. */
@@ -20,7 +21,6 @@ const CONNECT_TIMEOUT_MS = 15_000;
 /** How long the close may take to follow a `bye`. */
 const BYE_TIMEOUT_MS = 5000;
 const BYE_AFTER_MAX_MS = 600_000;
-const TICK_MS = 5000;
 /** Below the server's default MESSAGE_BURST (20) and MESSAGE_RATE (5 per second). */
 const BURST = 15;
 const RATE = 4;
@@ -29,7 +29,7 @@ const RATE = 4;
 export const SEND_AGAIN_MS = 1000 / RATE;
 
 export class Connection {
-    #host; #url; #tokenIn; #timers; #heartbeat; #token; #on;
+    #host; #time; #url; #tokenIn; #timers; #heartbeat; #token; #on;
     #state = 'idle';
     #generation = 0;
     #socket = null;
@@ -48,12 +48,14 @@ export class Connection {
      * - `prepare()` returns a promise that each attempt waits for before it asks for a token.
      * - `opening()` and `opened()` are called before and after the state changes to open.
      * - `message(text)` receives each message of the current socket.
+     * - `tick()` is called every few seconds while the connection is open.
      * - `dropped()` is called when the current socket is given up, whatever the reason.
      * - `hidden()` and `shown()` are called when the app goes to the background and when it is back.
      * - `state(event)` and `error(event)` receive the events of these types.
      */
-    constructor({ host, url, tokenIn, timers, heartbeat, token, on }) {
+    constructor({ host, time, url, tokenIn, timers, heartbeat, token, on }) {
         this.#host = host;
+        this.#time = time;
         this.#url = url;
         this.#tokenIn = tokenIn;
         this.#timers = timers;
@@ -134,9 +136,9 @@ export class Connection {
     #opened() {
         if (this.#state !== 'connecting') return;
         this.#timers.cancel('connect');
-        this.#openedAt = this.#permitsAt = this.#host.now();
+        this.#openedAt = this.#permitsAt = this.#time.now();
         this.#permits = BURST;
-        this.#heartbeat.heard();
+        this.#heartbeat.opened();
         this.#on.opening();
         this.#become('open');
         this.#on.opened();
@@ -183,7 +185,7 @@ export class Connection {
         }
         // A browser does not say why a handshake failed: it may have been a 401.
         if (code === 4401 || (!wasOpen && this.#token.ageMs > RETRY_TOKEN_MS)) this.#token.forget();
-        if (wasOpen && this.#host.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
+        if (wasOpen && this.#time.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
         const afterMs = Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0);
         // A gateway that says when to come back spreads its clients itself.
         this.#wait({ code, reason, afterMs, isCut: wasOpen && !isOwn && !bye && !afterMs });
@@ -196,17 +198,17 @@ export class Connection {
         const backoff = isCut && !this.#attempts ? firstRetryMs(random) : backoffMs(this.#attempts, random);
         this.#attempts += 1;
         const retryInMs = afterMs + (this.#isOffline ? BACKOFF_MAX_MS : backoff);
-        this.#notBefore = this.#host.now() + afterMs;
+        this.#notBefore = this.#time.now() + afterMs;
         this.#become('waiting', { code, reason, retryInMs });
         this.#timers.set('retry', retryInMs, () => this.#connect());
     }
 
     /** Connects at once, or as soon as the server allows, because the app or the network has come back. */
     #hurry() {
-        if (this.#state === 'open') this.#heartbeat.probe();
+        if (this.#state === 'open') this.#heartbeat.wake();
         if (this.#state !== 'waiting' && this.#state !== 'paused') return;
         this.#attempts = 0;
-        const least = Math.max(0, Math.min(this.#notBefore - this.#host.now(), BACKOFF_MAX_MS));
+        const least = Math.max(0, Math.min(this.#notBefore - this.#time.now(), BACKOFF_MAX_MS));
         if (!least) { this.#connect(); return; }
         this.#become('waiting', { code: 0, reason: 'ASKED_TO_WAIT', retryInMs: least });
         this.#timers.set('retry', least, () => this.#connect());
@@ -222,20 +224,21 @@ export class Connection {
 
     #offline() {
         this.#isOffline = true;
-        if (this.#state === 'open') this.#heartbeat.probe();
+        if (this.#state === 'open') this.#heartbeat.doubt();
         if (this.#state === 'waiting') this.#timers.set('retry', BACKOFF_MAX_MS, () => this.#connect());
     }
 
     #tickSoon() {
         this.#timers.set('tick', TICK_MS, (late) => {
-            if (this.#heartbeat.tick(late)) this.#tickSoon();
-            else this.#giveUp('SILENT');
+            if (!this.#heartbeat.tick(late)) return this.#giveUp('SILENT');
+            this.#tickSoon();
+            this.#on.tick();
         });
     }
 
     /** Whether the server's rate limit allows another message. Pings and pongs are sent even if it does not. */
     maySend() {
-        const now = this.#host.now();
+        const now = this.#time.now();
         this.#permits = Math.min(BURST, this.#permits + Math.max(0, now - this.#permitsAt) * RATE / 1000);
         this.#permitsAt = now;
         return this.#permits >= 1;

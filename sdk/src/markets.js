@@ -1,5 +1,6 @@
 // The subscribed markets, and how acks, snapshots and updates change them. No I/O.
 
+import { LATE_MS } from './heartbeat.js';
 import { checkLines, merged, without } from './lines.js';
 
 /** Updates held per market while a gap before them is fetched. Beyond it the oldest is dropped, and fetched as a gap later. */
@@ -8,20 +9,19 @@ const MAX_LATER = 1000;
 export class Markets {
     #markets = new Map(); // id → market, see newMarket
     #stale = null;
-    #now; #isOpen; #offsetMs; #on;
+    #time; #heartbeat; #isOpen; #on;
 
     /**
-     * `now()` is the host's clock. `offsetMs()` is the server's clock minus that one. `isOpen()` says whether the
-     * connection is open. `on` has the callbacks:
+     * `isOpen()` says whether the connection is open. `on` has the callbacks:
      * - `event(type, event)` receives the events for the app.
      * - `ask(id)` is called when a market must be subscribed or resumed again.
      * - `gap(market, missing)` is called when `missing` updates after the market's `seq` did not come; `Infinity`: when
      *   only a snapshot helps.
      * - `changed()` is called when there is something to save.
      */
-    constructor({ now, offsetMs, isOpen, on }) {
-        this.#now = now;
-        this.#offsetMs = offsetMs;
+    constructor({ time, heartbeat, isOpen, on }) {
+        this.#time = time;
+        this.#heartbeat = heartbeat;
         this.#isOpen = isOpen;
         this.#on = on;
     }
@@ -50,7 +50,7 @@ export class Markets {
     /** Returns what an app sees of a market: `Market` in index.d.ts. */
     view(market) {
         const { id, epoch, seq, ts, lines, rejected, conflateMs } = market;
-        const ageMs = ts ? Math.max(0, this.#now() + (this.#offsetMs() || 0) - ts) : null;
+        const ageMs = ts ? Math.max(0, this.#time.serverNow() - ts) : null;
         return { marketId: id, epoch, seq, ts, lines, fresh: this.#isFresh(market), ageMs, rejected, conflateMs };
     }
 
@@ -59,9 +59,9 @@ export class Markets {
     /** Forgets requests and gaps: the connection is gone, so no market is live. */
     disconnected() {
         for (const market of this.all()) {
-            market.request = market.gap = market.askedMs = null;
-            market.live = market.wasPaced = false;
-            market.conflateMs = 0;
+            market.request = market.gap = market.askedMs = market.lateAt = null;
+            market.live = false;
+            market.conflateMs = market.pacedMs = 0;
         }
     }
 
@@ -91,7 +91,8 @@ export class Markets {
             // A gateway that knows no pace says none.
             this.#paced(market, Number(conflateMs) || 0);
             market.rejected = null;
-            market.liveFrom = Number(seq);
+            market.liveFrom = Number(seq) || 0;
+            market.lateAt = market.seq < market.liveFrom ? this.#lateAt(market, market) : null;
             market.awaits = kind === 'subscribe' || !recovered;
             if (!market.awaits) market.epoch = Number(epoch);
             else if (kind === 'subscribe' && !Number(seq) && market.seq === null) {
@@ -101,10 +102,10 @@ export class Markets {
         this.#on.changed();
     }
 
-    /** Notes the pace that the gateway keeps. The first fold after a slower pace is still due to that pace. */
+    /** Notes the pace that the gateway keeps. The next update may still have waited for the pace before. */
     #paced(market, conflateMs) {
         if (!market) return;
-        if (market.conflateMs > conflateMs) market.wasPaced = true;
+        market.pacedMs = market.conflateMs;
         market.conflateMs = conflateMs;
     }
 
@@ -142,8 +143,10 @@ export class Markets {
             // It is known already.
         } else if (from > market.seq) {
             this.#gap(market, [update], from - market.seq);
-        } else if (!this.apply(market, update, update.from === undefined ? null : this.#whyFold(market, from))) {
-            this.#gap(market, [], Infinity);
+        } else {
+            market.lateAt = this.#lateAt(market, update);
+            const isDone = this.apply(market, update, update.from === undefined ? null : this.#whyFold(market, from));
+            if (!isDone) this.#gap(market, [], Infinity);
         }
     }
 
@@ -153,15 +156,15 @@ export class Markets {
     }
 
     /** Only the folds of a resume begin before the position in its ack. */
-    #whyFold({ liveFrom, conflateMs, wasPaced }, from) {
+    #whyFold({ liveFrom, conflateMs, pacedMs }, from) {
         if (from < liveFrom) return 'resumed';
-        return conflateMs || wasPaced ? 'paced' : 'slow';
+        return conflateMs || pacedMs ? 'paced' : 'slow';
     }
 
     /** Applies a snapshot that came over the socket. Before the ack it belongs to an earlier subscription. */
     snapshot(message) {
         const market = this.#markets.get(Number(message.marketId));
-        if (market && market.live) this.replace(market, message);
+        if (market && market.live) this.replace(market, message, message.conflated ? this.#lateAt(market, message) : null);
     }
 
     /**
@@ -173,7 +176,7 @@ export class Markets {
         checkLines({ payload, patch });
         const lines = merged(market.lines, payload, patch);
         if (!lines) return false;
-        Object.assign(market, { seq: Number(seq), ts: Number(ts), lines, wasPaced: false });
+        Object.assign(market, { seq: Number(seq), ts: Number(ts), lines, pacedMs: 0 });
         // The ack of another subscribe is the way to learn the epoch of a market's first update.
         if (!market.epoch) this.#on.ask(market.id);
         this.#changed(market, { cause: 'update', changed: Object.keys({ ...payload, ...patch }), fold });
@@ -181,7 +184,7 @@ export class Markets {
     }
 
     /** Replaces the market's state. Only a reset may go back to an earlier position. */
-    replace(market, { epoch, seq, ts, payload, reset, conflated }) {
+    replace(market, { epoch, seq, ts, payload, reset, conflated }, lateAt = null) {
         checkSeq(seq);
         checkLines({ payload });
         const to = { epoch: Number(epoch) || 0, seq: Number(seq) };
@@ -190,7 +193,7 @@ export class Markets {
         if (isKnown && !reset && isEarlier) return;
         const isSame = isKnown && !reset && to.epoch === market.epoch && to.seq === market.seq;
         const before = market.lines;
-        Object.assign(market, to, { ts: Number(ts), lines: without(payload, { ...payload }), gap: null, awaits: false });
+        Object.assign(market, to, { ts: Number(ts), lines: without(payload, { ...payload }), gap: null, awaits: false, lateAt });
         if (reset) market.liveFrom = to.seq;
         if (isSame) return;
         const changed = [...new Set([...Object.keys(before), ...Object.keys(payload)])];
@@ -223,7 +226,37 @@ export class Markets {
     }
 
     #isFresh(market) {
-        return this.#isOpen() && market.live && !market.awaits && !market.gap && !this.#stale;
+        return this.#isOpen() && market.live && !market.awaits && !market.gap && market.lateAt === null
+            && !this.#stale && !this.#heartbeat.isDoubtful;
+    }
+
+    /**
+     * Returns now if an update is older than the gateway promises, else null. The last one that a resume replays, like the
+     * state of a quiet market, is never late.
+     */
+    #lateAt(market, { seq, ts }) {
+        const isLive = Number(seq) > market.liveFrom;
+        if (Number(seq) === market.liveFrom || !(Number(ts) > 0)) return null;
+        if (isLive) this.#time.updated(Number(ts));
+        if (this.#time.isDoubted || this.#heartbeat.isDoubtful) return market.lateAt;
+        const mostMs = LATE_MS + Math.max(market.conflateMs, market.pacedMs);
+        return this.#time.serverNow() - Number(ts) > mostMs ? this.#time.now() : null;
+    }
+
+    /**
+     * Trusts a market again whose last update came too late, once the socket was quick since, and long enough for a newer
+     * update to come. Returns true if markets are left.
+     */
+    trustAgain() {
+        const now = this.#time.now();
+        let isLeft = false;
+        for (const market of this.all()) {
+            if (market.lateAt === null) continue;
+            const isReplayed = market.seq >= market.liveFrom;
+            if (isReplayed && this.#heartbeat.promptAt > market.lateAt && now - market.lateAt >= LATE_MS) market.lateAt = null;
+            else isLeft = true;
+        }
+        return isLeft;
     }
 }
 
@@ -233,7 +266,8 @@ function newMarket(id, options) {
         options, // {fold, patch, conflateMs, hiddenConflateMs}
         askedMs: null, // the pace asked for on this connection, null before
         conflateMs: 0, // the pace that the gateway keeps
-        wasPaced: false, // the pace became faster, and no update has come since
+        pacedMs: 0, // the pace before the last change, until the next update
+        lateAt: null, // when its last update came too late, else null
         epoch: 0, // 0 until it is known
         seq: null, // null until a state is known
         ts: 0,

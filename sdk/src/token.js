@@ -5,16 +5,17 @@ export const RETRY_TOKEN_MS = 10_000;
 const REFRESH_BEFORE_MS = 60_000;
 const LEAST_LEFT_MS = 5000;
 const PROVIDER_TIMEOUT_MS = 15_000;
+/** How long a token is used that says only when it expires, and by the device's clock has expired already. */
+const LEAST_TTL_MS = 60_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export class TokenHolder {
-    #host; #timers; #heartbeat; #provider;
+    #time; #timers; #provider;
     #token = null; // {text, expiresAt?, ttl?, receivedAt}
 
-    constructor({ host, timers, heartbeat, provider }) {
-        this.#host = host;
+    constructor({ time, timers, provider }) {
+        this.#time = time;
         this.#timers = timers;
-        this.#heartbeat = heartbeat;
         this.#provider = provider;
     }
 
@@ -28,14 +29,14 @@ export class TokenHolder {
         if (typeof text !== 'string' || !text) throw new TypeError('the token provider returned no token');
         const claims = claimsOf(text);
         const expiresAt = given.expiresAt || (claims.exp && claims.exp * 1000);
-        this.#token = { text, expiresAt, ttl: (claims.exp - claims.iat) * 1000 || 0, receivedAt: this.#host.now() };
+        this.#token = { text, expiresAt, ttl: (claims.exp - claims.iat) * 1000 || 0, receivedAt: this.#time.now() };
         return text;
     }
 
     forget() { this.#token = null; }
 
     /** Time since the provider returned the token, in ms; null without a token. */
-    get ageMs() { return this.#token && this.#host.now() - this.#token.receivedAt; }
+    get ageMs() { return this.#token && this.#time.now() - this.#token.receivedAt; }
 
     /** Returns in how many ms, at least `leastMs`, the token should be refreshed; null if it does not expire. */
     refreshInMs(leastMs) {
@@ -45,15 +46,17 @@ export class TokenHolder {
         return Math.min(Math.max(leftMs - early, leastMs, 0), MAX_TIMER_MS);
     }
 
-    /** Time until a token expires, in ms. Counts from its arrival if the host's clock is plainly wrong. */
+    /**
+     * Time until a token expires, in ms. Counts from its arrival if the server's clock is not known and the device's is
+     * plainly wrong.
+     */
     #leftMs({ expiresAt, ttl, receivedAt }) {
         if (!expiresAt) return Infinity;
-        const now = this.#host.now();
-        const { offsetMs } = this.#heartbeat.clock;
-        const left = expiresAt - now - (offsetMs || 0);
-        const leftAtFirst = left + (now - receivedAt);
-        const isPlausible = offsetMs !== null || !ttl || (leftAtFirst > 0 && leftAtFirst <= ttl + 5000);
-        return isPlausible ? left : ttl - (now - receivedAt);
+        if (this.#time.knowsServer) return expiresAt - this.#time.serverNow();
+        const now = this.#time.now();
+        const atFirst = expiresAt - receivedAt;
+        const isPlausible = atFirst > 0 && atFirst <= (ttl || Infinity) + 5000;
+        return (isPlausible ? atFirst : ttl || LEAST_TTL_MS) - (now - receivedAt);
     }
 }
 

@@ -58,7 +58,7 @@ for (const name of ['AppShow', 'AppHide', 'NetworkStatusChange']) {
 function over(api) {
     const world = new World();
     const { now, random, setTimeout, clearTimeout } = world.host;
-    world.host = { ...wx(api), now, random, setTimeout, clearTimeout };
+    world.host = { ...wx(api), now, monotonic: undefined, random, setTimeout, clearTimeout };
     world.client = world.make();
     return world;
 }
