@@ -42,7 +42,8 @@ export class World {
     }
 
     make() {
-        const client = new Client({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...this.options });
+        const { Client: Class = Client, ...options } = this.options;
+        const client = new Class({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...options });
         for (const type of ['change', 'state', 'stale', 'fresh', 'rejected', 'error']) client.on(type, (event) => this.events.push({ type, event }));
         return client;
     }
