@@ -60,6 +60,7 @@ export interface StateEvent {
 }
 
 export interface ErrorEvent {
+    /** `token`: the token provider failed, or the gateway refused the token. */
     kind: 'token' | 'socket' | 'message' | 'refused' | 'http' | 'storage' | 'listener';
     /** The code of the gateway's error message, for `refused`. */
     code?: string;
@@ -104,9 +105,15 @@ export interface Host {
     open(url: string, protocols: string[], on: {
         open(): void;
         message(text: string): void;
-        close(code: number, reason?: string): void;
+        /** `status`: the HTTP status with which the handshake was refused, if the platform tells. */
+        close(code: number, reason?: string, status?: number): void;
     }): { send(text: string): void; close(code: number): void };
     get(url: string): Promise<{ status: number; text: string }>;
+    /**
+     * Returns the HTTP status of a GET with `Authorization: Bearer <token>`. Without it, the client cannot find out whether
+     * a handshake failed because of the token, where the platform does not say why.
+     */
+    check?(url: string, token: string): Promise<number>;
     /** Reports changes of the app and the network until the returned function is called. */
     watch?(on: { shown(): void; hidden(): void; online(): void; offline(): void }): () => void;
 }
@@ -114,7 +121,10 @@ export interface Host {
 export interface Options {
     /** http(s):// or ws(s)://, with the path before /ws/odds and /api if there is one. */
     url: string;
-    /** Asks your server for a token: for the first connection, before a token expires, and after one was refused. */
+    /**
+     * Asks your server for a token: for the first connection, before a token expires, after the gateway refused one, and
+     * at most every 3 minutes when handshakes fail without a reason.
+     */
     token: () => Token | Promise<Token>;
     host: Host;
     /** Keeps the markets' states between runs of the app. The host's storage by default. */

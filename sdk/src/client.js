@@ -225,8 +225,7 @@ export class Client {
     async #refresh() {
         const { generation } = this.#connection;
         try {
-            this.#token.forget();
-            const token = await this.#token.fresh();
+            const token = await this.#token.renew();
             if (generation === this.#connection.generation) this.#requests.send('refresh', [], { type: 'refresh', token });
         } catch (error) {
             if (generation !== this.#connection.generation) return;

@@ -1,4 +1,4 @@
-// The members of a host that need no platform API beyond timers.
+// What the hosts share.
 
 const steady = typeof performance === 'undefined' ? null : performance;
 
@@ -10,3 +10,9 @@ export const clock = {
     setTimeout: (run, ms) => setTimeout(run, ms),
     clearTimeout: (timer) => clearTimeout(timer),
 };
+
+/** Returns the HTTP status in a platform's text about a failed handshake, such as "Unexpected server response: 401". */
+export function statusIn(text) {
+    const [, status] = /(?:response|status)\D{0,40}\b([45]\d\d)\b/i.exec(text || '') || [];
+    return status && Number(status);
+}

@@ -9,7 +9,7 @@
 
 import { BACKOFF_MAX_MS, backoffMs, firstRetryMs } from './backoff.js';
 import { TICK_MS } from './heartbeat.js';
-import { RETRY_TOKEN_MS } from './token.js';
+import { refusal } from './token.js';
 
 /** Close codes that end reconnecting: docs/protocol.md#close-codes. sdk/test/close-codes.test.js compares the two. */
 const STOP = new Set([1002, 1003, 1007, 1009, 4403]);
@@ -35,6 +35,7 @@ export class Connection {
     #socket = null;
     #bye = null;
     #openedAt = 0;
+    #failures = 0; // handshakes in a row that failed without a reason
     #attempts = 0; // since the last connection that lasted
     #notBefore = 0; // the end of the wait that the server asked for
     #isHidden = false;
@@ -121,7 +122,7 @@ export class Connection {
             socket = this.#host.open(url, isInQuery ? [] : ['kmarket.v1', `token.${token}`], {
                 open: current(() => this.#opened()),
                 message: current((text) => this.#heard(text)),
-                close: current((code, reason) => this.#closed(code, reason)),
+                close: current((code, reason, status) => this.#closed(code, reason, { status })),
             });
         } catch (error) {
             this.#on.error({ kind: 'socket', error });
@@ -138,6 +139,8 @@ export class Connection {
         this.#timers.cancel('connect');
         this.#openedAt = this.#permitsAt = this.#time.now();
         this.#permits = BURST;
+        this.#failures = 0;
+        this.#token.proven();
         this.#heartbeat.opened();
         this.#on.opening();
         this.#become('open');
@@ -172,9 +175,10 @@ export class Connection {
     }
 
     /** Ends a connection by the client's own decision. */
-    #giveUp(reason) { this.#closed(1006, reason, true); }
+    #giveUp(reason) { this.#closed(1006, reason, { isOwn: true }); }
 
-    #closed(code, reason, isOwn = false) {
+    /** `status`: the HTTP status with which the handshake was refused, if the platform tells. */
+    #closed(code, reason, { status = 0, isOwn = false } = {}) {
         const wasOpen = this.#state === 'open';
         const bye = this.#bye;
         if (bye) ({ code, reason } = bye);
@@ -183,12 +187,24 @@ export class Connection {
             this.#become('stopped', { code, reason });
             return;
         }
-        // A browser does not say why a handshake failed: it may have been a 401.
-        if (code === 4401 || (!wasOpen && this.#token.ageMs > RETRY_TOKEN_MS)) this.#token.forget();
+        if (code === 4401 || status === 401) {
+            this.#token.forget();
+            this.#on.error(refusal(`${status || code} ${reason || ''}`));
+        } else if (!wasOpen && !isOwn && !status && !this.#isOffline) {
+            this.#suspectToken();
+        }
         if (wasOpen && this.#time.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
         const afterMs = Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0);
         // A gateway that says when to come back spreads its clients itself.
         this.#wait({ code, reason, afterMs, isCut: wasOpen && !isOwn && !bye && !afterMs });
+    }
+
+    /** A browser does not say why a handshake failed: it may have been a 401. */
+    async #suspectToken() {
+        this.#failures += 1;
+        const url = `${this.#url.replace(/^ws/, 'http')}/ws/odds`;
+        const error = await this.#token.suspect(this.#failures, (token) => this.#host.check(url, token));
+        if (error) this.#on.error(error);
     }
 
     /** Waits `afterMs` and a random time, then connects. `isCut`: the connection ended, and the client did not end it. */

@@ -74,7 +74,7 @@ export class Heartbeat {
     doubt() {
         const now = this.#ranAt = this.#time.now();
         if (this.#doubtedAt !== null && now - this.#doubtedAt < AGAIN_MS) return;
-        if (!this.#time.isSteady) this.#time.doubt();
+        this.#time.frozen();
         this.#probe();
         this.#doubtedAt = this.#pingedAt;
         this.#doubted();

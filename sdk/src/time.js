@@ -6,6 +6,8 @@
 
 /** The clocks disagree if one moved this much further than the other. */
 const DISAGREE_MS = 2000;
+/** A running client reads its clock more often. Without a monotonic clock a longer time is as doubtful as a disagreement. */
+const UNREAD_MS = 40_000;
 /** An estimate of the server's clock loses this share of the time since, because clocks do not run equally fast. */
 const DRIFT = 0.0002;
 const ROUND_TRIPS = 8;
@@ -35,11 +37,10 @@ export class Time {
         const wall = this.#host.now();
         const steady = this.#readSteady();
         const byWall = Math.max(0, wall - this.#wall);
-        let passed = steady === null ? byWall : Math.max(0, steady - this.#steady);
-        if (byWall > passed + DISAGREE_MS) {
-            passed = byWall;
-            this.doubt();
-        }
+        const bySteady = steady === null ? 0 : Math.max(0, steady - this.#steady);
+        const isLeap = byWall > bySteady + (steady === null ? UNREAD_MS : DISAGREE_MS);
+        if (isLeap) this.#isDoubted = true;
+        const passed = isLeap || steady === null ? byWall : bySteady;
         this.#wall = wall;
         this.#steady = steady;
         this.#passed += passed;
@@ -79,16 +80,14 @@ export class Time {
         this.#leastRtt = Math.min(this.#leastRtt, ms);
     }
 
-    /** Notes that the device's clock may have been set. A host without a monotonic clock cannot tell this from a freeze. */
-    doubt() { this.#isDoubted = true; }
+    /** Notes a freeze of the app. Without a monotonic clock it may be that somebody set the device's clock. */
+    frozen() { if (this.#steady === null) this.#isDoubted = true; }
 
     /** Notes that nothing that comes from now on has waited in a buffer during a freeze. */
     caughtUp() { this.#mayReplace = this.#isDoubted; }
 
+    /** Whether the device's clock may have been set since the server's was last told. */
     get isDoubted() { return this.#isDoubted; }
-
-    /** Whether the host has a monotonic clock. */
-    get isSteady() { return this.#steady !== null; }
 
     #readSteady() { return this.#host.monotonic ? this.#host.monotonic() : null; }
 

@@ -20,7 +20,9 @@ export class Timers {
         const due = this.#time.now() + ms;
         const timer = this.#host.setTimeout(() => {
             this.#cancels.delete(name);
-            run(this.#time.now() - due > LATE_MS);
+            const isLate = this.#time.now() - due > LATE_MS;
+            if (isLate) this.#time.frozen();
+            run(isLate);
         }, ms);
         this.#cancels.set(name, () => this.#host.clearTimeout(timer));
     }

@@ -385,19 +385,6 @@ test('after 4401 the client asks for a new token, after another close it uses th
     assert.match(world.socket.url, /token=token-2$/);
 });
 
-test('after a failed handshake, which may have been a 401, a token older than 10 s is replaced', async () => {
-    const world = new World();
-    world.client.start();
-    await world.settle();
-    world.close(1006);
-    await world.pass(1000);
-    assert.deepEqual([world.sockets.length, world.tokens], [2, 1]);
-    await world.pass(10_000);
-    world.close(1006);
-    await world.pass(1000);
-    assert.deepEqual([world.sockets.length, world.tokens], [3, 2]);
-});
-
 test('a token provider that fails, hangs or returns no token is asked again', async () => {
     for (const fail of [() => { throw new Error('no'); }, async () => { throw new Error('no'); }, () => new Promise(() => {}), () => undefined]) {
         let calls = 0;

@@ -144,6 +144,7 @@ test('while a resume replays old prices they are not fresh, and the last one is'
 test('until the first ping, updates tell the server\'s clock', async () => {
     const world = new World();
     world.shift = HOUR; // the device is ahead
+    world.client = world.make();
     await world.live();
     late(world, 2, 50);
     assert.deepEqual([fresh(world), age(world)], [true, 0]);
