@@ -15,7 +15,8 @@ export interface Market {
     lines: Lines;
     /**
      * True while updates arrive in time, none is missing, and the gateway's prices are not stale. False after a freeze
-     * of the app until the gateway answers a ping, and when the last update came more than 5 s late.
+     * of the app until the gateway answers a ping, while an answer takes more than 5 s, and when the last update came
+     * more than 5 s late.
      */
     fresh: boolean;
     /** The age of the last update, corrected for the difference of the clocks; null before the first update. */

@@ -3,7 +3,7 @@
 /** How often `tick` must be called. */
 export const TICK_MS = 5000;
 /**
- * A price that came this late is not fresh, and a pong that took this long proves nothing. The gateway promises 2 s by
+ * A price that came this late is not fresh, and none is while a ping is unanswered for this long. The gateway promises 2 s by
  * default (CONFLATE_AFTER) and about a second more on the way to a slow device. The rest is for clocks that differ.
  */
 export const LATE_MS = 5000;
@@ -19,7 +19,9 @@ export class Heartbeat {
     #ranAt = 0;
     #heardAt = 0;
     #pingedAt = 0;
-    #promptAt = 0;
+    #unanswered = []; // when the pings were sent that have no pong yet
+    #promptAt = 0; // when the last ping was sent whose pong came in time
+    #isPrompt = false; // whether the last pong came in time
     #doubtedAt = null;
     #probing = 0; // ticks since an unanswered probe, from 1; 0 without one
 
@@ -30,8 +32,14 @@ export class Heartbeat {
         this.#doubted = doubted;
     }
 
-    /** Whether prices may be old although the socket is open: from a freeze until the answer to the ping after it. */
-    get isDoubtful() { return this.#doubtedAt !== null || this.#wasFrozen; }
+    /**
+     * Whether prices may be old although the socket is open: from a freeze until the answer to the ping after it, and
+     * while an answer takes too long.
+     */
+    get isDoubtful() {
+        const [since = Infinity] = this.#unanswered;
+        return this.#doubtedAt !== null || this.#wasFrozen || this.#time.now() - since > LATE_MS;
+    }
 
     /** A moment at which the socket was quick: what the server sent before it has come since. */
     get promptAt() { return this.#promptAt; }
@@ -42,6 +50,8 @@ export class Heartbeat {
     opened() {
         this.#ranAt = this.#heardAt = this.#time.now();
         this.#promptAt = this.#probing = 0;
+        this.#unanswered = [];
+        this.#isPrompt = false;
         this.#doubtedAt = null;
         this.#time.caughtUp();
     }
@@ -88,26 +98,24 @@ export class Heartbeat {
 
     ping() {
         this.#pingedAt = this.#time.now();
+        this.#unanswered.push(this.#pingedAt);
         this.#send({ type: 'ping', ts: this.#pingedAt });
     }
 
     /** Notes the server's time in its ping. Returns true if the server's clock was not known before. */
-    pinged(ts) {
-        const isNews = this.#time.pinged(Number(ts));
-        if (this.#time.serverNow() - Number(ts) <= LATE_MS) this.#promptAt = this.#time.now();
-        return isNews;
-    }
+    pinged(ts) { return this.#time.pinged(Number(ts), this.#isPrompt && !this.isDoubtful); }
 
-    /** Notes the round trip of a pong. A pong to an earlier ping may have waited while the app was frozen. */
+    /** Notes the round trip of a pong. A pong to a ping before a freeze has waited for its end. */
     ponged(ts) {
         const pingedAt = Number(ts);
-        if (this.#doubtedAt !== null && pingedAt >= this.#doubtedAt) {
-            this.#doubtedAt = null;
-            this.#time.caughtUp();
-        }
-        if (pingedAt !== this.#pingedAt) return;
+        if (!this.#unanswered.includes(pingedAt)) return;
+        this.#unanswered = this.#unanswered.filter((other) => other > pingedAt);
+        if (this.#doubtedAt !== null && pingedAt < this.#doubtedAt) return;
+        if (this.#doubtedAt !== null) this.#time.caughtUp();
+        this.#doubtedAt = null;
         const rtt = this.#time.now() - pingedAt;
+        this.#isPrompt = rtt <= LATE_MS;
+        if (this.#isPrompt) this.#promptAt = pingedAt;
         this.#time.roundTrip(rtt);
-        if (rtt <= LATE_MS) this.#promptAt = pingedAt;
     }
 }

@@ -20,9 +20,9 @@ export class Time {
     #start;
     #offset = null; // the server's clock minus `now()` at its highest: each sample is too low by the time of its way
     #offsetAt = 0;
-    #isFromPing = false;
+    #isTold = false; // by a ping
     #isDoubted = false; // the device's clock may have been set
-    #mayReplace = false; // the next ping's sample replaces the estimate
+    #mayReplace = true; // the next ping in time replaces the estimate
     #rtts = [];
     #leastRtt = Infinity;
 
@@ -51,27 +51,32 @@ export class Time {
     serverNow() { return Math.round(this.now() + this.#serverOffset()); }
 
     /** Whether a ping has told the server's clock, and nothing has made that doubtful since. */
-    get knowsServer() { return this.#isFromPing && !this.#isDoubted; }
+    get knowsServer() { return this.#isTold && !this.#isDoubted; }
 
     /** The server's clock minus the device's, and the round trip, in ms. Each is null until it is known. */
     get clock() {
         const rttMs = this.#rtts.length ? Math.min(...this.#rtts) : null;
-        const offsetMs = this.#isFromPing ? Math.round(this.serverNow() - this.#host.now()) : null;
+        const offsetMs = this.#isTold ? Math.round(this.serverNow() - this.#host.now()) : null;
         return { offsetMs, rttMs };
     }
 
-    /** Notes the server's time in its ping. Returns true if the server's clock was not known before. */
-    pinged(ts) {
+    /**
+     * Notes the server's time in its ping. `isPrompt`: the connection is quick, so the ping is no older than that. Returns
+     * true if the server's clock was not known before.
+     */
+    pinged(ts, isPrompt) {
         const isNews = !this.knowsServer;
-        if (!this.#isFromPing || this.#mayReplace) this.#offset = null;
-        if (this.#mayReplace) this.#isDoubted = this.#mayReplace = false;
-        this.#isFromPing = true;
+        if (isPrompt && this.#mayReplace) {
+            this.#offset = null;
+            this.#isDoubted = this.#mayReplace = false;
+        }
+        this.#isTold = true;
         this.#sample(ts);
         return isNews && this.knowsServer;
     }
 
-    /** Notes the time of a live update, which tells the server's clock until a ping does. */
-    updated(ts) { if (!this.#isFromPing) this.#sample(ts); }
+    /** Notes the time of a live update, which tells the server's clock until a ping in time does. */
+    updated(ts) { if (this.#mayReplace) this.#sample(ts); }
 
     /** Notes a round trip in ms. */
     roundTrip(ms) {
@@ -84,7 +89,7 @@ export class Time {
     frozen() { if (this.#steady === null) this.#isDoubted = true; }
 
     /** Notes that nothing that comes from now on has waited in a buffer during a freeze. */
-    caughtUp() { this.#mayReplace = this.#isDoubted; }
+    caughtUp() { if (this.#isDoubted) this.#mayReplace = true; }
 
     /** Whether the device's clock may have been set since the server's was last told. */
     get isDoubted() { return this.#isDoubted; }

@@ -92,6 +92,35 @@ test('on a connection that falls behind, prices are not fresh as long as they co
     assert.equal(world.sockets.length, 1);
 });
 
+test('nothing is fresh while a ping is unanswered for more than 5 s', async () => {
+    const world = await live();
+    await world.healthy(25_000);
+    await world.pass(5000); // the client asks
+    const ping = world.sent('ping').at(-1);
+    await world.pass(4000);
+    assert.equal(fresh(world), true);
+    await world.pass(2000);
+    late(world, 2, 0);
+    assert.equal(fresh(world), false);
+    assert.equal(world.of('change').at(-1).fresh, false);
+    world.receive({ type: 'pong', ts: ping.ts });
+    assert.equal(fresh(world), true);
+});
+
+test('a first ping that comes late does not make late prices look young', async () => {
+    const world = await new World().live();
+    world.pong();
+    late(world, 2, 100);
+    await world.pass(10_000);
+    late(world, 3, 7000);
+    assert.equal(fresh(world), false);
+    await world.pass(15_000); // pings have no answer
+    world.ping(20_000);
+    late(world, 4, 20_000);
+    assert.equal(fresh(world), false);
+    assert.ok(age(world) >= 19_800, String(age(world)));
+});
+
 test('a late price without a newer one is fresh again when the connection is quick', async () => {
     const world = await live();
     late(world, 2, 30_000);
