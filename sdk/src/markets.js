@@ -72,7 +72,10 @@ export class Markets {
 
     /** Applies the ack of the request `id`, which `Requests.take` returned. */
     acked(id, { kind, ids, conflateMs: askedMs }, { positions = {}, rejected = [], conflateMs }) {
-        if (kind === 'pace') for (const market of ids) this.#paced(this.#markets.get(market), Number(conflateMs === undefined ? askedMs : conflateMs));
+        if (kind === 'pace') {
+            const keptMs = Number(conflateMs === undefined ? askedMs : conflateMs);
+            for (const market of ids) this.#paced(this.#markets.get(market), keptMs);
+        }
         for (const { marketId, code } of rejected) this.#rejected(id, kind, Number(marketId), code);
         // A new token may allow a market that was refused, and an unsubscribe makes room for one.
         if (kind === 'refresh') this.#askAgain('FORBIDDEN', rejected);
