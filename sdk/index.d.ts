@@ -13,12 +13,18 @@ export interface Market {
     /** When the last update was accepted, in Unix ms of the server's clock; 0 before the first update. */
     ts: number;
     lines: Lines;
-    /** True while updates arrive, none is missing, and the gateway's prices are not stale. */
+    /**
+     * True while updates arrive in time, none is missing, and the gateway's prices are not stale. False after a freeze
+     * of the app until the gateway answers a ping, while an answer takes more than 5 s, and when the last update came
+     * more than 5 s late.
+     */
     fresh: boolean;
     /** The age of the last update, corrected for the difference of the clocks; null before the first update. */
     ageMs: number | null;
     /** Why the gateway refused the market, else null. */
     rejected: Rejection | null;
+    /** The gateway sends at most one message in so many ms; 0: every update at once. */
+    conflateMs: number;
 }
 
 export type Rejection = 'FORBIDDEN' | 'LIMIT_EXCEEDED' | (string & {});
@@ -26,13 +32,21 @@ export type Rejection = 'FORBIDDEN' | 'LIMIT_EXCEEDED' | (string & {});
 export interface Change extends Market {
     /** `stored`: the state came from storage, before the gateway delivered any. */
     cause: 'update' | 'snapshot' | 'stored';
-    /** Names of the lines that were set or removed. */
+    /** Names of the lines that were set or removed, or some of whose selections were. */
     changed: string[];
     /** True if history was lost, or more was missed than the gateway replays. */
     reset: boolean;
     /** True if this device was too slow, so that the snapshot replaces the updates before it. */
     conflated: boolean;
+    /** Why one message stands for several updates, else null. See `Fold`. */
+    fold: Fold | null;
 }
+
+/**
+ * `resumed`: updates were missed while this device was away. `paced`: the client asked for a slower pace. `slow`: this
+ * device, or its network, took the updates too slowly.
+ */
+export type Fold = 'resumed' | 'paced' | 'slow';
 
 /** `paused`: the app is in the background. `stopped`: a close code said that reconnecting is pointless; call `start`. */
 export type State = 'idle' | 'connecting' | 'open' | 'waiting' | 'paused' | 'stopped' | 'closed';
@@ -47,6 +61,7 @@ export interface StateEvent {
 }
 
 export interface ErrorEvent {
+    /** `token`: the token provider failed, or the gateway refused the token. */
     kind: 'token' | 'socket' | 'message' | 'refused' | 'http' | 'storage' | 'listener';
     /** The code of the gateway's error message, for `refused`. */
     code?: string;
@@ -76,8 +91,13 @@ export interface Host {
     /** True if the client must not connect while the app is hidden. */
     pausesInBackground?: boolean;
     storage?: Storage;
-    /** Unix ms. */
+    /** The device's clock, in Unix ms. */
     now(): number;
+    /**
+     * Ms since any moment, by a clock that cannot be set. It may stand still while the device sleeps. Without it, a change
+     * of the device's clock looks like a freeze of the app.
+     */
+    monotonic?(): number;
     /** 0 ≤ x < 1 */
     random(): number;
     setTimeout(run: () => void, ms: number): unknown;
@@ -86,9 +106,15 @@ export interface Host {
     open(url: string, protocols: string[], on: {
         open(): void;
         message(text: string): void;
-        close(code: number, reason?: string): void;
+        /** `status`: the HTTP status with which the handshake was refused, if the platform tells. */
+        close(code: number, reason?: string, status?: number): void;
     }): { send(text: string): void; close(code: number): void };
     get(url: string): Promise<{ status: number; text: string }>;
+    /**
+     * Returns the HTTP status of a GET with `Authorization: Bearer <token>`. Without it, the client cannot find out whether
+     * a handshake failed because of the token, where the platform does not say why.
+     */
+    check?(url: string, token: string): Promise<number>;
     /** Reports changes of the app and the network until the returned function is called. */
     watch?(on: { shown(): void; hidden(): void; online(): void; offline(): void }): () => void;
 }
@@ -96,7 +122,10 @@ export interface Host {
 export interface Options {
     /** http(s):// or ws(s)://, with the path before /ws/odds and /api if there is one. */
     url: string;
-    /** Asks your server for a token: for the first connection, before a token expires, and after one was refused. */
+    /**
+     * Asks your server for a token: for the first connection, before a token expires, after the gateway refused one, and
+     * at most every 3 minutes when handshakes fail without a reason.
+     */
     token: () => Token | Promise<Token>;
     host: Host;
     /** Keeps the markets' states between runs of the app. The host's storage by default. */
@@ -106,6 +135,18 @@ export interface Options {
     /** True if the gateway has READ_AUTH=token. */
     readAuth?: boolean;
     tokenIn?: 'query' | 'protocol';
+}
+
+/** What to ask the gateway for. A gateway that does not know a member ignores it. */
+export interface SubscribeOptions {
+    /** At most one message in so many ms, with all changes in between: 0 (the default) to 60000. The gateway may round up. */
+    conflateMs?: number;
+    /** The same while the page or mini-program is hidden: 1000 by default. The slower of the two counts. */
+    hiddenConflateMs?: number;
+    /** False for every single update, without a pace. Only for markets that are not subscribed yet. */
+    fold?: boolean;
+    /** False for whole lines. Only for markets that are not subscribed yet. */
+    patch?: boolean;
 }
 
 export type Token = string | { token: string; /** Unix ms */ expiresAt?: number };
@@ -123,8 +164,10 @@ export class Client {
     start(): void;
     /** Saves the markets and disconnects. `start` connects again. */
     close(): void;
-    /** Throws a TypeError for anything that is not a market id. */
-    subscribe(markets: MarketId | readonly MarketId[]): void;
+    /**
+     * Throws a TypeError for anything that is not a market id. With options for a subscribed market, changes its paces.
+     */
+    subscribe(markets: MarketId | readonly MarketId[], options?: SubscribeOptions): void;
     unsubscribe(markets: MarketId | readonly MarketId[]): void;
     /** Returns a subscribed market, or undefined until a state of it is known. */
     market(id: MarketId): Market | undefined;

@@ -18,11 +18,12 @@ import { parse } from './json.js';
 import { Markets } from './markets.js';
 import { Requests } from './requests.js';
 import { Store } from './store.js';
+import { Time } from './time.js';
 import { Timers } from './timers.js';
 import { RETRY_TOKEN_MS, TokenHolder } from './token.js';
 
 export class Client {
-    #timers; #heartbeat; #token; #markets; #store; #connection; #requests;
+    #time; #timers; #heartbeat; #token; #markets; #store; #connection; #requests;
     #listeners = new Map(); // type → listeners
 
     constructor({ url, token, host, storage = host.storage, storageKey = 'kmarket', readAuth = false, tokenIn }) {
@@ -30,13 +31,17 @@ export class Client {
         if (typeof token !== 'function') throw new TypeError('token: a function');
         const base = url.replace(/\/+$/, '');
         const emit = (type, event) => this.#emit(type, event);
-        const now = () => host.now();
-        const timers = this.#timers = new Timers(host);
-        this.#heartbeat = new Heartbeat({ now, send: (message) => this.#connection.send(message) });
-        this.#token = new TokenHolder({ host, timers, heartbeat: this.#heartbeat, provider: token });
+        const time = this.#time = new Time(host);
+        const timers = this.#timers = new Timers({ host, time });
+        this.#heartbeat = new Heartbeat({
+            time,
+            send: (message) => this.#connection.send(message),
+            doubted: () => this.#markets.reportFresh(),
+        });
+        this.#token = new TokenHolder({ time, timers, provider: token });
         this.#markets = new Markets({
-            now,
-            offsetMs: () => this.#heartbeat.clock.offsetMs,
+            time,
+            heartbeat: this.#heartbeat,
             isOpen: () => this.state === 'open',
             on: {
                 event: emit,
@@ -47,16 +52,18 @@ export class Client {
         });
         const markets = this.#markets;
         // Timers of its own, because a lost connection cancels all the others.
-        this.#store = new Store({ host, timers: new Timers(host), storage, key: storageKey, markets, emit });
+        this.#store = new Store({ time, timers: new Timers({ host, time }), storage, key: storageKey, markets, emit });
         this.#connection = new Connection({
-            host, url: base, tokenIn: tokenIn || host.tokenIn || 'query', timers, heartbeat: this.#heartbeat, token: this.#token,
+            host, time, url: base, tokenIn: tokenIn || host.tokenIn || 'query', timers, heartbeat: this.#heartbeat, token: this.#token,
             on: {
                 prepare: () => this.#store.load(),
                 opening: () => this.#opening(),
                 opened: () => this.#opened(),
                 message: (text) => this.#message(text),
+                tick: () => this.#tick(),
                 dropped: () => this.#dropped(),
-                hidden: () => this.#store.save(),
+                hidden: () => { this.#hidden(true); this.#store.save(); },
+                shown: () => this.#hidden(false),
                 state: (event) => { emit('state', event); markets.reportFresh(); },
                 error: (event) => emit('error', event),
             },
@@ -71,7 +78,7 @@ export class Client {
 
     get stale() { return this.#markets.stale; }
 
-    get clock() { return this.#heartbeat.clock; }
+    get clock() { return this.#time.clock; }
 
     /** Adds a listener. Returns a function that removes it. */
     on(type, listener) {
@@ -87,10 +94,16 @@ export class Client {
         this.#connection.close();
     }
 
-    subscribe(ids) {
+    subscribe(ids, options) {
+        const all = optionsOf(options);
         for (const id of listOf(ids)) {
-            if (this.#markets.get(id)) continue;
-            this.#markets.add(id);
+            const known = this.#markets.get(id);
+            if (known) {
+                const { conflateMs, hiddenConflateMs } = all;
+                if (options) known.options = { ...known.options, conflateMs, hiddenConflateMs };
+                continue;
+            }
+            this.#markets.add(id, all);
             this.#requests.subscribe(id);
             const state = this.#store.stateOf(id);
             if (state) this.#markets.restore(id, state);
@@ -127,9 +140,20 @@ export class Client {
         this.#requests.flush();
     }
 
+    #tick() {
+        if (this.#markets.trustAgain()) this.#heartbeat.ping();
+        this.#markets.reportFresh();
+    }
+
     #dropped() {
         this.#requests.forgetSent();
         this.#markets.disconnected();
+    }
+
+    #hidden(isHidden) {
+        this.#requests.isHidden = isHidden;
+        // At once: a hidden app may freeze before a timer fires.
+        this.#requests.flush();
     }
 
     #ask(id) {
@@ -166,10 +190,8 @@ export class Client {
 
     #pinged({ ts }) {
         this.#connection.send({ type: 'pong' });
-        const isFirst = this.clock.offsetMs === null;
-        this.#heartbeat.pinged(ts);
-        // The server's clock is known now, and with it when the token expires.
-        if (isFirst && this.#timers.has('refresh')) this.#scheduleRefresh();
+        // The server's clock may be known only now, and with it when the token expires.
+        if (this.#heartbeat.pinged(ts) && this.#timers.has('refresh')) this.#scheduleRefresh();
     }
 
     #acked(message) {
@@ -177,11 +199,12 @@ export class Client {
         const request = this.#requests.take(id);
         if (!request) return;
         if (request.kind === 'refresh') this.#scheduleRefresh(RETRY_TOKEN_MS);
-        this.#markets.acked(id, request.kind, message);
+        this.#markets.acked(id, request, message);
     }
 
     #refused({ id, code, message }) {
         const request = this.#requests.take(Number(id));
+        if (request && request.kind === 'pace' && code === 'BAD_MESSAGE') return this.#requests.giveUpPace();
         this.#emit('error', { kind: 'refused', code, error: new Error(`${code}: ${message}`) });
         if (!request) return;
         if (request.kind === 'refresh') {
@@ -202,8 +225,7 @@ export class Client {
     async #refresh() {
         const { generation } = this.#connection;
         try {
-            this.#token.forget();
-            const token = await this.#token.fresh();
+            const token = await this.#token.renew();
             if (generation === this.#connection.generation) this.#requests.send('refresh', [], { type: 'refresh', token });
         } catch (error) {
             if (generation !== this.#connection.generation) return;
@@ -226,6 +248,15 @@ export class Client {
             }
         }
     }
+}
+
+const CONFLATE_MAX_MS = 60_000;
+
+function optionsOf({ fold = true, patch = true, conflateMs = 0, hiddenConflateMs = 1000 } = {}) {
+    for (const ms of [conflateMs, hiddenConflateMs]) {
+        if (!Number.isInteger(ms) || ms < 0 || ms > CONFLATE_MAX_MS) throw new TypeError(`not 0 to ${CONFLATE_MAX_MS} ms: ${ms}`);
+    }
+    return { fold: Boolean(fold), patch: Boolean(patch), conflateMs, hiddenConflateMs };
 }
 
 function listOf(ids) {

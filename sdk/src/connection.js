@@ -7,21 +7,20 @@
 //
 // Each attempt has a generation. Events of a socket of an earlier generation are ignored.
 
-import { RETRY_TOKEN_MS } from './token.js';
+import { BACKOFF_MAX_MS, backoffMs, firstRetryMs } from './backoff.js';
+import { TICK_MS } from './heartbeat.js';
+import { refusal } from './token.js';
 
 /** Close codes that end reconnecting: docs/protocol.md#close-codes. sdk/test/close-codes.test.js compares the two. */
 const STOP = new Set([1002, 1003, 1007, 1009, 4403]);
 /** The least wait before a reconnect, by close code. Holds when no `bye` said a longer one. */
 const LEAST_WAIT_MS = { 1013: 1000, 4409: 1000, 4429: 5000 };
-const BACKOFF_MS = 500;
-const BACKOFF_MAX_MS = 30_000;
 /** A connection that lasted this long resets the backoff. */
 const STABLE_MS = 10_000;
 const CONNECT_TIMEOUT_MS = 15_000;
 /** How long the close may take to follow a `bye`. */
 const BYE_TIMEOUT_MS = 5000;
 const BYE_AFTER_MAX_MS = 600_000;
-const TICK_MS = 5000;
 /** Below the server's default MESSAGE_BURST (20) and MESSAGE_RATE (5 per second). */
 const BURST = 15;
 const RATE = 4;
@@ -30,12 +29,13 @@ const RATE = 4;
 export const SEND_AGAIN_MS = 1000 / RATE;
 
 export class Connection {
-    #host; #url; #tokenIn; #timers; #heartbeat; #token; #on;
+    #host; #time; #url; #tokenIn; #timers; #heartbeat; #token; #on;
     #state = 'idle';
     #generation = 0;
     #socket = null;
     #bye = null;
     #openedAt = 0;
+    #failures = 0; // handshakes in a row that failed without a reason
     #attempts = 0; // since the last connection that lasted
     #notBefore = 0; // the end of the wait that the server asked for
     #isHidden = false;
@@ -49,12 +49,14 @@ export class Connection {
      * - `prepare()` returns a promise that each attempt waits for before it asks for a token.
      * - `opening()` and `opened()` are called before and after the state changes to open.
      * - `message(text)` receives each message of the current socket.
+     * - `tick()` is called every few seconds while the connection is open.
      * - `dropped()` is called when the current socket is given up, whatever the reason.
-     * - `hidden()` is called when the app goes to the background.
+     * - `hidden()` and `shown()` are called when the app goes to the background and when it is back.
      * - `state(event)` and `error(event)` receive the events of these types.
      */
-    constructor({ host, url, tokenIn, timers, heartbeat, token, on }) {
+    constructor({ host, time, url, tokenIn, timers, heartbeat, token, on }) {
         this.#host = host;
+        this.#time = time;
         this.#url = url;
         this.#tokenIn = tokenIn;
         this.#timers = timers;
@@ -71,6 +73,8 @@ export class Connection {
         if (this.#state !== 'idle' && this.#state !== 'stopped' && this.#state !== 'closed') return;
         this.#attempts = 0;
         if (!this.#unwatch && this.#host.watch) {
+            this.#isHidden = this.#isOffline = false; // changes that came after `close` were missed
+            this.#on.shown();
             this.#unwatch = this.#host.watch({
                 shown: () => this.#shown(),
                 hidden: () => this.#hidden(),
@@ -110,7 +114,7 @@ export class Connection {
         const url = `${this.#url.replace(/^http/, 'ws')}/ws/odds${isInQuery ? `?token=${encodeURIComponent(token)}` : ''}`;
         const limit = () => this.#timers.set('connect', CONNECT_TIMEOUT_MS, (late) => {
             // After a freeze the response may be waiting already.
-            if (late) limit(); else this.#closed(1006, 'CONNECT_TIMEOUT');
+            if (late) limit(); else this.#giveUp('CONNECT_TIMEOUT');
         });
         limit();
         let socket = null;
@@ -118,11 +122,11 @@ export class Connection {
             socket = this.#host.open(url, isInQuery ? [] : ['kmarket.v1', `token.${token}`], {
                 open: current(() => this.#opened()),
                 message: current((text) => this.#heard(text)),
-                close: current((code, reason) => this.#closed(code, reason)),
+                close: current((code, reason, status) => this.#closed(code, reason, { status })),
             });
         } catch (error) {
             this.#on.error({ kind: 'socket', error });
-            if (generation === this.#generation) this.#closed(1006, 'CANNOT_CONNECT');
+            if (generation === this.#generation) this.#giveUp('CANNOT_CONNECT');
             return;
         }
         // A host may report the failure before it returns the socket.
@@ -133,9 +137,11 @@ export class Connection {
     #opened() {
         if (this.#state !== 'connecting') return;
         this.#timers.cancel('connect');
-        this.#openedAt = this.#permitsAt = this.#host.now();
+        this.#openedAt = this.#permitsAt = this.#time.now();
         this.#permits = BURST;
-        this.#heartbeat.heard();
+        this.#failures = 0;
+        this.#token.proven();
+        this.#heartbeat.opened();
         this.#on.opening();
         this.#become('open');
         this.#on.opened();
@@ -165,10 +171,14 @@ export class Connection {
     /** Expects the close that follows a `bye`. What the bye says overrides the close code that arrives. */
     bye({ code, reason, reconnect, afterMs }) {
         this.#bye = { code: Number(code), reason, reconnect, afterMs: Math.min(Number(afterMs) || 0, BYE_AFTER_MAX_MS) };
-        this.#timers.set('bye', BYE_TIMEOUT_MS, () => this.#closed(1006, 'NO_CLOSE'));
+        this.#timers.set('bye', BYE_TIMEOUT_MS, () => this.#giveUp('NO_CLOSE'));
     }
 
-    #closed(code, reason) {
+    /** Ends a connection by the client's own decision. */
+    #giveUp(reason) { this.#closed(1006, reason, { isOwn: true }); }
+
+    /** `status`: the HTTP status with which the handshake was refused, if the platform tells. */
+    #closed(code, reason, { status = 0, isOwn = false } = {}) {
         const wasOpen = this.#state === 'open';
         const bye = this.#bye;
         if (bye) ({ code, reason } = bye);
@@ -177,28 +187,44 @@ export class Connection {
             this.#become('stopped', { code, reason });
             return;
         }
-        // A browser does not say why a handshake failed: it may have been a 401.
-        if (code === 4401 || (!wasOpen && this.#token.ageMs > RETRY_TOKEN_MS)) this.#token.forget();
-        if (wasOpen && this.#host.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
-        this.#wait({ code, reason, afterMs: Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0) });
+        if (code === 4401 || status === 401) {
+            this.#token.forget();
+            this.#on.error(refusal(`${status || code} ${reason || ''}`));
+        } else if (!wasOpen && !isOwn && !status && !this.#isOffline) {
+            this.#suspectToken();
+        }
+        if (wasOpen && this.#time.now() - this.#openedAt >= STABLE_MS) this.#attempts = 0;
+        const afterMs = Math.max((bye && bye.afterMs) || 0, LEAST_WAIT_MS[code] || 0);
+        // A gateway that says when to come back spreads its clients itself.
+        this.#wait({ code, reason, afterMs, isCut: wasOpen && !isOwn && !bye && !afterMs });
     }
 
-    /** Waits `afterMs` and a random backoff, then connects. */
-    #wait({ code, reason, afterMs = 0 }) {
+    /** A browser does not say why a handshake failed: it may have been a 401. */
+    async #suspectToken() {
+        this.#failures += 1;
+        const url = `${this.#url.replace(/^ws/, 'http')}/ws/odds`;
+        const error = await this.#token.suspect(this.#failures, (token) => this.#host.check(url, token));
+        if (error) this.#on.error(error);
+    }
+
+    /** Waits `afterMs` and a random time, then connects. `isCut`: the connection ended, and the client did not end it. */
+    #wait({ code, reason, afterMs = 0, isCut = false }) {
         if (this.#isPaused) return this.#become('paused', { code, reason });
-        const most = Math.min(BACKOFF_MAX_MS, BACKOFF_MS * 2 ** this.#attempts++);
-        const retryInMs = afterMs + (this.#isOffline ? BACKOFF_MAX_MS : this.#host.random() * most);
-        this.#notBefore = this.#host.now() + afterMs;
+        const random = this.#host.random();
+        const backoff = isCut && !this.#attempts ? firstRetryMs(random) : backoffMs(this.#attempts, random);
+        this.#attempts += 1;
+        const retryInMs = afterMs + (this.#isOffline ? BACKOFF_MAX_MS : backoff);
+        this.#notBefore = this.#time.now() + afterMs;
         this.#become('waiting', { code, reason, retryInMs });
         this.#timers.set('retry', retryInMs, () => this.#connect());
     }
 
     /** Connects at once, or as soon as the server allows, because the app or the network has come back. */
     #hurry() {
-        if (this.#state === 'open') this.#heartbeat.probe();
+        if (this.#state === 'open') this.#heartbeat.wake();
         if (this.#state !== 'waiting' && this.#state !== 'paused') return;
         this.#attempts = 0;
-        const least = Math.max(0, Math.min(this.#notBefore - this.#host.now(), BACKOFF_MAX_MS));
+        const least = Math.max(0, Math.min(this.#notBefore - this.#time.now(), BACKOFF_MAX_MS));
         if (!least) { this.#connect(); return; }
         this.#become('waiting', { code: 0, reason: 'ASKED_TO_WAIT', retryInMs: least });
         this.#timers.set('retry', least, () => this.#connect());
@@ -206,7 +232,7 @@ export class Connection {
 
     get #isPaused() { return this.#isHidden && Boolean(this.#host.pausesInBackground); }
 
-    #shown() { this.#isHidden = false; this.#hurry(); }
+    #shown() { this.#isHidden = false; this.#on.shown(); this.#hurry(); }
 
     #hidden() { this.#isHidden = true; this.#on.hidden(); }
 
@@ -214,20 +240,21 @@ export class Connection {
 
     #offline() {
         this.#isOffline = true;
-        if (this.#state === 'open') this.#heartbeat.probe();
+        if (this.#state === 'open') this.#heartbeat.doubt();
         if (this.#state === 'waiting') this.#timers.set('retry', BACKOFF_MAX_MS, () => this.#connect());
     }
 
     #tickSoon() {
         this.#timers.set('tick', TICK_MS, (late) => {
-            if (this.#heartbeat.tick(late)) this.#tickSoon();
-            else this.#closed(1006, 'SILENT');
+            if (!this.#heartbeat.tick(late)) return this.#giveUp('SILENT');
+            this.#tickSoon();
+            this.#on.tick();
         });
     }
 
     /** Whether the server's rate limit allows another message. Pings and pongs are sent even if it does not. */
     maySend() {
-        const now = this.#host.now();
+        const now = this.#time.now();
         this.#permits = Math.min(BURST, this.#permits + Math.max(0, now - this.#permitsAt) * RATE / 1000);
         this.#permitsAt = now;
         return this.#permits >= 1;

@@ -70,8 +70,10 @@ export class Gaps {
 
     async #get(path) {
         let url = this.#url.replace(/^ws/, 'http') + path;
-        if (this.#token) url += `${path.includes('?') ? '&' : '?'}token=${encodeURIComponent(await this.#token.fresh())}`;
+        const token = this.#token && await this.#token.fresh();
+        if (token) url += `${path.includes('?') ? '&' : '?'}token=${encodeURIComponent(token)}`;
         const { status, text } = await this.#timers.timeout(HTTP_TIMEOUT_MS, () => this.#host.get(url));
+        if (status === 401 && token) this.#token.forget(token);
         if (status !== 200) throw new Error(`${path}: ${status}`);
         const body = parse(text);
         if (body.stale) throw new Error('the response may be stale');

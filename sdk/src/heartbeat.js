@@ -1,68 +1,121 @@
-// Pings and pongs: they show whether the socket is alive, how long a round trip takes and how far the clocks differ.
+// Pings and pongs: they show whether the socket is alive, how quick it is, and whether the app was frozen.
 
+/** How often `tick` must be called. */
+export const TICK_MS = 5000;
+/**
+ * A price that came this late is not fresh, and none is while a ping is unanswered for this long. The gateway promises 2 s by
+ * default (CONFLATE_AFTER) and about a second more on the way to a slow device. The rest is for clocks that differ.
+ */
+export const LATE_MS = 5000;
+/** An app that did not run for this long, which is later than any tick, was frozen. */
+const FROZEN_MS = TICK_MS + 2000;
+const AGAIN_MS = 2000;
 const PROBE_AFTER_MS = 25_000;
 const PROBE_TICKS = 3;
 const PING_EVERY_MS = 30_000;
-const CLOCK_SAMPLES = 8;
 
 export class Heartbeat {
-    #now; #send;
+    #time; #send; #doubted;
+    #ranAt = 0;
     #heardAt = 0;
     #pingedAt = 0;
+    #unanswered = []; // when the pings were sent that have no pong yet
+    #promptAt = 0; // when the last ping was sent whose pong came in time
+    #isPrompt = false; // whether the last pong came in time
+    #doubtedAt = null;
     #probing = 0; // ticks since an unanswered probe, from 1; 0 without one
-    #offsets = [];
-    #rtts = [];
 
-    constructor({ now, send }) {
-        this.#now = now;
+    /** `doubted()` is called when `isDoubtful` becomes true for a reason other than the passing time. */
+    constructor({ time, send, doubted }) {
+        this.#time = time;
         this.#send = send;
+        this.#doubted = doubted;
     }
 
-    /** The server's clock minus the host's, and the round trip, in ms. Each is null until it is known. */
-    get clock() {
-        const rttMs = this.#rtts.length ? Math.min(...this.#rtts) : null;
-        // Each sample is too low by the time from server to client, so the highest sample is the best.
-        const offsetMs = this.#offsets.length ? Math.max(...this.#offsets) + (rttMs || 0) / 2 : null;
-        return { offsetMs, rttMs };
+    /**
+     * Whether prices may be old although the socket is open: from a freeze until the answer to the ping after it, and
+     * while an answer takes too long.
+     */
+    get isDoubtful() {
+        const [since = Infinity] = this.#unanswered;
+        return this.#doubtedAt !== null || this.#wasFrozen || this.#time.now() - since > LATE_MS;
     }
 
-    /** Notes a sign of life: any message, or a new connection. */
+    /** A moment at which the socket was quick: what the server sent before it has come since. */
+    get promptAt() { return this.#promptAt; }
+
+    get #wasFrozen() { return this.#time.now() - this.#ranAt > FROZEN_MS; }
+
+    /** Starts over with a new connection. */
+    opened() {
+        this.#ranAt = this.#heardAt = this.#time.now();
+        this.#promptAt = this.#probing = 0;
+        this.#unanswered = [];
+        this.#isPrompt = false;
+        this.#doubtedAt = null;
+        this.#time.caughtUp();
+    }
+
+    /** Notes a sign of life: any message. After a freeze it may have waited in a buffer. */
     heard() {
-        this.#heardAt = this.#now();
+        if (this.#wasFrozen) this.doubt();
+        this.#ranAt = this.#heardAt = this.#time.now();
         this.#probing = 0;
     }
 
     /** Sends a ping when one is due. Returns false if the socket is dead. `late`: the app was frozen until now. */
     tick(late) {
-        const now = this.#now();
-        if (late) this.probe();
+        const wasFrozen = this.#wasFrozen;
+        const now = this.#ranAt = this.#time.now();
+        if (late || wasFrozen) this.doubt();
         else if (this.#probing && ++this.#probing > PROBE_TICKS) return false;
-        else if (!this.#probing && now - this.#heardAt >= PROBE_AFTER_MS) this.probe();
+        else if (!this.#probing && now - this.#heardAt >= PROBE_AFTER_MS) this.#probe();
         else if (now - this.#pingedAt >= PING_EVERY_MS) this.ping();
         return true;
     }
 
-    /** Asks for a sign of life. Only ticks that come in time after this can declare the socket dead. */
-    probe() {
+    /** Asks for a sign of life because the app or the network has come back. */
+    wake() {
+        if (this.#wasFrozen || this.#doubtedAt !== null) this.doubt();
+        else this.#probe();
+    }
+
+    /** Asks for a sign of life. No market is fresh before it comes. */
+    doubt() {
+        const now = this.#ranAt = this.#time.now();
+        if (this.#doubtedAt !== null && now - this.#doubtedAt < AGAIN_MS) return;
+        this.#time.frozen();
+        this.#probe();
+        this.#doubtedAt = this.#pingedAt;
+        this.#doubted();
+    }
+
+    /** Only ticks that come in time after this can declare the socket dead. */
+    #probe() {
         this.#probing = 1;
         this.ping();
     }
 
     ping() {
-        this.#pingedAt = this.#now();
+        this.#pingedAt = this.#time.now();
+        this.#unanswered.push(this.#pingedAt);
         this.#send({ type: 'ping', ts: this.#pingedAt });
     }
 
-    /** Notes the server's time in its ping. */
-    pinged(ts) { keep(this.#offsets, Number(ts) - this.#now()); }
+    /** Notes the server's time in its ping. Returns true if the server's clock was not known before. */
+    pinged(ts) { return this.#time.pinged(Number(ts), this.#isPrompt && !this.isDoubtful); }
 
-    /** Notes the round trip of a pong. Ignores a pong to an earlier ping: it may have waited while the app was frozen. */
+    /** Notes the round trip of a pong. A pong to a ping before a freeze has waited for its end. */
     ponged(ts) {
-        if (Number(ts) === this.#pingedAt) keep(this.#rtts, Math.max(0, this.#now() - this.#pingedAt));
+        const pingedAt = Number(ts);
+        if (!this.#unanswered.includes(pingedAt)) return;
+        this.#unanswered = this.#unanswered.filter((other) => other > pingedAt);
+        if (this.#doubtedAt !== null && pingedAt < this.#doubtedAt) return;
+        if (this.#doubtedAt !== null) this.#time.caughtUp();
+        this.#doubtedAt = null;
+        const rtt = this.#time.now() - pingedAt;
+        this.#isPrompt = rtt <= LATE_MS;
+        if (this.#isPrompt) this.#promptAt = pingedAt;
+        this.#time.roundTrip(rtt);
     }
-}
-
-function keep(samples, sample) {
-    samples.push(sample);
-    if (samples.length > CLOCK_SAMPLES) samples.shift();
 }

@@ -6,12 +6,12 @@ const SAVE_AFTER_MS = 1000;
 const KEEP_MS = 86_400_000;
 
 export class Store {
-    #host; #timers; #storage; #key; #markets; #emit;
+    #time; #timers; #storage; #key; #markets; #emit;
     #states = {}; // id → {epoch, seq, ts, lines}
     #isLoaded = false;
 
-    constructor({ host, timers, storage, key, markets, emit }) {
-        this.#host = host;
+    constructor({ time, timers, storage, key, markets, emit }) {
+        this.#time = time;
         this.#timers = timers;
         this.#storage = storage;
         this.#key = key;
@@ -51,7 +51,7 @@ export class Store {
         for (const { id, epoch, seq, ts, lines, awaits } of this.#markets.all()) {
             if (seq !== null && !awaits) this.#states[id] = { epoch, seq, ts, lines };
         }
-        const oldest = this.#host.now() - KEEP_MS;
+        const oldest = this.#time.serverNow() - KEEP_MS;
         for (const [id, { ts }] of Object.entries(this.#states)) {
             if (!this.#markets.get(Number(id)) && ts < oldest) delete this.#states[id];
         }

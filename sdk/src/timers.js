@@ -1,23 +1,28 @@
-// Named timers over the host's clock. A second timer of the same name replaces the first.
+// Named timers. A second timer of the same name replaces the first.
 
 /** A timer that fires this late shows that the app was frozen, so the silence until then proves nothing. */
 const LATE_MS = 2000;
 
 export class Timers {
-    #host;
+    #host; #time;
     #cancels = new Map(); // name → cancel
 
-    constructor(host) { this.#host = host; }
+    constructor({ host, time }) {
+        this.#host = host;
+        this.#time = time;
+    }
 
     has(name) { return this.#cancels.has(name); }
 
     /** Runs `run` once, in `ms`. Passes whether the timer fired late. */
     set(name, ms, run) {
         this.cancel(name);
-        const due = this.#host.now() + ms;
+        const due = this.#time.now() + ms;
         const timer = this.#host.setTimeout(() => {
             this.#cancels.delete(name);
-            run(this.#host.now() - due > LATE_MS);
+            const isLate = this.#time.now() - due > LATE_MS;
+            if (isLate) this.#time.frozen();
+            run(isLate);
         }, ms);
         this.#cancels.set(name, () => this.#host.clearTimeout(timer));
     }

@@ -1,6 +1,6 @@
 // The host for WeChat mini-programs and for the frameworks that have the same API: pass `wx`, `uni` or `Taro`.
 
-import { clock } from './clock.js';
+import { clock, statusIn } from './clock.js';
 
 /** Returns a host over `api.connectSocket` and `api.request`. */
 export function wx(api, { storage = wxStorage(api) } = {}) {
@@ -15,7 +15,7 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
             const end = (code, reason) => {
                 if (over) return;
                 over = true;
-                on.close(code, reason);
+                on.close(code, reason, statusIn(code === 1006 ? reason : ''));
             };
             const attach = (given) => {
                 if (!given || !given.onOpen) return end(1006, 'no SocketTask');
@@ -43,15 +43,8 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
                 },
             };
         },
-        get: (url) => new Promise((resolve, reject) => {
-            const promise = api.request({
-                url,
-                dataType: 'text', // or WeChat would parse it, and prices would become floats
-                success: ({ statusCode, data }) => resolve({ status: statusCode, text: data }),
-                fail: ({ errMsg } = {}) => reject(new Error(errMsg)),
-            });
-            if (promise && typeof promise.then === 'function') promise.then(null, reject);
-        }),
+        get: (url) => request(api, url),
+        check: (url, token) => request(api, url, { authorization: `Bearer ${token}` }).then(({ status }) => status),
         watch({ shown, hidden, online, offline }) {
             const network = ({ isConnected }) => (isConnected ? online() : offline());
             const pairs = [['AppShow', shown], ['AppHide', hidden], ['NetworkStatusChange', network]];
@@ -62,6 +55,19 @@ export function wx(api, { storage = wxStorage(api) } = {}) {
             };
         },
     };
+}
+
+function request(api, url, header) {
+    return new Promise((resolve, reject) => {
+        const promise = api.request({
+            url,
+            header,
+            dataType: 'text', // or WeChat would parse it, and prices would become floats
+            success: ({ statusCode, data }) => resolve({ status: statusCode, text: data }),
+            fail: ({ errMsg } = {}) => reject(new Error(errMsg)),
+        });
+        if (promise && typeof promise.then === 'function') promise.then(null, reject);
+    });
 }
 
 function wxStorage(api) {

@@ -2,6 +2,17 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { World, snapshot, update, wait } from './world.js';
 
+/** Returns a random number generator (mulberry32) that gives the same numbers for the same seed. */
+function seeded(seed) {
+    let state = seed;
+    return () => {
+        state = (state + 0x6d2b79f5) | 0;
+        let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+        mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+        return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+    };
+}
+
 const live = (positions, epoch) => new World().live(positions, epoch);
 
 test('an update replaces whole lines, and null removes one', async () => {
@@ -24,6 +35,132 @@ test('a line may be named like a member of every object', async () => {
     world.receive('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"payload":{"__proto__":{"yes":2.10}}}');
     assert.deepEqual(Object.keys(world.client.market(1001).lines), ['win', '__proto__']);
     assert.equal({}.yes, undefined);
+});
+
+test('a subscribe and a resume ask for folds and patches', async () => {
+    const world = await live();
+    assert.deepEqual(world.sent('subscribe').map(({ id, ...message }) => message), [{ type: 'subscribe', markets: ['1001'], snapshot: true, fold: true, patch: true }]);
+    world.close(1006);
+    await world.resumed();
+    const [{ fold, patch }] = world.sent('resume');
+    assert.deepEqual({ fold, patch }, { fold: true, patch: true });
+});
+
+test('a change says why its update is a fold', async () => {
+    const world = await live({ 1001: 5 });
+    world.receive({ ...update(1001, 9), from: 5 });
+    world.receive(update(1001, 10));
+    world.close(1006);
+    await world.pass(wait(world));
+    world.socket.on.open();
+    world.receive({ type: 'ack', ok: true, id: world.sent('resume')[0].id, positions: { 1001: { epoch: 7, seq: 500, recovered: true } } });
+    world.receive({ ...update(1001, 501), from: 10 });
+    world.receive({ ...update(1001, 504), from: 501 });
+    assert.deepEqual(world.of('change').map(({ seq, cause, fold }) => [seq, cause, fold]), [
+        [5, 'snapshot', null], [9, 'update', 'slow'], [10, 'update', null], [501, 'update', 'resumed'], [504, 'update', 'slow'],
+    ]);
+});
+
+/** The members of a message beyond its type and id. */
+const plain = (messages) => messages.map(({ type, id, ...members }) => members);
+const ackPace = (world, more = {}) => world.receive({ type: 'ack', ok: true, id: world.sent('pace').at(-1).id, ...more });
+
+test('a hidden app asks for a message per second, a shown one for all updates, and the ack says what holds', async () => {
+    const world = await live({ 1001: 1, 1002: 1 });
+    world.on.hidden();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000 }]);
+    assert.equal(world.client.market(1001).conflateMs, 0);
+    ackPace(world, { conflateMs: 2000 });
+    assert.deepEqual([1001, 1002].map((id) => world.client.market(id).conflateMs), [2000, 2000]);
+    world.receive({ ...update(1001, 9), from: 1 });
+    world.on.shown();
+    assert.deepEqual(plain(world.sent('pace')).at(-1), { conflateMs: 0 });
+    ackPace(world);
+    assert.equal(world.client.market(1001).conflateMs, 0);
+    world.receive({ ...update(1001, 12), from: 9 }); // what the slower pace held back
+    world.receive({ ...update(1001, 14), from: 12 });
+    assert.deepEqual(world.of('change').map(({ fold }) => fold), [null, null, 'paced', 'paced', 'slow']);
+    world.on.shown();
+    assert.equal(world.sent('pace').length, 2);
+});
+
+test('a market may have a pace of its own, shown and hidden', async () => {
+    const world = new World();
+    world.client.subscribe(1001);
+    world.client.subscribe([1002, 1003], { conflateMs: 500, hiddenConflateMs: 3000 });
+    world.client.subscribe(1004, { conflateMs: 2000, hiddenConflateMs: 0 });
+    world.client.subscribe(1005, { conflateMs: 2000, fold: false, patch: false });
+    world.client.start();
+    await world.settle();
+    world.socket.on.open();
+    const both = { snapshot: true, fold: true, patch: true };
+    assert.deepEqual(plain(world.sent('subscribe')), [
+        { markets: ['1001'], ...both },
+        { markets: ['1002', '1003'], ...both, conflateMs: 500 },
+        { markets: ['1004'], ...both, conflateMs: 2000 },
+        { markets: ['1005'], snapshot: true },
+    ]);
+    world.on.hidden();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000, markets: ['1001'] }, { conflateMs: 3000, markets: ['1002', '1003'] }]);
+    world.client.subscribe(1001, { conflateMs: 4000 });
+    await world.pass(0);
+    assert.deepEqual(plain(world.sent('pace')).at(-1), { conflateMs: 4000, markets: ['1001'] });
+    assert.equal(world.sent('subscribe').length, 4);
+});
+
+test('a client that connects while hidden asks for the slower pace at once', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.close(1006);
+    await world.pass(wait(world));
+    world.socket.on.open();
+    assert.equal(world.sent('resume')[0].conflateMs, 1000);
+    const [{ id }] = world.sent('resume');
+    world.receive({ type: 'ack', ok: true, id, positions: { 1001: { epoch: 7, seq: 1, recovered: true } }, conflateMs: 1000 });
+    assert.deepEqual([world.client.market(1001).conflateMs, world.sent('pace').length], [1000, 0]);
+    world.on.shown();
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 0 }]);
+});
+
+test('a gateway that does not know pace is not asked again on its connection', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.receive({ type: 'error', code: 'BAD_MESSAGE', message: 'type: unknown', id: world.sent('pace')[0].id });
+    world.on.shown();
+    world.on.hidden();
+    await world.pass(1000);
+    assert.deepEqual([world.sent('pace').length, world.of('error').length, world.client.market(1001).conflateMs], [1, 0, 0]);
+});
+
+test('a pace that the server refused because it came too fast is asked for again', async () => {
+    const world = await live();
+    world.on.hidden();
+    world.receive({ type: 'error', code: 'RATE_LIMITED', message: 'slow down', id: world.sent('pace')[0].id });
+    await world.pass(2000);
+    assert.deepEqual(plain(world.sent('pace')), [{ conflateMs: 1000 }, { conflateMs: 1000 }]);
+});
+
+test('subscribe throws for a pace that no gateway accepts', () => {
+    const world = new World();
+    for (const ms of [-1, 60_001, 1.5, '5', NaN]) assert.throws(() => world.client.subscribe(1001, { conflateMs: ms }), TypeError);
+    assert.equal(world.client.market(1001), undefined);
+});
+
+test('a patch leaves the other selections, and the lines that were shown before, as they were', async () => {
+    const world = await live();
+    const before = world.client.market(1001).lines;
+    world.receive('{"type":"odds_update","marketId":1001,"seq":2,"ts":5,"patch":{"win":{"no":2.10}},"payload":{"total":{"over":1.90}}}');
+    assert.deepEqual(world.client.market(1001).lines, { win: { yes: '1.50', no: '2.10' }, total: { over: '1.90' } });
+    assert.deepEqual(before, { win: { yes: '1.50' } });
+    assert.deepEqual(world.of('change').at(-1).changed.sort(), ['total', 'win']);
+});
+
+test('a malformed fold or patch changes nothing and is reported', async () => {
+    const world = await live({ 1001: 5 });
+    for (const bad of [{ from: 6 }, { from: 'x' }, { from: null, payload: 5 }, { payload: undefined, patch: 5 }, { payload: undefined, patch: { win: null } }, { payload: [] }]) {
+        world.receive({ ...update(1001, 6), ...bad });
+    }
+    assert.deepEqual([world.seq(), world.of('error').length, world.requests.length], [5, 6, 0]);
 });
 
 test('updates and snapshots that are known already are ignored', async () => {
@@ -92,7 +229,7 @@ test('a gap that HTTP cannot fill is resumed over the socket', async () => {
             await world.pass(5000);
         }
         assert.equal(world.requests.length, 3);
-        assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 1 } });
+        assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 1, ts: 1_000_000_000_001 } });
     }
 });
 
@@ -119,11 +256,26 @@ test('after a close without bye one message resumes all markets', async () => {
         assert.equal(world.client.state, 'waiting', code);
         assert.equal(world.client.market(1001).fresh, false);
         await world.resumed();
-        assert.deepEqual(world.sent('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5 }, 1002: { epoch: 7, seq: 8 } }]);
+        assert.deepEqual(world.sent('resume').map(({ offsets }) => offsets), [{ 1001: { epoch: 7, seq: 5, ts: 1_000_000_000_005 }, 1002: { epoch: 7, seq: 8, ts: 1_000_000_000_008 } }]);
         assert.equal(world.sent('subscribe').length, 0);
         world.receive(update(1001, 6));
         assert.equal(world.seq(), 6);
     }
+});
+
+test('an offset has the ts of its update, unless the ts is unknown', async () => {
+    const world = await live({ 1001: 5, 1002: 0 });
+    const offsets = async () => {
+        world.close(1006);
+        await world.pass(wait(world));
+        world.socket.on.open();
+        return world.sent('resume')[0].offsets;
+    };
+    world.receive(update(1001, 6));
+    assert.deepEqual(await offsets(), { 1001: { epoch: 7, seq: 6, ts: 1_000_000_000_006 }, 1002: { epoch: 7, seq: 0 } });
+    const { id } = world.sent('resume')[0];
+    world.receive({ type: 'ack', ok: true, id, positions: { 1001: { epoch: 7, seq: 9, ts: 1_000_000_000_009, recovered: true } } });
+    assert.equal((await offsets())[1001].ts, 1_000_000_000_006);
 });
 
 test('a close code for a bug or a ban stops the client until start is called', async () => {
@@ -166,7 +318,7 @@ test('the client closes the socket if no close follows a bye', async () => {
 });
 
 test('after 4429 the client waits at least 5 s, after 1013 at least 1 s', async () => {
-    for (const [code, least] of [[4429, 5000], [1013, 1000], [1006, 0]]) {
+    for (const [code, least] of [[4429, 5000], [1013, 1000]]) {
         const world = await live();
         world.close(code);
         assert.equal(wait(world), least + 250);
@@ -182,14 +334,44 @@ test('the backoff doubles with full jitter up to 30 s, and a connection of 10 s 
         await world.pass(waits[n]);
         world.close(1006);
     }
-    assert.deepEqual(waits, [250, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
+    assert.deepEqual(waits.map(Math.round), [667, 500, 1000, 2000, 4000, 8000, 15_000, 15_000]);
     await world.resumed();
     world.close(1006);
     assert.equal(wait(world), 15_000);
     await world.resumed();
     await world.pass(10_000);
     world.close(1006);
-    assert.equal(wait(world), 250);
+    assert.equal(Math.round(wait(world)), 667);
+});
+
+test('the first retries after a cut spread over 3 s, and half of them come within a second', async () => {
+    const random = seeded(15);
+    const waits = [];
+    for (let n = 0; n < 500; n += 1) {
+        const world = await new World({}, { random }).live();
+        world.close(1006);
+        waits.push(wait(world));
+    }
+    waits.sort((a, b) => a - b);
+    assert.ok(waits[250] < 900, `median ${waits[250]}`);
+    assert.ok(waits[499] > 2900 && waits[499] <= 3000, `last ${waits[499]}`);
+    const perTenth = Array.from({ length: 30 }, (_, n) => waits.filter((ms) => Math.floor(ms / 100) === n).length);
+    assert.ok(Math.max(...perTenth) <= 60, `in 100 ms: ${perTenth}`);
+});
+
+test('a retry after the client\'s own decision, or after a bye, is not spread', async () => {
+    const bye = await live();
+    bye.receive({ type: 'bye', code: 1012, reason: 'DRAINING', reconnect: true, afterMs: 0 });
+    bye.close(1012);
+    assert.equal(wait(bye), 250);
+    const silent = await live();
+    await silent.pass(45_000);
+    assert.equal(silent.of('state').find(({ reason }) => reason === 'SILENT').retryInMs, 250);
+    const unreachable = new World();
+    unreachable.client.start();
+    await unreachable.settle();
+    unreachable.close(1006);
+    assert.equal(wait(unreachable), 250);
 });
 
 test('after 4401 the client asks for a new token, after another close it uses the old one', async () => {
@@ -201,19 +383,6 @@ test('after 4401 the client asks for a new token, after another close it uses th
     await world.pass(1000);
     assert.equal(world.tokens, 2);
     assert.match(world.socket.url, /token=token-2$/);
-});
-
-test('after a failed handshake, which may have been a 401, a token older than 10 s is replaced', async () => {
-    const world = new World();
-    world.client.start();
-    await world.settle();
-    world.close(1006);
-    await world.pass(1000);
-    assert.deepEqual([world.sockets.length, world.tokens], [2, 1]);
-    await world.pass(10_000);
-    world.close(1006);
-    await world.pass(1000);
-    assert.deepEqual([world.sockets.length, world.tokens], [3, 2]);
 });
 
 test('a token provider that fails, hangs or returns no token is asked again', async () => {
@@ -455,7 +624,7 @@ test('states are stored, and the next run of the app resumes them', async () => 
     assert.deepEqual([world.seq(), world.client.market(1001).fresh], [6, false]);
     assert.equal(world.of('change').at(-1).cause, 'stored');
     world.socket.on.open();
-    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6, ts: 1_000_000_000_006 } });
     assert.deepEqual(world.sent('subscribe')[0].markets, ['1002']);
 });
 
@@ -469,7 +638,7 @@ test('a stored market is restored when it is subscribed, and forgotten after a d
     world.client.subscribe(1001);
     assert.deepEqual([world.of('change')[0].cause, world.seq()], ['stored', 6]);
     await world.pass(0);
-    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6 } });
+    assert.deepEqual(world.sent('resume')[0].offsets, { 1001: { epoch: 7, seq: 6, ts: world.time } });
     world.client.close();
     assert.deepEqual(Object.keys(JSON.parse(world.kept.get('kmarket'))), ['1001']);
 });
@@ -527,7 +696,7 @@ test('a request refused with RATE_LIMITED is sent again', async () => {
 test('every message fits into MAX_MESSAGE_BYTES', async () => {
     const world = new World();
     const ids = Array.from({ length: 450 }, (_, n) => Number.MAX_SAFE_INTEGER - n);
-    world.kept.set('kmarket', JSON.stringify(Object.fromEntries(ids.map((id) => [id, { epoch: 4102444800, seq: Number.MAX_SAFE_INTEGER - 1, ts: 1, lines: {} }]))));
+    world.kept.set('kmarket', JSON.stringify(Object.fromEntries(ids.map((id) => [id, { epoch: 4102444800, seq: Number.MAX_SAFE_INTEGER - 1, ts: 1_730_908_800_000, lines: {} }]))));
     world.client.subscribe(ids);
     world.client.start();
     await world.settle();

@@ -93,7 +93,10 @@ export class Gateway extends Service {
     }
 }
 
-/** A host over real sockets. `cut()` breaks the newest socket; messages for which `lose(text)` is true are dropped. */
+/**
+ * A host over real sockets. `cut()` breaks the newest socket; messages for which `lose(text)` is true are dropped. `app`
+ * hides and shows the app.
+ */
 export function breakable() {
     const sockets = [];
     const host = {
@@ -102,6 +105,7 @@ export function breakable() {
         sockets,
         lose: () => false,
         cut: () => sockets.at(-1).cut(),
+        watch: (on) => { host.app = on; return () => {}; },
     };
     const { open } = host;
     host.open = (url, protocols, on) => {

@@ -148,6 +148,19 @@ test('a token is refreshed without a new connection', async (t) => {
     assert.deepEqual([host.sockets.length, client.state, ttls], [1, 'open', []]);
 });
 
+test('a hidden client follows the market, whatever the gateway knows of paces', async (t) => {
+    const gateway = await started(t);
+    const { client, host, events, at } = follow(t, gateway);
+    await at(0);
+    host.app.hidden();
+    for (let n = 1; n <= 5; n += 1) await gateway.publish(1001, price(n));
+    await at(5);
+    host.app.shown();
+    await gateway.publish(1001, price(6));
+    await at(6);
+    assert.deepEqual([client.state, events.filter(({ type }) => type === 'error')], ['open', []]);
+});
+
 test('a client that unsubscribes or closes catches up when it comes back', async (t) => {
     const gateway = await started(t);
     const { client, at, until } = follow(t, gateway);

@@ -5,12 +5,17 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { World } from './world.js';
 
+/** The `needs` that this client supports: all of them. */
+const SUPPORTED = ['fold', 'patch', 'pace', 'ts'];
+/** Members with which a request asks for more than the field's messages, and the need that a vector names to compare them. */
+const OPTIONAL = { fold: 'fold', patch: 'patch', conflateMs: 'pace' };
 const DIR = new URL('../../docs/vectors/messages/', import.meta.url);
 
 for (const file of readdirSync(DIR)) {
-    const { title, markets, steps } = JSON.parse(readFileSync(new URL(file, DIR), 'utf8'));
+    const { title, needs = [], markets, steps } = JSON.parse(readFileSync(new URL(file, DIR), 'utf8'));
     test(`${file}: ${title}`, async () => {
-        const run = new Run();
+        for (const need of needs) assert.ok(SUPPORTED.includes(need), need);
+        const run = new Run(needs);
         run.world.client.subscribe(markets);
         for (const [number, step] of steps.entries()) {
             try {
@@ -27,7 +32,8 @@ class Run {
     requests = [];
     rejected = new Map();
 
-    constructor() {
+    constructor(needs) {
+        this.needs = needs;
         this.world = new World({ storage: null }, {
             random: () => 0, // no backoff beyond the wait that the gateway asks for
             get: (url) => new Promise((resolve) => { this.requests.push({ url: new URL(url), resolve }); }),
@@ -51,6 +57,10 @@ class Run {
             world.receive(step.say.replace(/"id":\$(\w+),?/, (_, type) => `"id":${world.sent(type).at(-1).id},`));
             await world.pass(0);
             if (step.sends) assert.deepEqual(sorted(this.#sent(from)), sorted(step.sends));
+        } else if (step.app) {
+            const from = world.socket.sent.length;
+            world.on[step.app]();
+            assert.deepEqual(sorted(this.#sent(from)), sorted(step.sends));
         } else if (step.get) {
             const at = this.requests.findIndex(({ url }) => url.pathname + query(url) === step.get);
             assert.notEqual(at, -1, `requested: ${this.requests.map(({ url }) => url.href)}`);
@@ -79,10 +89,17 @@ class Run {
         }
     }
 
-    /** Returns the client's messages on this connection, from number `from` on, without pings and without ids. */
+    /**
+     * Returns the client's messages on this connection, from number `from` on, without pings and ids, and without the
+     * optional members that the vector does not need.
+     */
     #sent(from) {
         const sent = this.world.socket.sent.slice(from).filter(({ type }) => type !== 'ping');
-        return sent.map(({ id, ...message }) => message);
+        return sent.map(({ id, ...message }) => {
+            for (const [member, need] of Object.entries(OPTIONAL)) if (!this.needs.includes(need)) delete message[member];
+            for (const offset of Object.values(message.offsets || {})) if (!this.needs.includes('ts')) delete offset.ts;
+            return message;
+        });
     }
 }
 

@@ -4,7 +4,9 @@ import assert from 'node:assert/strict';
 import { Client } from '../src/client.js';
 
 export class World {
-    time = 1_000_000_000_000;
+    time = 1_000_000_000_000; // the true time, and the server's
+    shift = 0; // the device's clock minus the true time
+    slept = 0; // how long `monotonic` stood still, for hosts that have it
     timers = [];
     sockets = [];
     requests = [];
@@ -16,7 +18,7 @@ export class World {
     constructor(options = {}, host = {}) {
         this.options = options;
         this.host = {
-            now: () => this.time,
+            now: () => this.time + this.shift,
             random: () => 0.5,
             setTimeout: (run, ms) => {
                 const timer = { due: this.time + ms, run };
@@ -40,7 +42,8 @@ export class World {
     }
 
     make() {
-        const client = new Client({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...this.options });
+        const { Client: Class = Client, ...options } = this.options;
+        const client = new Class({ url: 'https://gw.example', token: async () => `token-${++this.tokens}`, host: this.host, ...options });
         for (const type of ['change', 'state', 'stale', 'fresh', 'rejected', 'error']) client.on(type, (event) => this.events.push({ type, event }));
         return client;
     }
@@ -70,6 +73,27 @@ export class World {
 
     /** Moves the clock without firing timers, as when the app is frozen. */
     freeze(ms) { this.time += ms; }
+
+    /** The same, and the monotonic clock stands still: the device sleeps. */
+    sleep(ms) { this.time += ms; this.slept += ms; }
+
+    /** A monotonic clock for the host, as `performance.now` of some platforms. */
+    steady() { return this.time - this.slept - 1_000_000_000_000; }
+
+    /** The server's heartbeat. `lateMs`: how long it was on its way. */
+    ping(lateMs = 0) { this.receive({ type: 'ping', ts: this.time - lateMs }); }
+
+    /** Answers the client's last ping. */
+    pong() { this.receive({ type: 'pong', ts: this.sent('ping').at(-1).ts }); }
+
+    /** Lets `ms` pass with a server that sends heartbeats and answers pings. */
+    async healthy(ms) {
+        for (let past = 0; past < ms; past += 5000) {
+            if (past % 15_000 === 0) this.ping();
+            await this.pass(5000);
+            this.pong();
+        }
+    }
 
     receive(message, socket = this.socket) { socket.on.message(typeof message === 'string' ? message : JSON.stringify(message)); }
 

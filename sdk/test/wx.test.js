@@ -58,7 +58,7 @@ for (const name of ['AppShow', 'AppHide', 'NetworkStatusChange']) {
 function over(api) {
     const world = new World();
     const { now, random, setTimeout, clearTimeout } = world.host;
-    world.host = { ...wx(api), now, random, setTimeout, clearTimeout };
+    world.host = { ...wx(api), now, monotonic: undefined, random, setTimeout, clearTimeout };
     world.client = world.make();
     return world;
 }
@@ -100,7 +100,7 @@ for (const promise of [false, true]) {
         api.show();
         await world.settle();
         open(api);
-        assert.deepEqual(api.tasks.at(-1).sent[0].offsets, { 1001: { epoch: 7, seq: 1 } });
+        assert.deepEqual(api.tasks.at(-1).sent[0].offsets, { 1001: { epoch: 7, seq: 1, ts: 1_000_000_000_001 } });
         assert.equal(api.open.length, 1);
     });
 
@@ -114,6 +114,15 @@ for (const promise of [false, true]) {
         assert.ok(api.tasks.length > 20);
     });
 }
+
+test('a hidden mini-program asks for a slower pace before it freezes, and for all updates when it is shown', async () => {
+    const { api, task } = await live();
+    const paces = () => task.sent.filter(({ type }) => type === 'pace').map(({ conflateMs }) => conflateMs);
+    api.tell('AppHide');
+    assert.deepEqual(paces(), [1000]);
+    api.tell('AppShow');
+    assert.deepEqual(paces(), [1000, 0]);
+});
 
 test('a socket that survived the background is kept', async () => {
     const { api, world, task } = await live();

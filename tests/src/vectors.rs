@@ -12,6 +12,9 @@ use serde_json::{Value, value::RawValue};
 pub struct Messages {
     /// What it shows.
     pub title: String,
+    /// The optional members that a client must support to run the file.
+    #[serde(default)]
+    pub needs: Vec<String>,
     /// The markets that the client wants.
     pub markets: Vec<u64>,
     /// The steps, in order.
@@ -112,17 +115,32 @@ fn ten_minutes() -> u64 {
     600
 }
 
-/// Reads every file of a directory in `docs/vectors`, in the order of names.
+/// The `needs` that the client in Rust supports. Files that need more are skipped.
+const SUPPORTED: &[&str] = &[];
+
+/// The member of a file that says what it needs.
+#[derive(Deserialize)]
+struct Needs {
+    #[serde(default)]
+    needs: Vec<String>,
+}
+
+/// Reads every file of a directory in `docs/vectors` that needs no more than `SUPPORTED`, in the order of names.
 #[must_use]
 pub fn all<T: DeserializeOwned>(kind: &str) -> Vec<(String, T)> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/vectors").join(kind);
     let mut files: Vec<(String, T)> = fs::read_dir(&dir)
         .expect("docs/vectors is there")
-        .map(|entry| {
+        .filter_map(|entry| {
             let path = entry.expect("a file").path();
             let text = fs::read_to_string(&path).expect("a vector is UTF-8");
-            let vector = serde_json::from_str(&text);
-            (path.display().to_string(), vector.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+            let fail = |error| -> ! { panic!("{}: {error}", path.display()) };
+            let Needs { needs } = serde_json::from_str(&text).unwrap_or_else(|error| fail(error));
+            if needs.iter().any(|need| !SUPPORTED.contains(&need.as_str())) {
+                return None;
+            }
+            let vector = serde_json::from_str(&text).unwrap_or_else(|error| fail(error));
+            Some((path.display().to_string(), vector))
         })
         .collect();
     files.sort_by(|(left, _), (right, _)| left.cmp(right));

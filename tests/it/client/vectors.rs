@@ -22,7 +22,7 @@ use clients::{Running, State, Tokens};
 
 #[test]
 fn the_client_in_rust_makes_of_messages_what_the_vectors_say() {
-    for (file, Messages { title, markets, steps }) in vectors::all::<Messages>("messages") {
+    for (file, Messages { title, markets, steps, .. }) in vectors::all::<Messages>("messages") {
         let mut run = Run { client: Client::new(markets.into_iter().map(id)), fetches: Vec::new() };
         for (number, step) in steps.into_iter().enumerate() {
             println!("{file}: {title}: step {}: {step:?}", number + 1); // shown when it fails
