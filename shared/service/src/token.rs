@@ -16,7 +16,7 @@
 //! changed, and it accepts a token without `aud` or `iss` unless these are also listed as required. With both at work
 //! there would be two clocks and two leeways; so `verification.rs` has every rule, with one clock and one leeway.
 //!
-//! Only [`Key`](key::Key) knows algorithms. A key says its own, and a token's header must name that one: a header never
+//! Only `Key` knows algorithms. A key says its own, and a token's header must name that one: a header never
 //! selects an algorithm.
 
 mod bearer;
