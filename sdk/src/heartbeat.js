@@ -3,8 +3,8 @@
 /** How often `tick` must be called. */
 export const TICK_MS = 5000;
 /**
- * A price that came this late is not fresh, and none is while a ping is unanswered for this long. The gateway promises 2 s by
- * default (CONFLATE_AFTER) and about a second more on the way to a slow device. The rest is for clocks that differ.
+ * A price that came this late is not fresh, and none is while a ping is unanswered for this long. Three seconds
+ * are for the way to a slow device, two for clocks that differ.
  */
 export const LATE_MS = 5000;
 /** An app that did not run for this long, which is later than any tick, was frozen. */
