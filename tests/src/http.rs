@@ -1,15 +1,23 @@
 //! An HTTP client that reads responses as text.
 
-use reqwest::{Client, RequestBuilder, header::HeaderMap};
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderMap, Method, Request},
+};
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::{Client, Error, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{message, wait::within};
 
-/// Sends requests.
+/// Sends requests, over connections that are kept open between them.
 #[derive(Clone, Debug)]
 pub struct Http {
-    client: Client,
+    client: Client<HttpConnector, Body>,
 }
 
 /// A response with its whole body.
@@ -28,7 +36,9 @@ pub type Headers<'a> = &'a [(&'a str, &'a str)];
 
 impl Default for Http {
     fn default() -> Self {
-        Self { client: Client::builder().no_proxy().build().expect("an HTTP client") }
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Self { client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 }
 
@@ -40,7 +50,7 @@ impl Http {
 
     /// `GET url` with headers.
     pub async fn get_with(&self, url: &str, headers: Headers<'_>) -> Response {
-        send(self.client.get(url), headers).await
+        self.send(Method::GET, url, headers, "").await
     }
 
     /// `POST url` with a JSON body.
@@ -50,30 +60,66 @@ impl Http {
 
     /// `POST url` with headers, which name the body's type.
     pub async fn post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Response {
-        send(self.client.post(url).body(body.to_owned()), headers).await
+        self.send(Method::POST, url, headers, body).await
     }
 
     /// Like [`Self::post_with`], but returns `None` when the connection is refused or breaks.
     pub async fn try_post_with(&self, url: &str, headers: Headers<'_>, body: &str) -> Option<Response> {
-        try_send(self.client.post(url).body(body.to_owned()), headers).await.ok()
+        self.try_send(Method::POST, url, headers, body).await.ok()
     }
 
     /// `OPTIONS url` with headers.
     pub async fn options_with(&self, url: &str, headers: Headers<'_>) -> Response {
-        send(self.client.request(reqwest::Method::OPTIONS, url), headers).await
+        self.send(Method::OPTIONS, url, headers, "").await
     }
 
     /// A WebSocket handshake with these headers besides the required ones, for a refusal.
     pub async fn handshake(&self, url: &str, headers: Headers<'_>) -> Response {
-        let request = self
-            .client
-            .get(url)
-            .header("connection", "Upgrade")
-            .header("upgrade", "websocket")
-            .header("sec-websocket-version", "13")
-            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-        send(request, headers).await
+        let required = [
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        self.send(Method::GET, url, &[&required[..], headers].concat(), "").await
     }
+
+    async fn send(&self, method: Method, url: &str, headers: Headers<'_>, body: &str) -> Response {
+        let response = self.try_send(method, url, headers, body).await;
+        response.unwrap_or_else(|error| panic!("no response: {error:?}"))
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: Headers<'_>,
+        body: &str,
+    ) -> Result<Response, Broken> {
+        let mut request = Request::builder().method(method).uri(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body.to_owned())).expect("a URL and headers that are valid");
+        within("a response", async {
+            let (head, body) = self.client.request(request).await?.into_parts();
+            let status = head.status.as_u16();
+            // A 101 has no body. The WebSocket that follows is dropped here.
+            let bytes = if status == 101 { Bytes::new() } else { body.collect().await?.to_bytes() };
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            Ok(Response { status, headers: head.headers, text })
+        })
+        .await
+    }
+}
+
+/// Why there is no whole response.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Request(#[from] Error),
+    #[error(transparent)]
+    Body(#[from] hyper::Error),
 }
 
 impl Response {
@@ -105,23 +151,4 @@ impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("our headers are ASCII"))
     }
-}
-
-async fn send(request: RequestBuilder, headers: Headers<'_>) -> Response {
-    try_send(request, headers).await.unwrap_or_else(|error| panic!("no response: {error:?}"))
-}
-
-async fn try_send(request: RequestBuilder, headers: Headers<'_>) -> reqwest::Result<Response> {
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    within("a response", async {
-        let response = request.send().await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        // A 101 has no body. The WebSocket that follows is dropped here.
-        let text = match status {
-            101 => String::new(),
-            _ => response.text().await?,
-        };
-        Ok(Response { status, headers, text })
-    })
-    .await
 }
