@@ -33,15 +33,15 @@ use crate::block_on;
 
 /// The result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
+struct Summary {
     /// Lines read.
-    pub lines: u64,
+    lines: u64,
     /// Updates appended.
-    pub updates: u64,
+    updates: u64,
     /// Lines that were invalid: reported and skipped.
-    pub skipped: u64,
+    skipped: u64,
     /// The line to continue from, if the replay was stopped.
-    pub stopped_before: Option<u64>,
+    stopped_before: Option<u64>,
 }
 
 impl fmt::Display for Summary {
@@ -54,7 +54,7 @@ impl fmt::Display for Summary {
 
 /// Why a replay ended early.
 #[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
+enum ReplayError {
     /// The recording cannot be read.
     #[error("cannot read: {0}")]
     Read(#[from] io::Error),
@@ -72,7 +72,7 @@ pub enum ReplayError {
 
 /// Why one update is not, or may not be, in the log.
 #[derive(Debug, thiserror::Error)]
-pub enum NotAppended {
+enum NotAppended {
     /// Redis did not execute the append.
     #[error("the log cannot be reached; nothing was appended: retry")]
     Unreachable,
@@ -140,7 +140,7 @@ pub fn run(
 ///
 /// # Errors
 /// [`ReplayError`] if the recording cannot be read, or at the first update that was not appended.
-pub async fn replay(
+async fn replay(
     backbone: &dyn Backbone,
     options: &Options,
     stop: impl Future<Output = ()>,

@@ -66,7 +66,7 @@ impl CloseCode {
 
     /// Returns the code with this number, if the server has one.
     #[must_use]
-    pub fn from_number(number: u16) -> Option<Self> {
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.number() == number)
     }
 

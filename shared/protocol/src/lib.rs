@@ -13,10 +13,10 @@ pub mod overrides;
 pub mod position;
 pub mod price;
 pub mod schema;
-pub mod secret;
+mod secret;
 pub mod server_message;
 pub mod time;
-pub mod trace_context;
+mod trace_context;
 pub mod update;
 pub mod user;
 

@@ -27,13 +27,13 @@ use crate::{
 /// The longest override, bytes: the largest payload, a reason of escaped characters, and room to spare.
 pub const MAX_OVERRIDE_BYTES: usize = 64 * 1024;
 /// The most lines in a payload.
-pub const MAX_LINES: usize = 32;
+const MAX_LINES: usize = 32;
 /// The longest payload, bytes of JSON text.
-pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
+const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
 /// How deep objects and arrays may be nested. The payload is the first level.
 pub const MAX_NESTING: usize = 3;
 /// The longest name in a payload, characters.
-pub const MAX_NAME_CHARS: usize = 64;
+const MAX_NAME_CHARS: usize = 64;
 /// The longest reason, characters.
 pub const MAX_REASON_CHARS: usize = 500;
 /// Members of a line that must be decimal odds.

@@ -16,9 +16,9 @@ pub enum InvalidOdds {
 }
 
 /// The highest price.
-pub const MAX_ODDS: u32 = 10_000;
+pub(crate) const MAX_ODDS: u32 = 10_000;
 /// The most digits after the point.
-pub const MAX_DECIMALS: usize = 4;
+pub(crate) const MAX_DECIMALS: usize = 4;
 
 /// Checks the JSON text of a price: 1 < x ≤ 10000, with at most 4 decimals.
 ///

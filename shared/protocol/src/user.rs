@@ -6,7 +6,7 @@ use utoipa::openapi::{Object, RefOr, Schema, Type, schema::AnyOf};
 use crate::schema::text;
 
 /// The longest user id, characters.
-pub const MAX_USER_ID_CHARS: usize = 128;
+const MAX_USER_ID_CHARS: usize = 128;
 
 /// Reads a user id from a request. It is an integer or a string there, and text in tokens.
 ///

@@ -103,7 +103,7 @@ pub fn start_counters<V: ToString>(
 
 /// Returns the metrics of the recorder, of `histograms` and of the process, as Prometheus text.
 #[must_use]
-pub fn render_metrics(recorded: &PrometheusHandle, histograms: &[&Histogram]) -> String {
+pub(crate) fn render_metrics(recorded: &PrometheusHandle, histograms: &[&Histogram]) -> String {
     let mut text = recorded.render();
     for histogram in histograms {
         histogram.render(&mut text);

@@ -12,33 +12,33 @@ use service::{
 
 /// Everything that `publisher replay` reads from its arguments and the environment.
 #[derive(Debug)]
-pub struct ReplaySettings {
+pub(super) struct ReplaySettings {
     /// The Redis with the markets' logs.
-    pub redis: RedisConfig,
+    pub(super) redis: RedisConfig,
     /// How much of the logs Redis keeps.
-    pub retention: Retention,
+    pub(super) retention: Retention,
     /// The format of log lines.
-    pub log_format: LogFormat,
+    pub(super) log_format: LogFormat,
     /// The recording, and how to replay it.
-    pub options: Options,
+    pub(super) options: Options,
 }
 
 /// A recording, and how to replay it.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub(super) struct Options {
     /// The recording.
-    pub file: PathBuf,
+    pub(super) file: PathBuf,
     /// The speed.
-    pub speed: Speed,
+    pub(super) speed: Speed,
     /// The id under which the recording's only market is replayed.
-    pub market: Option<MarketId>,
+    pub(super) market: Option<MarketId>,
     /// The first line that is appended, counted from 1. Earlier lines are only read.
-    pub from: u64,
+    pub(super) from: u64,
 }
 
 /// The speed of a replay.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Speed {
+pub(super) enum Speed {
     /// Without waiting.
     Max,
     /// A multiple of the recorded speed.
@@ -88,7 +88,7 @@ impl ReplaySettings {
     ///
     /// # Errors
     /// [`Stop`] with the help, or with every problem.
-    pub fn read(
+    pub(super) fn read(
         args: impl IntoIterator<Item = String>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, Stop> {

@@ -4,21 +4,22 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::{fmt, io, str::FromStr, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use hyper::{Method, Request, Uri, body::Bytes};
-use hyper_util::rt::TokioIo;
+use axum::body::{Body, Bytes};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use axum::http::{Method, Request, Uri};
+use service::http::client::Connection;
 use tokio::{net::TcpStream, time::timeout};
 
 /// How long one request may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest response, bytes. A page of updates has a thousand of at most 16 KiB.
+const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
 /// A keep-alive connection, opened on first use and again after it broke.
 pub(crate) struct Http {
     endpoint: Endpoint,
     bearer: Option<String>,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
 }
 
 pub(crate) struct Response {
@@ -29,13 +30,13 @@ pub(crate) struct Response {
 impl Http {
     /// A client that sends the bearer token with every request.
     pub(crate) fn new(endpoint: &Endpoint, bearer: Option<String>) -> Self {
-        Self { endpoint: endpoint.clone(), bearer, sender: None }
+        Self { endpoint: endpoint.clone(), bearer, connection: None }
     }
 
     /// Connects now, so that the first request does not have to.
     pub(crate) async fn open(&mut self) -> Result<()> {
-        match timeout(TIMEOUT, self.sender()).await {
-            Ok(sender) => sender.map(drop),
+        match timeout(TIMEOUT, self.connection()).await {
+            Ok(connection) => connection.map(drop),
             Err(_) => bail!("no connection to {} within {} s", self.endpoint, TIMEOUT.as_secs()),
         }
     }
@@ -60,7 +61,7 @@ impl Http {
         let response = timeout(within, self.exchange(method, path, body)).await;
         let response = response.unwrap_or_else(|_| Err(anyhow!("no response within {} s", within.as_secs())));
         if response.is_err() {
-            self.sender = None;
+            self.connection = None;
         }
         response
     }
@@ -74,28 +75,24 @@ impl Http {
         if let Some(bearer) = &self.bearer {
             request = request.header(AUTHORIZATION, format!("Bearer {bearer}"));
         }
-        let request = request.body(Full::from(body)).context("the token or key is not fit for a header")?;
-        let response = self.sender().await?.send_request(request).await?;
-        let status = response.status().as_u16();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok(Response { status, body })
+        let request = request.body(Body::from(body)).context("the token or key is not fit for a header")?;
+        let response = self.connection().await?.send(request, MAX_RESPONSE_BYTES).await?;
+        Ok(Response { status: response.status().as_u16(), body: response.into_body() })
     }
 
-    async fn sender(&mut self) -> Result<&mut SendRequest<Full<Bytes>>> {
-        let usable = match &mut self.sender {
-            Some(sender) => sender.ready().await.is_ok(),
+    async fn connection(&mut self) -> Result<&mut Connection> {
+        let usable = match &mut self.connection {
+            Some(connection) => connection.is_usable().await,
             None => false,
         };
         if !usable {
-            self.sender = None;
+            self.connection = None;
             let connected = TcpStream::connect(self.endpoint.address).await;
             let stream = connected.map_err(|error| anyhow!(unreachable(&self.endpoint, &error)))?;
             stream.set_nodelay(true)?;
-            let (sender, connection) = handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            self.sender = Some(sender);
+            self.connection = Some(Connection::open(stream).await?);
         }
-        self.sender.as_mut().context("connected above")
+        self.connection.as_mut().context("connected above")
     }
 }
 
