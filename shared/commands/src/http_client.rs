@@ -48,7 +48,7 @@ impl Endpoint {
     /// Reads `http://`, `https://`, `ws://` or `wss://` with a host, perhaps a port, and perhaps a path.
     ///
     /// # Errors
-    /// A sentence that says what is expected.
+    /// A sentence with what is expected.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let wrong = || format!("{url:?} is not a URL such as http://127.0.0.1:8080 or https://odds.example");
         let uri: Uri = url.parse().map_err(|_| wrong())?;

@@ -122,7 +122,7 @@ fn read(
     Ok(OverrideRequest { endpoint, token, key, body })
 }
 
-/// Sends the request until a response says what became of it.
+/// Sends the request until a response has its result.
 async fn send(OverrideRequest { endpoint, token, key, body }: &OverrideRequest) -> Result<Response, String> {
     let authorization = format!("Bearer {}", token.expose());
     let headers = [

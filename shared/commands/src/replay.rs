@@ -312,7 +312,7 @@ impl Clock {
                 let recorded = Duration::from_millis(published_ms.saturating_sub(first_ms));
                 let wait =
                     Duration::try_from_secs_f64(recorded.as_secs_f64() / times).unwrap_or(Duration::MAX);
-                // Beyond the clock's range, a century of waiting is as good.
+                // A wait beyond the clock's range is a century here.
                 start.checked_add(wait).unwrap_or_else(|| now + Duration::from_hours(24 * 365 * 100))
             }
         }

@@ -192,7 +192,7 @@ impl Client {
         &self.markets
     }
 
-    /// Returns true while the gateway says that prices may be old.
+    /// Returns true while the gateway's prices may be old.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.stale

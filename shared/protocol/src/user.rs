@@ -11,7 +11,7 @@ const MAX_USER_ID_CHARS: usize = 128;
 /// Reads a user id from a request. It is an integer or a string there, and text in tokens.
 ///
 /// # Errors
-/// A sentence that says what is expected.
+/// A sentence with what is expected.
 pub fn read_user_id(value: &Value) -> Result<String, String> {
     match value {
         Value::Number(number) if number.is_u64() || number.is_i64() => Ok(number.to_string()),

@@ -308,7 +308,7 @@ pub trait FromSetting: Sized {
     /// Parses the text.
     ///
     /// # Errors
-    /// A sentence that says what is expected.
+    /// A sentence with what is expected.
     fn parse(text: &str) -> Result<Self, String>;
 }
 

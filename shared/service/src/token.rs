@@ -3,20 +3,21 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `claims.rs` | says what a token holds: audiences, claims, roles |
+//! | `claims.rs` | defines what a token holds: audiences, claims, roles |
 //! | `keyring.rs` | reads keys from settings, replaces them, signs with the first, picks one to verify with |
 //! | `key.rs` | signs with one key, and verifies a signature |
 //! | `verification.rs` | decides whether a token with a good signature is valid here and now |
 //! | `hs256.rs` | gives `jsonwebtoken` its HS256, and no other algorithm |
 //! | `bearer.rs` | reads the `Authorization` header, compares secrets in constant time |
 //!
-//! `jsonwebtoken` decodes tokens and verifies signatures, and nothing more: all its checks of claims are off. Our checks
-//! are stricter than it can be told to be. An `iat` in the future, an `aud` with a second audience, and an `exp` that is
-//! not a whole number are refused here and accepted there. Its clock cannot be set by a test, its leeway is 60 s unless
-//! changed, and it accepts a token without `aud` or `iss` unless these are also listed as required. With both at work
-//! there would be two clocks and two leeways; so `verification.rs` has every rule, with one clock and one leeway.
+//! `jsonwebtoken` decodes tokens and verifies signatures, and nothing more. `verification.rs` checks every claim, by one
+//! clock and with one leeway; all of the library's own checks of claims are off. They could not replace ours:
 //!
-//! Only `Key` knows algorithms. A key says its own, and a token's header must name that one: a header never
+//! - They accept an `iat` in the future, a second audience in `aud`, and an `exp` with a fraction.
+//! - They accept a token without `aud` or `iss`, unless these are also listed as required.
+//! - Their leeway is 60 s by default, and no test can set their clock.
+//!
+//! Only `Key` knows algorithms. Each key has one, and a token's header must name that one: a header never
 //! selects an algorithm.
 
 mod bearer;

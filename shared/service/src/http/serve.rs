@@ -1,7 +1,7 @@
 //! An HTTP/1 listener that slow or rude clients cannot hold up, and that ends without cutting requests off.
 //!
-//! axum's own `serve` has no time limit for a request's header (slowloris), none for a client that does not read its
-//! response, and no bound on connections. `serve/admission.rs` decides which connections are served, `serve/connection.rs`
+//! axum's own `serve` has no bound on connections. It has no time limit for a request's header (slowloris), and none for a
+//! client that does not read its response. `serve/admission.rs` decides which connections are served, `serve/connection.rs`
 //! is the life of one connection, `serve/refusal.rs` refuses requests in the router's place.
 
 mod admission;

@@ -1,4 +1,4 @@
-//! What a token holds: whom it is about, what it allows, and for how long.
+//! The content of a token: its subject, what it allows, and for how long.
 
 use std::time::Duration;
 

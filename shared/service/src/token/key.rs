@@ -5,7 +5,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::hs256;
 
-/// A secret, and the name by which tokens say that it signed them.
+/// A secret, and the name that the tokens it signs have as `kid`.
 #[derive(Clone)]
 pub(super) struct Key {
     kid: Option<String>,
