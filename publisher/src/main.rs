@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         }
         Some("replay") => replay::run(args(), variable),
         Some("token") => token::admin(args(), variable),
-        _ => Settings::read(env::args().skip(1), variable).map(server::run),
+        _ => Settings::read(env::args().skip(1), variable).and_then(server::run),
     };
     done.unwrap_or_else(|stop| commands::stop(&stop))
 }

@@ -9,7 +9,8 @@ use service::{
         ops,
         serve::{Limits, serve},
     },
-    rotation,
+    redis_settings, rotation,
+    settings::Stop,
     signals::Signals,
     telemetry,
 };
@@ -23,28 +24,29 @@ use crate::{
 };
 
 /// Serves until a signal ends the publisher. Returns the exit code.
-#[must_use]
-pub fn run(settings: Settings) -> ExitCode {
+///
+/// # Errors
+/// [`Stop`] if `REDIS_URL` or the certificates cannot be used.
+pub fn run(settings: Settings) -> Result<ExitCode, Stop> {
+    let redis = redis_settings::backbone(&settings.redis, settings.retention)?;
     telemetry::init_logs(settings.log_format);
     let served = tokio::runtime::Runtime::new()
         .context("threads")
-        .and_then(|runtime| runtime.block_on(serve_until_signal(settings)));
-    match served {
+        .and_then(|runtime| runtime.block_on(serve_until_signal(settings, redis)));
+    Ok(match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
+    })
 }
 
-async fn serve_until_signal(settings: Settings) -> anyhow::Result<()> {
+async fn serve_until_signal(settings: Settings, redis: RedisBackbone) -> anyhow::Result<()> {
     let metrics = telemetry::init_metrics().context("metrics")?;
     metrics::describe();
     let _traces =
-        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref())
-            .context("OTLP_ENDPOINT")?;
-    let redis = RedisBackbone::new(&settings.redis, settings.retention).context("REDIS_URL")?;
+        telemetry::traces::init_traces("kmarket-publisher", metrics::TRACE_SPANS, settings.traces.as_ref());
     let redis = Arc::new(redis.with_min_replicas(settings.min_replicas));
     tokio::spawn(Arc::clone(&redis).remember_others());
     let copy = settings.database.map(|database| AuditCopy::new(Arc::clone(&redis), Archive::new(database)));

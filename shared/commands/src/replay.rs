@@ -17,9 +17,9 @@ use std::{
     time::Duration,
 };
 
-use backbone::{Append, AppendError, Backbone, RedisBackbone};
+use backbone::{Append, AppendError, Backbone};
 use indicatif::{ProgressBar, ProgressStyle};
-use service::{redis_settings::REDIS_URL, settings::Stop, signals::Signals, telemetry};
+use service::{redis_settings, settings::Stop, signals::Signals, telemetry};
 use tokio::{
     sync::mpsc::{self, error::TryRecvError},
     time::{Instant, sleep_until, timeout},
@@ -115,8 +115,7 @@ pub fn run(
 ) -> Result<ExitCode, Stop> {
     let ReplaySettings { redis, retention, log_format, options } = ReplaySettings::read(args, env)?;
     telemetry::init_logs(log_format);
-    let backbone = RedisBackbone::new(&redis, retention)
-        .map_err(|error| Stop::Problems(vec![format!("{}: {error}", REDIS_URL.name())]))?;
+    let backbone = redis_settings::backbone(&redis, retention)?;
     Ok(block_on(async {
         let file = options.file.display();
         let replayed = match Signals::listen() {

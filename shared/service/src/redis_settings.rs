@@ -1,9 +1,9 @@
 //! The settings of the markets' logs: their Redis, and how much of them it keeps.
 
-use backbone::{RedisConfig, Retention, TailFrom};
+use backbone::{RedisBackbone, RedisConfig, Retention, TailFrom};
 use protocol::Secret;
 
-use crate::settings::{FromSetting, Setting, Settings};
+use crate::settings::{FromSetting, Setting, Settings, Stop};
 
 /// The Redis with the markets' logs.
 pub const REDIS_URL: Setting<Secret> = Setting::new(
@@ -40,6 +40,15 @@ pub fn retention(settings: &mut Settings) -> Retention {
         audit_len: settings.at_least_one(&AUDIT_LEN),
         ..Retention::default()
     }
+}
+
+/// Returns the backbone on this Redis. It connects when it is first used.
+///
+/// # Errors
+/// [`Stop`] if [`REDIS_URL`] or the certificates cannot be used.
+pub fn backbone(config: &RedisConfig, retention: Retention) -> Result<RedisBackbone, Stop> {
+    RedisBackbone::new(config, retention)
+        .map_err(|error| Stop::Problems(vec![format!("{}: {error}", REDIS_URL.name())]))
 }
 
 impl FromSetting for TailFrom {

@@ -26,6 +26,9 @@ fn a_publisher_says_everything_that_is_wrong_at_once() {
         .run();
     refused(&finished, &["HISTORY_LEN", "ADMIN_JWT_SECRET", "--nonsense"]);
     refused(&Launch::publisher(stack.redis()).without("REDIS_URL").run(), &["REDIS_URL"]);
+    let finished = Launch::publisher(stack.redis()).env("REDIS_URL", "http://127.0.0.1:1").run();
+    refused(&finished, &["REDIS_URL"]);
+    assert_eq!(finished.status.code(), Some(2), "{}", finished.err);
 }
 
 #[test]
