@@ -22,7 +22,6 @@ use opentelemetry::{
     propagation::TextMapPropagator,
     trace::{Span as _, Status, TraceContextExt, Tracer, TracerProvider},
 };
-use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
@@ -56,35 +55,27 @@ impl Drop for Traces {
 }
 
 /// Begins to send traces as `service`, and to count their spans as `counter`. A process calls it once.
-///
-/// # Errors
-/// If the exporter cannot be built.
-pub fn init_traces(
-    service: &'static str,
-    counter: &'static str,
-    settings: Option<&TraceSettings>,
-) -> Result<Traces, ExporterBuildError> {
-    let Some(settings) = settings else { return Ok(Traces(None)) };
-    let provider = provider(service, counter, settings)?;
+pub fn init_traces(service: &'static str, counter: &'static str, settings: Option<&TraceSettings>) -> Traces {
+    let Some(settings) = settings else { return Traces(None) };
+    let provider = provider(service, counter, settings);
     let _ = TRACER.set(provider.tracer(service));
     let TraceSettings { endpoint, ratio } = settings;
     tracing::info!(host = endpoint.host(), port = endpoint.port(), ratio, "traces are sent to a collector");
-    Ok(Traces(Some(provider)))
+    Traces(Some(provider))
 }
 
 fn provider(
     service: &'static str,
     counter: &'static str,
     TraceSettings { endpoint, ratio }: &TraceSettings,
-) -> Result<SdkTracerProvider, ExporterBuildError> {
+) -> SdkTracerProvider {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let resource = Resource::builder_empty().with_service_name(service).with_attribute(version).build();
-    let provider = SdkTracerProvider::builder()
+    SdkTracerProvider::builder()
         .with_resource(resource)
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(*ratio))))
-        .with_span_processor(export::processor(endpoint, counter)?)
-        .build();
-    Ok(provider)
+        .with_span_processor(export::processor(endpoint, counter))
+        .build()
 }
 
 /// A span of a sampled trace. It ends when it is dropped.
@@ -107,7 +98,10 @@ pub fn begin(traceparent: Option<&str>) -> Option<Span> {
 pub fn child(parent: &TraceContext, name: &'static str, kind: SpanKind, started: SystemTime) -> Option<Span> {
     let tracer = TRACER.get()?;
     let span = tracer.span_builder(name).with_kind(kind).with_start_time(started);
-    let span = span.start_with_context(tracer, &extract(parent.as_str()));
+    let parent = extract(parent.as_str());
+    // Without a parent it would begin a trace of its own.
+    parent.span().span_context().is_valid().then_some(())?;
+    let span = span.start_with_context(tracer, &parent);
     span.is_recording().then_some(Span(span))
 }
 
@@ -202,7 +196,7 @@ mod tests {
         let endpoint = Endpoint::parse(&format!("http://{}", collector.local_addr().unwrap())).unwrap();
         let recorder = PrometheusBuilder::new().build_recorder();
         let settings = TraceSettings { endpoint, ratio: 1.0 };
-        let provider = provider("a service", "spans_total", &settings).unwrap();
+        let provider = provider("a service", "spans_total", &settings);
         let tracer = provider.tracer("a service");
         metrics::with_local_recorder(&recorder, || {
             for _ in 0..MAX_QUEUED + 10 {

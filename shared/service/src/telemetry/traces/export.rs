@@ -1,11 +1,10 @@
 //! The way of spans to the collector: a bounded queue, batches, OTLP over HTTP.
 //!
-//! `opentelemetry-otlp` encodes a batch and makes the request. [`Collector`] sends it over the client that commands use,
-//! since the exporter's own clients are reqwest and one with HTTP/2. So the exporter costs two crates and less than 200 KB
-//! of a binary: no TLS, no gRPC.
+//! `opentelemetry-proto` encodes a batch, and [`Collector`] posts it over the client that commands use. A batch that cannot
+//! be sent is lost, and the next batch is another attempt.
 //!
-//! The exporter's retries are off: a batch that cannot be sent is lost, and the next batch is another attempt. The
-//! environment variables that it reads by itself, `OTEL_EXPORTER_OTLP_*`, have no effect.
+//! Rejected: `opentelemetry-otlp`. It takes headers and a compression from `OTEL_EXPORTER_OTLP_*` in the environment, which
+//! no setting of ours can turn off, and it needs as many lines here.
 
 use std::{
     io,
@@ -16,24 +15,26 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     http::{
-        HeaderValue, Request, Response,
+        Request,
         header::{CONTENT_TYPE, HOST},
     },
 };
 use opentelemetry::Context;
-use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{
-    ExporterBuildError, Protocol, RetryPolicy, SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig,
+use opentelemetry_proto::{
+    tonic::collector::trace::v1::ExportTraceServiceRequest,
+    transform::{
+        common::tonic::ResourceAttributesWithSchema, trace::tonic::group_spans_by_resource_and_scope,
+    },
 };
 use opentelemetry_sdk::{
     Resource,
-    error::OTelSdkResult,
+    error::{OTelSdkError, OTelSdkResult},
     trace::{BatchConfigBuilder, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor},
 };
+use prost::Message;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::settings::Endpoint;
@@ -54,30 +55,22 @@ const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 pub const SPAN_OUTCOMES: [&str; 2] = ["exported", "lost"];
 
 /// Returns a processor that sends ended spans to `endpoint`, and counts them as `counter` by outcome.
-///
-/// # Errors
-/// If the exporter cannot be built.
-pub(super) fn processor(
-    endpoint: &Endpoint,
-    counter: &'static str,
-) -> Result<impl SpanProcessor + 'static, ExporterBuildError> {
-    let exporter = OtlpExporter::builder()
-        .with_http()
-        .with_http_client(Collector::default())
-        .with_endpoint(endpoint.traces_url())
-        .with_protocol(Protocol::HttpBinary)
-        .with_timeout(2 * COLLECTOR_TIMEOUT)
-        .with_retry_policy(RetryPolicy::disabled())
-        .build()?;
+pub(super) fn processor(endpoint: &Endpoint, counter: &'static str) -> impl SpanProcessor + 'static {
     let queued = Arc::new(AtomicUsize::new(0));
-    let exporter = Counted { exporter, counter, queued: Arc::clone(&queued) };
+    let collector = Collector {
+        endpoint: endpoint.clone(),
+        resource: ResourceAttributesWithSchema::default(),
+        counter,
+        queued: Arc::clone(&queued),
+        is_away: AtomicBool::new(false),
+    };
     let config = BatchConfigBuilder::default()
         .with_max_queue_size(MAX_QUEUED)
         .with_max_export_batch_size(MAX_BATCH)
         .with_scheduled_delay(BATCH_EVERY)
         .build();
-    let batches = BatchSpanProcessor::builder(exporter).with_batch_config(config).build();
-    Ok(Bounded { batches, counter, queued })
+    let batches = BatchSpanProcessor::builder(collector).with_batch_config(config).build();
+    Bounded { batches, counter, queued }
 }
 
 /// A queue that counts the spans it loses. The processor behind it has a queue of the same size, and does not count.
@@ -115,25 +108,41 @@ impl SpanProcessor for Bounded {
     }
 }
 
-/// Exports batches, and counts what became of their spans. The processor calls it on a thread of its own.
+/// Sends batches, and counts what became of their spans. It logs trouble when it begins and when it ends, not at every
+/// batch.
 #[derive(Debug)]
-struct Counted {
-    exporter: OtlpExporter,
+struct Collector {
+    endpoint: Endpoint,
+    resource: ResourceAttributesWithSchema,
     counter: &'static str,
     queued: Arc<AtomicUsize>,
+    is_away: AtomicBool,
 }
 
-impl SpanExporter for Counted {
+impl SpanExporter for Collector {
+    /// Blocks the processor's thread, which runs no other task and is in no runtime.
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
-        let exported = self.exporter.export(batch).await;
+        let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
+        let body = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
+        let sent = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .and_then(|runtime| runtime.block_on(post(&self.endpoint, body)));
         self.queued.fetch_sub(spans, Ordering::Relaxed);
-        count(self.counter, if exported.is_ok() { "exported" } else { "lost" }, spans);
-        exported
+        count(self.counter, if sent.is_ok() { "exported" } else { "lost" }, spans);
+        match (&sent, self.is_away.swap(sent.is_err(), Ordering::Relaxed)) {
+            (Err(error), false) => {
+                tracing::warn!(%error, "traces are lost: their collector does not take them");
+            }
+            (Ok(()), true) => tracing::info!("the collector takes traces again"),
+            _ => {}
+        }
+        sent.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.exporter.set_resource(resource);
+        self.resource = resource.into();
     }
 }
 
@@ -141,50 +150,19 @@ fn count(counter: &'static str, outcome: &'static str, spans: usize) {
     metrics::counter!(counter, "outcome" => outcome).increment(spans as u64);
 }
 
-/// Sends requests to the collector. It logs trouble when it begins and when it ends, not at every request.
-#[derive(Debug, Default)]
-struct Collector {
-    is_away: AtomicBool,
-}
-
-#[async_trait]
-impl HttpClient for Collector {
-    /// Blocks the processor's thread, which runs no other task and is in no runtime.
-    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let sent = runtime.block_on(send(request));
-        let trouble = match &sent {
-            Ok(response) if response.status().is_success() => None,
-            Ok(response) => Some(format!("it responds with {}", response.status())),
-            Err(error) => Some(error.to_string()),
-        };
-        match (&trouble, self.is_away.swap(trouble.is_some(), Ordering::Relaxed)) {
-            (Some(error), false) => {
-                tracing::warn!(%error, "traces are lost: their collector does not take them");
-            }
-            (None, true) => tracing::info!("the collector takes traces again"),
-            _ => {}
-        }
-        Ok(sent?)
-    }
-}
-
-/// Sends one request on a connection of its own. The name is resolved for each: a collector may move.
-async fn send(request: Request<Bytes>) -> io::Result<Response<Bytes>> {
-    let (mut head, body) = request.into_parts();
-    let authority = head.uri.authority().cloned().ok_or(io::ErrorKind::InvalidInput)?;
-    let host = HeaderValue::from_str(authority.as_str()).map_err(io::Error::other)?;
-    // Other headers come from the environment.
-    let content_type = head.headers.remove(CONTENT_TYPE).map(|value| (CONTENT_TYPE, value));
-    head.headers = content_type.into_iter().chain([(HOST, host)]).collect();
-    head.uri = head.uri.path().parse().map_err(io::Error::other)?;
-    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
+/// Posts one batch on a connection of its own. The name is resolved for each: a collector may move.
+async fn post(endpoint: &Endpoint, body: Vec<u8>) -> io::Result<()> {
+    let (host, port) = (endpoint.host(), endpoint.port());
+    let request = Request::post(endpoint.traces_path())
+        .header(HOST, format!("{host}:{port}"))
+        .header(CONTENT_TYPE, "application/x-protobuf")
+        .body(Body::from(body))
+        .map_err(io::Error::other)?;
+    let address = (host.trim_matches(['[', ']']), port);
     let stream = timeout(COLLECTOR_TIMEOUT, TcpStream::connect(address)).await??;
-    let exchange = async {
-        let request = Request::from_parts(head, Body::from(body));
-        Connection::open(stream).await?.send(request, MAX_RESPONSE_BYTES).await
-    };
-    timeout(COLLECTOR_TIMEOUT, exchange).await?
+    let exchange = async { Connection::open(stream).await?.send(request, MAX_RESPONSE_BYTES).await };
+    let status = timeout(COLLECTOR_TIMEOUT, exchange).await??.status();
+    if status.is_success() { Ok(()) } else { Err(io::Error::other(format!("it responds with {status}"))) }
 }
 
 #[cfg(test)]
@@ -195,16 +173,13 @@ mod tests {
     };
 
     use super::*;
+    use crate::settings::FromSetting;
 
     #[tokio::test]
-    async fn a_request_has_no_headers_from_the_environment() {
+    async fn a_request_has_these_headers_and_no_others() {
         let collector = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = collector.local_addr().unwrap();
-        let request = Request::post(format!("http://{address}/v1/traces"))
-            .header(CONTENT_TYPE, "application/x-protobuf")
-            .header("authorization", "Bearer hush")
-            .body(Bytes::from_static(b"spans"))
-            .unwrap();
+        let endpoint = Endpoint::parse(&format!("http://{address}")).unwrap();
         let received = async {
             let (mut stream, _) = collector.accept().await.unwrap();
             let mut text = Vec::new();
@@ -214,8 +189,8 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             String::from_utf8(text).unwrap()
         };
-        let (sent, text) = tokio::join!(send(request), received);
-        assert_eq!(sent.unwrap().status(), 200);
+        let (sent, text) = tokio::join!(post(&endpoint, b"spans".to_vec()), received);
+        sent.unwrap();
         let mut lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.remove(0), "POST /v1/traces HTTP/1.1");
         lines.sort_unstable();

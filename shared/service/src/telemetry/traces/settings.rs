@@ -51,9 +51,9 @@ impl Endpoint {
         self.authority.port_u16().unwrap_or(COLLECTOR_PORT)
     }
 
-    /// Returns the URL that takes traces.
-    pub(super) fn traces_url(&self) -> String {
-        format!("http://{}:{}{}/v1/traces", self.host(), self.port(), self.path)
+    /// Returns the path that takes traces.
+    pub(super) fn traces_path(&self) -> String {
+        format!("{}/v1/traces", self.path)
     }
 }
 
@@ -90,7 +90,10 @@ mod tests {
 
     #[test]
     fn a_collector_is_named_by_host_and_port() {
-        let url = |text| Endpoint::parse(text).map(|endpoint| endpoint.traces_url());
+        let url = |text| {
+            let url = |to: Endpoint| format!("http://{}:{}{}", to.host(), to.port(), to.traces_path());
+            Endpoint::parse(text).map(url)
+        };
         assert_eq!(url("http://otel:4318").unwrap(), "http://otel:4318/v1/traces");
         assert_eq!(url("http://otel/in/").unwrap(), "http://otel:4318/in/v1/traces");
         assert_eq!(url("http://[::1]:9").unwrap(), "http://[::1]:9/v1/traces");
